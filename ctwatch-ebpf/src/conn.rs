@@ -1,0 +1,170 @@
+//! Reading nf_conn, tuple, net and sk_buff at offsets that userspace took from the kernel's BTF.
+//!
+//! The offsets are read-only globals: the loader freezes them, so the verifier sees constants.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_jiffies64, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
+};
+use ctwatch_ebpf::{CONN_READ, FlowType, Health};
+
+use crate::count::health;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+offsets! {
+    /// `nf_conn.timeout`
+    CONN_TIMEOUT;
+    /// `nf_conn.tuplehash[IP_CT_DIR_ORIGINAL].tuple`
+    CONN_TUPLE;
+    /// `nf_conn.status`
+    CONN_STATUS;
+    /// `nf_conn.ct_net`
+    CONN_NET;
+    /// `nf_conntrack_tuple.src.l3num`
+    TUPLE_L3NUM;
+    /// `nf_conntrack_tuple.dst.protonum`
+    TUPLE_PROTONUM;
+    /// `net.ns.inum`
+    NET_INUM;
+    /// `sk_buff._nfct`
+    SKB_NFCT;
+}
+
+/// `IPS_CONFIRMED`, `IPS_DYING`, `IPS_NAT_CLASH` of uapi/linux/netfilter/nf_conntrack_common.h.
+pub const IPS_CONFIRMED: u64 = 1 << 3;
+pub const IPS_DYING: u64 = 1 << 9;
+pub const IPS_NAT_CLASH: u64 = 1 << 12;
+
+/// The low bits of `sk_buff._nfct` hold `enum ip_conntrack_info` (`NFCT_INFOMASK`).
+pub const NFCT_INFO: u64 = 7;
+
+/// What the hooks need of an entry.
+pub struct Conn {
+    pub flow: FlowType,
+    pub status: u64,
+    pub timeout: u32,
+}
+
+impl Conn {
+    /// `nf_ct_is_expired()` of include/net/netfilter/nf_conntrack.h, 5.10 to 7.3.
+    #[inline(always)]
+    pub fn expired(&self) -> bool {
+        // SAFETY: no arguments.
+        let now = unsafe { bpf_jiffies64() } as u32;
+        self.timeout.wrapping_sub(now) as i32 <= 0
+    }
+}
+
+/// Reads one value of kernel memory.
+#[inline(always)]
+pub fn read<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and reports a fault instead of taking it.
+    match unsafe { bpf_probe_read_kernel(address as *const T) } {
+        Ok(value) => Some(value),
+        Err(_) => {
+            health(Health::ReadFailed);
+            None
+        }
+    }
+}
+
+/// How a program may read kernel memory.
+pub trait Memory {
+    /// The entry at `ct`.
+    fn conn(ct: u64) -> Option<Conn>;
+    /// The flow type of the tuple at `tuple` in the namespace at `net`.
+    fn tuple_flow(net: u64, tuple: u64) -> Option<FlowType>;
+}
+
+/// By helper calls: any program may.
+pub struct Probed;
+
+/// By plain loads, which the verifier allows through a typed argument of a trampoline program
+/// (5.5) and makes harmless where the address is bad.
+pub struct Direct;
+
+impl Memory for Probed {
+    #[inline(always)]
+    fn conn(ct: u64) -> Option<Conn> {
+        let mut bytes = MaybeUninit::<[u64; CONN_READ / 8]>::uninit();
+        let base = bytes.as_mut_ptr().cast::<u8>();
+        // SAFETY: the buffer lives on this frame and is CONN_READ bytes long; nothing reads it
+        // unless the helper has filled all of it.
+        let buffer = unsafe { core::slice::from_raw_parts_mut(base, CONN_READ) };
+        // SAFETY: the helper checks the source address. One long read is cheaper than several.
+        if unsafe { bpf_probe_read_kernel_buf(ct as *const u8, buffer) }.is_err() {
+            health(Health::ReadFailed);
+            return None;
+        }
+        let base = base as u64;
+        let net: u64 = load(base, CONN_NET.load());
+        let tuple = CONN_TUPLE.load();
+        Some(Conn {
+            flow: FlowType {
+                netns: read(net + u64::from(NET_INUM.load()))?,
+                family: load::<u16>(base, tuple + TUPLE_L3NUM.load()) as u8,
+                proto: load(base, tuple + TUPLE_PROTONUM.load()),
+            },
+            status: load(base, CONN_STATUS.load()),
+            timeout: load(base, CONN_TIMEOUT.load()),
+        })
+    }
+
+    #[inline(always)]
+    fn tuple_flow(net: u64, tuple: u64) -> Option<FlowType> {
+        Some(FlowType {
+            netns: read(net + u64::from(NET_INUM.load()))?,
+            family: read::<u16>(tuple + u64::from(TUPLE_L3NUM.load()))? as u8,
+            proto: read(tuple + u64::from(TUPLE_PROTONUM.load()))?,
+        })
+    }
+}
+
+impl Memory for Direct {
+    #[inline(always)]
+    fn conn(ct: u64) -> Option<Conn> {
+        let tuple = CONN_TUPLE.load();
+        let net: u64 = load(ct, CONN_NET.load());
+        Some(Conn {
+            flow: FlowType {
+                netns: load(net, NET_INUM.load()),
+                family: load::<u16>(ct, tuple + TUPLE_L3NUM.load()) as u8,
+                proto: load(ct, tuple + TUPLE_PROTONUM.load()),
+            },
+            status: load(ct, CONN_STATUS.load()),
+            timeout: load(ct, CONN_TIMEOUT.load()),
+        })
+    }
+
+    #[inline(always)]
+    fn tuple_flow(net: u64, tuple: u64) -> Option<FlowType> {
+        Some(FlowType {
+            netns: load(net, NET_INUM.load()),
+            family: load::<u16>(tuple, TUPLE_L3NUM.load()) as u8,
+            proto: load(tuple, TUPLE_PROTONUM.load()),
+        })
+    }
+}
+
+/// A member of what lies at `base`: a copy on this frame, or a kernel object behind a typed
+/// argument. The verifier checks both: the offset against the copy's length (userspace has checked
+/// it before), or the access against the object's type.
+#[inline(always)]
+fn load<T: Copy>(base: u64, offset: u32) -> T {
+    // SAFETY: as said above; members are aligned as the kernel aligned them, and a copy starts on
+    // an 8-byte boundary as the object does.
+    unsafe { ((base + u64::from(offset)) as *const T).read_volatile() }
+}
+
+/// `sk_buff._nfct`: the entry's address and `enum ip_conntrack_info` in one word.
+#[inline(always)]
+pub fn nfct(skb: u64) -> Option<u64> {
+    read(skb + u64::from(SKB_NFCT.load()))
+}

@@ -1,0 +1,104 @@
+//! What a context carries from the entry of a function to its return.
+//!
+//! A per-CPU slot would not do: a softirq nests inside process context, and a preempted task may
+//! return on another CPU (on 7.3, preemptible by default, such a slot drifted by tens of
+//! thousands). So a slot belongs to the current task where the stack pointer lies on its stack,
+//! else, on an interrupt stack, to the CPU.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_task, bpf_get_smp_processor_id, bpf_probe_read_kernel},
+};
+use ctwatch_ebpf::Health;
+
+use crate::{count::health, maps::CONTEXT};
+
+/// `task_struct.stack`
+#[unsafe(no_mangle)]
+static TASK_STACK: Global<u32> = Global::new(0);
+
+/// Slots for CPUs; a power of two.
+const CPUS: u32 = 1024;
+/// Slots that tasks share; a power of two.
+const TASKS: u32 = 4096;
+/// All slots.
+pub const CONTEXTS: u32 = CPUS + TASKS;
+
+/// `THREAD_SIZE` on x86-64 without KASAN (arch/x86/include/asm/page_64_types.h).
+const THREAD_SIZE: u64 = 16 << 10;
+
+/// One slot. A field is 0 when its function is not being executed.
+#[repr(C)]
+pub struct Context {
+    /// The task's address, or the CPU number with bit 0 set (tasks are aligned).
+    owner: u64,
+    /// `ct` of the `nf_ct_delete` entered last.
+    pub delete_ct: u64,
+    /// The code of its [`ctwatch_ebpf::Caller`], 0 where unknown.
+    pub delete_caller: u32,
+    /// Its `portid`.
+    pub delete_portid: u32,
+    /// `net` and `orig` of `__nf_conntrack_alloc`.
+    pub alloc_net: u64,
+    pub alloc_orig: u64,
+    /// Whether `early_drop` failed inside it.
+    pub refused: u64,
+    /// `sk_buff._nfct` at the entry of `__nf_conntrack_confirm`.
+    pub confirm_nfct: u64,
+    /// Whether `nf_ct_resolve_clash` ran inside it.
+    pub clash: u64,
+    /// `ct` of `nf_conntrack_hash_check_insert`.
+    pub check_ct: u64,
+}
+
+/// The owner of what runs at stack pointer `sp`, and its slot's index.
+#[inline(always)]
+fn owner(sp: u64) -> (u64, u32) {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    // SAFETY: the helper checks the address.
+    let stack = unsafe { bpf_probe_read_kernel((task + u64::from(TASK_STACK.load())) as *const u64) };
+    if let Ok(stack) = stack
+        && sp.wrapping_sub(stack) < THREAD_SIZE
+    {
+        let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - TASKS.trailing_zeros());
+        (task, CPUS + hash as u32)
+    } else {
+        // SAFETY: no arguments.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        (u64::from(cpu) << 1 | 1, cpu & (CPUS - 1))
+    }
+}
+
+/// The slot of what runs at `sp`, for a function that is being entered.
+#[inline(always)]
+pub fn enter(sp: u64) -> Option<&'static mut Context> {
+    let (owner, index) = owner(sp);
+    let slot = CONTEXT.get_ptr_mut(index)?;
+    // SAFETY: the pointer is into the map, which outlives the program. Only contexts whose hash
+    // is the same share it, and `owner` tells them apart.
+    let slot = unsafe { &mut *slot };
+    if slot.owner != owner {
+        if slot.confirm_nfct != 0 {
+            slot.confirm_nfct = 0;
+            health(Health::NoReturn);
+        }
+        slot.owner = owner;
+        slot.delete_ct = 0;
+        slot.alloc_orig = 0;
+        slot.refused = 0;
+        slot.clash = 0;
+        slot.check_ct = 0;
+    }
+    Some(slot)
+}
+
+/// The slot of what runs at `sp`, where its entry was seen.
+#[inline(always)]
+pub fn inside(sp: u64) -> Option<&'static mut Context> {
+    let (owner, index) = owner(sp);
+    let slot = CONTEXT.get_ptr_mut(index)?;
+    // SAFETY: as in `enter`.
+    let slot = unsafe { &mut *slot };
+    (slot.owner == owner).then_some(slot)
+}

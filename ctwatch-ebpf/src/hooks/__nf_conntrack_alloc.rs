@@ -1,0 +1,69 @@
+//! match-proto: struct nf_conn *__nf_conntrack_alloc(struct net *net, const struct nf_conntrack_zone *zone, const struct nf_conntrack_tuple *orig, const struct nf_conntrack_tuple *repl, gfp_t gfp, u32 hash)
+//!
+//! `orig` is the newcomer's tuple. Returns -ENOMEM when the table is full, which `early_drop`
+//! has counted by then, or when the slab has nothing left: drop no_memory.
+
+use aya_ebpf::{
+    macros::{fexit, kprobe, kretprobe},
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+use ctwatch_ebpf::{Event, Health};
+
+use super::{entry_sp, return_sp, returned, trampoline_sp};
+use crate::{
+    conn::{Direct, Memory as _, Probed},
+    context,
+    count::{count, health},
+};
+
+/// `MAX_ERRNO` of include/linux/err.h: pointers above this are errors.
+const ERR_FLOOR: u64 = (-4095_i64) as u64;
+
+#[fexit(function = "__nf_conntrack_alloc")]
+fn alloc_bpf(ctx: FExitContext) -> i32 {
+    if returned(&ctx, 6) < ERR_FLOOR {
+        return 0;
+    }
+    // Only a refusal gets here, so that a table that is not full costs one comparison.
+    let refused = match context::inside(trampoline_sp(&ctx)) {
+        Some(slot) => core::mem::take(&mut slot.refused) != 0,
+        None => false,
+    };
+    if let Some(flow) = Direct::tuple_flow(ctx.arg(0), ctx.arg(2)) {
+        let event = if refused { Event::DropTableFull } else { Event::DropNoMemory };
+        count(flow, event);
+    }
+    0
+}
+
+#[kprobe]
+fn alloc(ctx: ProbeContext) -> u32 {
+    if let Some(net) = ctx.arg::<u64>(0)
+        && let Some(orig) = ctx.arg::<u64>(2)
+        && let Some(slot) = context::enter(entry_sp(&ctx))
+    {
+        slot.alloc_net = net;
+        slot.alloc_orig = orig;
+        slot.refused = 0;
+    }
+    0
+}
+
+#[kretprobe]
+fn alloc_ret(ctx: RetProbeContext) -> u32 {
+    if ctx.ret::<u64>() < ERR_FLOOR {
+        return 0;
+    }
+    match context::inside(return_sp(&ctx)) {
+        Some(slot) if slot.alloc_orig != 0 => {
+            if slot.refused == 0
+                && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
+            {
+                count(flow, Event::DropNoMemory);
+            }
+            slot.alloc_orig = 0;
+        }
+        _ => health(Health::NoEntry),
+    }
+    0
+}

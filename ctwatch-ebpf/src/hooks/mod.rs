@@ -1,0 +1,52 @@
+//! One file for each kernel function that is watched.
+
+mod __nf_conntrack_alloc;
+mod __nf_conntrack_confirm;
+mod __nf_conntrack_hash_insert;
+mod __nf_ct_delete_from_lists;
+mod early_drop;
+mod nf_conntrack_hash_check_insert;
+mod nf_ct_delete;
+mod nf_ct_resolve_clash;
+
+use aya_ebpf::{
+    EbpfContext,
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+
+use crate::conn::read;
+
+/// The stack pointer at a function's entry: it points to the return address.
+#[inline(always)]
+fn entry_sp(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the kernel hands every kprobe program a valid pt_regs.
+    unsafe { (*ctx.regs).rsp as u64 }
+}
+
+/// An address on the stack that a trampoline program's function runs on: its arguments lie there.
+/// (The program's own frame need not: since 6.13 it may be on a private stack.)
+#[inline(always)]
+fn trampoline_sp(ctx: &FExitContext) -> u64 {
+    address_of(ctx.as_ptr() as u64)
+}
+
+/// A typed pointer as a number. The verifier allows little arithmetic on pointers; their bits,
+/// read back by a helper, are an ordinary number.
+#[inline(always)]
+fn address_of(pointer: u64) -> u64 {
+    read(&raw const pointer as u64).unwrap_or(0)
+}
+
+/// The value that a function of `arguments` arguments returned. The kernel keeps it behind the
+/// last argument (5.5 to 7.3); the helper that reads it came only with 5.17.
+#[inline(always)]
+fn returned(ctx: &FExitContext, arguments: usize) -> u64 {
+    ctx.arg(arguments)
+}
+
+/// The stack pointer after a function's return: just above where it was at the entry.
+#[inline(always)]
+fn return_sp(ctx: &RetProbeContext) -> u64 {
+    // SAFETY: the kernel hands every kretprobe program a valid pt_regs.
+    unsafe { (*ctx.regs).rsp as u64 }
+}

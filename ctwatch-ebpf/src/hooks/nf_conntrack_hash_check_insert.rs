@@ -1,0 +1,52 @@
+//! match-proto: int nf_conntrack_hash_check_insert(struct nf_conn *ct)
+//!
+//! Returns 0 for an entry that ctnetlink, or since 6.0 a BPF helper, put into the table.
+
+use aya_ebpf::{
+    macros::{fexit, kprobe, kretprobe},
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+use ctwatch_ebpf::{Event, Health};
+
+use super::{entry_sp, return_sp, returned};
+use crate::{
+    conn::{Direct, Memory as _, Probed},
+    context,
+    count::{count, health},
+};
+
+#[fexit(function = "nf_conntrack_hash_check_insert")]
+fn check_insert_bpf(ctx: FExitContext) -> i32 {
+    if returned(&ctx, 1) as i32 == 0
+        && let Some(conn) = Direct::conn(ctx.arg(0))
+    {
+        count(conn.flow, Event::InsertNetlink);
+    }
+    0
+}
+
+#[kprobe]
+fn check_insert(ctx: ProbeContext) -> u32 {
+    if let Some(ct) = ctx.arg::<u64>(0)
+        && let Some(slot) = context::enter(entry_sp(&ctx))
+    {
+        slot.check_ct = ct;
+    }
+    0
+}
+
+#[kretprobe]
+fn check_insert_ret(ctx: RetProbeContext) -> u32 {
+    let ct = match context::inside(return_sp(&ctx)) {
+        Some(slot) => core::mem::take(&mut slot.check_ct),
+        None => 0,
+    };
+    if ct == 0 {
+        health(Health::NoEntry);
+    } else if ctx.ret::<i32>() == 0
+        && let Some(conn) = Probed::conn(ct)
+    {
+        count(conn.flow, Event::InsertNetlink);
+    }
+    0
+}

@@ -1,0 +1,92 @@
+//! match-proto: bool nf_ct_delete(struct nf_conn *ct, u32 portid, int report)
+//!
+//! Its caller is why an entry leaves the table. It runs a little too often to be counted (two
+//! CPUs may both ask for one removal), so it only notes who asked; 5.10 calls the part that the
+//! compiler split off, `nf_ct_delete.part.0`, with the same registers.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fexit, kprobe},
+    programs::{FExitContext, ProbeContext},
+};
+use aya_log_ebpf::debug;
+use ctwatch_ebpf::{Caller, Health, delete_event};
+
+use super::{entry_sp, returned};
+use crate::{
+    conn::{Direct, Memory as _, read},
+    context,
+    count::{count, health},
+    maps::CALLER_RANGES,
+};
+
+/// Where return addresses lie from a trampoline program's arguments (x86-64, 5.5 to 7.3): behind
+/// 3 arguments, the return value and the saved frame pointer. First comes the address inside
+/// `nf_ct_delete` that called the trampoline, unless the kernel jumps there (7.3), then the
+/// address that called `nf_ct_delete`.
+const RETURNS_AT: u64 = 8 * (3 + 1 + 1);
+
+/// Kernel and module text on x86-64 lies in the uppermost 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
+const TEXT: u64 = 0xffff_ffff_8000_0000;
+
+/// Returns true exactly once for each entry that leaves the table, so that a trampoline program,
+/// which sees result and caller together, needs no second hook.
+#[fexit(function = "nf_ct_delete")]
+fn delete_bpf(ctx: FExitContext) -> i32 {
+    if returned(&ctx, 3) as u8 == 0 {
+        return 0;
+    }
+    let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
+    let Some([first, second]) = read::<[u64; 2]>(ctx.as_ptr() as u64 + RETURNS_AT) else {
+        return 0;
+    };
+    let mut code = caller(first);
+    let mut address = first;
+    if code == Caller::Itself as u32 {
+        code = caller(second);
+        address = second;
+    }
+    if address < TEXT {
+        // Not the frame that was relied on: never guess.
+        health(Health::NoEntry);
+    }
+    let caller = Caller::from_u32(code);
+    count(conn.flow, delete_event(caller, conn.expired(), ctx.arg(1)));
+    0
+}
+
+#[kprobe]
+fn delete(ctx: ProbeContext) -> u32 {
+    let sp = entry_sp(&ctx);
+    let Some(ct) = ctx.arg::<u64>(0) else { return 0 };
+    let Some(portid) = ctx.arg::<u32>(1) else { return 0 };
+    let Some(address) = read::<u64>(sp) else { return 0 };
+    let caller = caller(address);
+    if caller == Caller::Itself as u32 {
+        return 0;
+    }
+    if caller == 0 {
+        debug!(&ctx, "nf_ct_delete called from {:x}: cause other", address);
+    }
+    if let Some(slot) = context::enter(sp) {
+        slot.delete_ct = ct;
+        slot.delete_caller = caller;
+        slot.delete_portid = portid;
+    }
+    0
+}
+
+/// The code of the [`Caller`] whose text holds `address`, 0 where none does.
+#[inline(always)]
+fn caller(address: u64) -> u32 {
+    let Some(ranges) = CALLER_RANGES.get(0) else { return 0 };
+    for range in ranges {
+        if range.end == 0 {
+            break;
+        }
+        if address >= range.start && address < range.end {
+            return range.caller;
+        }
+    }
+    0
+}

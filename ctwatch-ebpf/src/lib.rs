@@ -1,0 +1,291 @@
+//! What both halves of ctwatch share: events, flow types and their layout in maps.
+//!
+//! Builds without `std`, on the BPF target and on the host alike.
+#![cfg_attr(not(test), no_std)]
+
+/// Address family of an IPv4 flow, as in `nf_conntrack_tuple.src.l3num`.
+pub const AF_INET: u8 = 2;
+/// Address family of an IPv6 flow.
+pub const AF_INET6: u8 = 10;
+
+/// How many flow types are counted apart; one more shares [`OVERFLOW_ROW`].
+pub const ROWS: u32 = 1024;
+/// The row that counts what found no row of its own.
+pub const OVERFLOW_ROW: u32 = 0;
+
+/// One counter of a flow type. The names are the kernel's own; each event happens to exactly one flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[repr(u32)]
+pub enum Event {
+    /// An entry entered the hash table from the packet path.
+    Insert = 0,
+    /// An entry entered the hash table through ctnetlink or a BPF helper.
+    InsertNetlink,
+    /// Two packets raced for one flow and both live: merged, or entered reply-only.
+    ClashResolve,
+    /// The part of [`Event::ClashResolve`] that entered the table reply-only (`IPS_NAT_CLASH`).
+    ClashReplyOnly,
+    /// A packet dropped because another packet's entry took its tuple.
+    FailedClash,
+    /// A packet dropped because its hash chain was too long.
+    FailedChaintoolong,
+    /// A packet dropped because its entry was already dying.
+    FailedDying,
+    /// A packet dropped at confirmation for any other reason.
+    FailedOther,
+    /// A new flow refused because the table was full and nothing could be evicted.
+    DropTableFull,
+    /// A new flow refused because the entry could not be allocated.
+    DropNoMemory,
+    /// An entry removed after its timeout.
+    DeleteTimeout,
+    /// An entry removed because TCP reset or reused it.
+    DeleteClosed,
+    /// A live entry evicted by `early_drop` to make room.
+    DeleteEarlyDrop,
+    /// An entry evicted by the collector while the table was above 95 %.
+    DeletePressure,
+    /// An entry removed through ctnetlink (delete or flush).
+    DeleteNetlink,
+    /// An entry removed with its namespace or interface.
+    DeleteCleanup,
+    /// An entry removed for any other reason.
+    DeleteOther,
+}
+
+impl Event {
+    /// How many events there are.
+    pub const COUNT: usize = 17;
+
+    /// Every event, in the order of its counter.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Insert,
+        Self::InsertNetlink,
+        Self::ClashResolve,
+        Self::ClashReplyOnly,
+        Self::FailedClash,
+        Self::FailedChaintoolong,
+        Self::FailedDying,
+        Self::FailedOther,
+        Self::DropTableFull,
+        Self::DropNoMemory,
+        Self::DeleteTimeout,
+        Self::DeleteClosed,
+        Self::DeleteEarlyDrop,
+        Self::DeletePressure,
+        Self::DeleteNetlink,
+        Self::DeleteCleanup,
+        Self::DeleteOther,
+    ];
+}
+
+/// The counters of one flow type on one CPU, indexed by [`Event`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Counters(pub [u64; Event::COUNT]);
+
+impl Counters {
+    /// The count of one event.
+    pub const fn get(&self, event: Event) -> u64 {
+        self.0[event as usize]
+    }
+
+    /// Adds another CPU's counters to these.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, part) in self.0.iter_mut().zip(other.0) {
+            *sum = sum.wrapping_add(part);
+        }
+    }
+}
+
+/// What is counted apart: network namespace, address family, L4 protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowType {
+    /// Inode of the network namespace (`net.ns.inum`); 0 on the overflow row.
+    pub netns: u32,
+    /// [`AF_INET`] or [`AF_INET6`]; 0 on the overflow row.
+    pub family: u8,
+    /// L4 protocol number; 0 with family 0 on the overflow row.
+    pub proto: u8,
+}
+
+impl FlowType {
+    /// The row that flow types share once the others are taken.
+    pub const OVERFLOW: Self = Self { netns: 0, family: 0, proto: 0 };
+
+    /// As one word, for map keys: never 0 for a real flow type, since its family is not 0.
+    pub const fn pack(self) -> u64 {
+        (self.netns as u64) << 32 | (self.family as u64) << 8 | self.proto as u64
+    }
+
+    /// The reverse of [`FlowType::pack`].
+    pub const fn unpack(word: u64) -> Self {
+        Self { netns: (word >> 32) as u32, family: (word >> 8 & 0xff) as u8, proto: (word & 0xff) as u8 }
+    }
+}
+
+/// Why a caller of `nf_ct_delete` removes an entry, as far as its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[repr(u32)]
+pub enum Caller {
+    /// `nf_ct_delete` itself, where the compiler split it (`.part.0`): the outer call already told.
+    Itself = 1,
+    /// `early_drop`.
+    EarlyDrop,
+    /// `gc_worker`: pressure, unless the entry had expired.
+    Collector,
+    /// A walk over the table that removes what has expired.
+    Expiry,
+    /// A protocol tracker that ends a connection.
+    Closed,
+    /// A ctnetlink request for one entry.
+    Netlink,
+    /// An iteration on behalf of somebody: netlink where a port id is given, else clean-up.
+    Iterate,
+}
+
+impl Caller {
+    /// From the number that maps hold.
+    pub const fn from_u32(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::Itself,
+            2 => Self::EarlyDrop,
+            3 => Self::Collector,
+            4 => Self::Expiry,
+            5 => Self::Closed,
+            6 => Self::Netlink,
+            7 => Self::Iterate,
+            _ => return None,
+        })
+    }
+}
+
+/// The event that a removal is, from who asked for it.
+///
+/// `early_drop` and `gc_worker` (5.10 to 7.3) also remove what they find expired, by way of
+/// `nf_ct_gc_expired`, which some builds inline into them: expiry outranks both.
+pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) -> Event {
+    match caller {
+        Some(Caller::Closed) => Event::DeleteClosed,
+        Some(Caller::Netlink) => Event::DeleteNetlink,
+        Some(Caller::Iterate) if portid != 0 => Event::DeleteNetlink,
+        Some(Caller::Iterate) => Event::DeleteCleanup,
+        Some(Caller::Expiry) => Event::DeleteTimeout,
+        // Only ctnetlink gives a port id; its module may be loaded after the ranges were read.
+        None if portid != 0 => Event::DeleteNetlink,
+        _ if expired => Event::DeleteTimeout,
+        Some(Caller::EarlyDrop) => Event::DeleteEarlyDrop,
+        Some(Caller::Collector) => Event::DeletePressure,
+        Some(Caller::Itself) | None => Event::DeleteOther,
+    }
+}
+
+/// How many address ranges of callers fit.
+pub const CALLERS: usize = 24;
+
+/// The text addresses of one caller of `nf_ct_delete`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CallerRange {
+    /// First address.
+    pub start: u64,
+    /// First address after it; 0 ends the list.
+    pub end: u64,
+    /// A [`Caller`] as its number.
+    pub caller: u32,
+    /// Keeps the layout free of hidden padding.
+    pub reserved: u32,
+}
+
+/// What the programs know they missed. Each adds to `lost`, except the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Health {
+    /// A function returned, but its entry was not seen or another context had overwritten it.
+    NoEntry = 0,
+    /// A function was entered again before its earlier return was seen.
+    NoReturn,
+    /// Kernel memory could not be read.
+    ReadFailed,
+    /// Counted, but on [`OVERFLOW_ROW`]: nothing lost, only not told apart.
+    Overflow,
+}
+
+impl Health {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+}
+
+/// [`Health`] of one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct HealthCounters(pub [u64; Health::COUNT]);
+
+/// How many bytes of `nf_conn` a kprobe program reads at once: every member it needs lies below.
+pub const CONN_READ: usize = 160;
+
+const _: () = assert!(size_of::<Counters>() == 136);
+const _: () = assert!(size_of::<CallerRange>() == 24);
+const _: () = assert!(size_of::<HealthCounters>() == 32);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C) with its padding spelled out, and every bit pattern is a value.
+unsafe impl aya::Pod for CallerRange {}
+
+#[cfg(feature = "user")]
+// SAFETY: a transparent array of u64 has no padding, and every bit pattern is a value.
+unsafe impl aya::Pod for HealthCounters {}
+
+#[cfg(feature = "user")]
+// SAFETY: a transparent array of u64 has no padding, and every bit pattern is a value.
+unsafe impl aya::Pod for Counters {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_type_survives_packing() {
+        for flow in [
+            FlowType { netns: 4_026_531_840, family: AF_INET, proto: 17 },
+            FlowType { netns: u32::MAX, family: AF_INET6, proto: 255 },
+            FlowType::OVERFLOW,
+        ] {
+            assert_eq!(FlowType::unpack(flow.pack()), flow);
+        }
+    }
+
+    #[test]
+    fn events_are_numbered_as_listed() {
+        for (index, event) in Event::ALL.into_iter().enumerate() {
+            assert_eq!(event as usize, index);
+        }
+    }
+
+    #[test]
+    fn callers_are_numbered_as_listed() {
+        for code in 0..16 {
+            if let Some(caller) = Caller::from_u32(code) {
+                assert_eq!(caller as u32, code);
+            }
+        }
+    }
+
+    #[test]
+    fn expiry_outranks_eviction_but_not_a_request() {
+        use Caller::*;
+        assert_eq!(delete_event(Some(EarlyDrop), false, 0), Event::DeleteEarlyDrop);
+        assert_eq!(delete_event(Some(EarlyDrop), true, 0), Event::DeleteTimeout);
+        assert_eq!(delete_event(Some(Collector), false, 0), Event::DeletePressure);
+        assert_eq!(delete_event(Some(Collector), true, 0), Event::DeleteTimeout);
+        assert_eq!(delete_event(Some(Netlink), true, 0), Event::DeleteNetlink);
+        assert_eq!(delete_event(Some(Iterate), true, 7), Event::DeleteNetlink);
+        assert_eq!(delete_event(Some(Iterate), false, 0), Event::DeleteCleanup);
+        assert_eq!(delete_event(Some(Closed), true, 0), Event::DeleteClosed);
+        assert_eq!(delete_event(None, true, 0), Event::DeleteTimeout);
+        assert_eq!(delete_event(None, false, 0), Event::DeleteOther);
+        assert_eq!(delete_event(None, true, 7), Event::DeleteNetlink);
+    }
+}

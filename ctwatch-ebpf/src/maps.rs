@@ -1,0 +1,42 @@
+//! Every map: who writes it, who reads it, how large it is, and what happens when it is full.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use ctwatch_ebpf::{CALLERS, CallerRange, Counters, HealthCounters, ROWS};
+
+use crate::context::{CONTEXTS, Context};
+
+/// Counters of each row. Written by every hook on its own CPU, summed by userspace; one entry a
+/// row, about 140 KiB a CPU; cannot fill, since what finds no row counts on the overflow row.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(ROWS, 0);
+
+/// The packed flow type of each row, 0 where free. Written once a row by the hook that claimed it
+/// in `ROW_OWNERS`, read by every hook; as many entries as there are rows.
+#[map]
+pub static ROW_KEYS: Array<u64> = Array::with_max_entries(ROWS, 0);
+
+/// Row number to packed flow type. A hash map because inserting with `BPF_NOEXIST` is the one
+/// atomic claim that 5.10 offers (BPF compare-and-exchange came with 5.12). Written by the first
+/// hook that meets a flow type, read by userspace, which learns from it which rows are in use;
+/// when all rows near a flow type's place are taken, it counts on the overflow row.
+#[map]
+pub static ROW_OWNERS: HashMap<u32, u64> = HashMap::with_max_entries(ROWS, 0);
+
+/// What one execution context carries from a function's entry to its return. Written and read by
+/// the hooks; one slot a CPU for softirqs, the rest shared by tasks through a hash. Two tasks
+/// that meet in one slot while both are inside a watched function are counted as lost.
+#[map]
+pub static CONTEXT: Array<Context> = Array::with_max_entries(CONTEXTS, 0);
+
+/// Text ranges of the callers of `nf_ct_delete`, most frequent first. Written once by userspace
+/// before anything is attached, read by the delete hook; one entry that holds them all.
+#[map]
+pub static CALLER_RANGES: Array<[CallerRange; CALLERS]> = Array::with_max_entries(1, 0);
+
+/// What the programs know they missed. Written by every hook on its own CPU, summed by
+/// userspace; one entry.
+#[map]
+pub static HEALTH: PerCpuArray<HealthCounters> = PerCpuArray::with_max_entries(1, 0);
