@@ -1,0 +1,403 @@
+//! A reader of BTF, the kernel's own type information: member offsets and function prototypes.
+//!
+//! Reads what ctwatch asks for and no more: structures by name, members through anonymous
+//! structures, functions. Split BTF of a module continues the numbering of vmlinux's. Every
+//! access is checked, so that a damaged file gives an error. Format:
+//! Documentation/bpf/btf.rst (5.10 to 7.3). It is our own because aya's reader knows no split
+//! BTF and the fuller crates are LGPL or unkept.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+const MAGIC: u16 = 0xeb9f;
+
+const KIND_INT: u32 = 1;
+const KIND_PTR: u32 = 2;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_FWD: u32 = 7;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
+const KIND_DATASEC: u32 = 15;
+const KIND_FLOAT: u32 = 16;
+const KIND_DECL_TAG: u32 = 17;
+const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
+
+/// How deep types may nest before the data counts as damaged.
+const MAX_DEPTH: u32 = 32;
+
+/// Type information of vmlinux, or of a module on top of it.
+#[derive(Debug)]
+pub struct Btf<'a> {
+    base: Option<&'a Btf<'a>>,
+    types: Vec<u8>,
+    strings: Vec<u8>,
+    /// Where each type begins in `types`; the first is number `first`.
+    offsets: Vec<u32>,
+    first: u32,
+    strings_first: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Type<'a> {
+    name: u32,
+    kind: u32,
+    flag: bool,
+    /// The size, or the type referred to.
+    word: u32,
+    /// What follows the fixed part.
+    rest: &'a [u8],
+    count: u32,
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {
+    let bytes = bytes.get(at..at + 2).context("BTF ends too early")?;
+    Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Result<u32> {
+    let bytes = bytes.get(at..at + 4).context("BTF ends too early")?;
+    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+/// Bytes after the 12 of every type, for `count` members.
+fn tail(kind: u32, count: usize) -> Result<usize> {
+    Ok(match kind {
+        KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
+        KIND_PTR | KIND_FWD | KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_FUNC
+        | KIND_FLOAT | KIND_TYPE_TAG => 0,
+        KIND_ARRAY => 12,
+        KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => count * 12,
+        KIND_ENUM | KIND_FUNC_PROTO => count * 8,
+        other => bail!("BTF type kind {other} is not known to this version of ctwatch"),
+    })
+}
+
+impl<'a> Btf<'a> {
+    /// Reads a whole BTF blob; `base` is vmlinux's where this is a module's.
+    pub fn parse(data: &[u8], base: Option<&'a Btf<'a>>) -> Result<Self> {
+        ensure!(u16_at(data, 0)? == MAGIC, "not BTF of this machine's byte order");
+        let header = u32_at(data, 4)? as usize;
+        let section = |at: usize| -> Result<&[u8]> {
+            let start = header.checked_add(u32_at(data, at)? as usize).context("BTF header is damaged")?;
+            let end = start.checked_add(u32_at(data, at + 4)? as usize).context("BTF header is damaged")?;
+            data.get(start..end).context("BTF ends too early")
+        };
+        let types = section(8)?.to_vec();
+        let strings = section(16)?.to_vec();
+        let mut offsets = Vec::with_capacity(types.len() / 20);
+        let mut at = 0;
+        while at < types.len() {
+            offsets.push(u32::try_from(at)?);
+            let info = u32_at(&types, at + 4)?;
+            at += 12 + tail(info >> 24 & 0x1f, (info & 0xffff) as usize)?;
+        }
+        ensure!(at == types.len(), "BTF ends inside a type");
+        Ok(Self {
+            first: base.map_or(1, Btf::end),
+            strings_first: base
+                .map_or(0, |base| base.strings_first + u32::try_from(base.strings.len()).unwrap_or(u32::MAX)),
+            base,
+            types,
+            strings,
+            offsets,
+        })
+    }
+
+    /// One past the last type number.
+    fn end(&self) -> u32 {
+        self.first + u32::try_from(self.offsets.len()).unwrap_or(u32::MAX - self.first)
+    }
+
+    fn get(&self, id: u32) -> Result<Type<'_>> {
+        if id < self.first {
+            return match self.base {
+                Some(base) => base.get(id),
+                None => bail!("BTF type {id} does not exist"),
+            };
+        }
+        let at = *self
+            .offsets
+            .get((id - self.first) as usize)
+            .with_context(|| format!("BTF type {id} does not exist"))? as usize;
+        let info = u32_at(&self.types, at + 4)?;
+        let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
+        Ok(Type {
+            name: u32_at(&self.types, at)?,
+            kind,
+            flag: info >> 31 != 0,
+            word: u32_at(&self.types, at + 8)?,
+            rest: self
+                .types
+                .get(at + 12..at + 12 + tail(kind, count as usize)?)
+                .context("BTF ends inside a type")?,
+            count,
+        })
+    }
+
+    fn string(&self, offset: u32) -> &str {
+        if offset < self.strings_first {
+            return self.base.map_or("", |base| base.string(offset));
+        }
+        let start = (offset - self.strings_first) as usize;
+        let bytes = self.strings.get(start..).unwrap_or_default();
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(0);
+        std::str::from_utf8(&bytes[..end]).unwrap_or_default()
+    }
+
+    fn name_is(&self, offset: u32, name: &str) -> bool {
+        if offset < self.strings_first {
+            return self.base.is_some_and(|base| base.name_is(offset, name));
+        }
+        let start = (offset - self.strings_first) as usize;
+        self.strings
+            .get(start..start + name.len() + 1)
+            .is_some_and(|bytes| bytes[name.len()] == 0 && &bytes[..name.len()] == name.as_bytes())
+    }
+
+    /// The number of the type with this kind and name, in this BTF or else its base.
+    fn find(&self, kind: u32, name: &str) -> Option<u32> {
+        for (index, at) in self.offsets.iter().enumerate() {
+            let at = *at as usize;
+            let Ok(info) = u32_at(&self.types, at + 4) else { continue };
+            if info >> 24 & 0x1f == kind
+                && u32_at(&self.types, at).is_ok_and(|offset| self.name_is(offset, name))
+            {
+                return Some(self.first + u32::try_from(index).ok()?);
+            }
+        }
+        self.base.and_then(|base| base.find(kind, name))
+    }
+
+    /// The type number of a function, for programs that attach by BTF.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.find(KIND_FUNC, name)
+    }
+
+    /// A structure's member by path (`["src", "l3num"]`), in bytes from its start. `None` where
+    /// the structure or the member does not exist; arrays on the way stand for their first element.
+    pub fn member(&self, structure: &str, path: &[&str]) -> Result<Option<u32>> {
+        let Some(mut id) = self.find(KIND_STRUCT, structure) else {
+            return Ok(None);
+        };
+        let mut bits = 0;
+        for name in path {
+            let Some((member, at)) = self.member_of(self.resolve(id)?, name, 0)? else {
+                return Ok(None);
+            };
+            bits += at;
+            id = member;
+        }
+        ensure!(bits % 8 == 0, "{structure}.{} is a bit field", path.join("."));
+        Ok(Some(bits / 8))
+    }
+
+    /// Through typedefs, qualifiers and arrays to what is underneath.
+    fn resolve(&self, mut id: u32) -> Result<Type<'_>> {
+        for _ in 0..MAX_DEPTH {
+            let found = self.get(id)?;
+            id = match found.kind {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => found.word,
+                KIND_ARRAY => u32_at(found.rest, 0)?,
+                _ => return Ok(found),
+            };
+        }
+        bail!("BTF types refer to each other in a circle")
+    }
+
+    fn member_of(&self, outer: Type<'_>, name: &str, depth: u32) -> Result<Option<(u32, u32)>> {
+        ensure!(depth < MAX_DEPTH, "BTF structures nest without end");
+        if !matches!(outer.kind, KIND_STRUCT | KIND_UNION) {
+            return Ok(None);
+        }
+        for member in outer.rest.chunks_exact(12) {
+            let (member_name, id, word) = (u32_at(member, 0)?, u32_at(member, 4)?, u32_at(member, 8)?);
+            let bits = if outer.flag { word & 0x00ff_ffff } else { word };
+            if self.name_is(member_name, name) && !name.is_empty() {
+                return Ok(Some((id, bits)));
+            }
+            if member_name == 0
+                && let Some((id, inner)) = self.member_of(self.resolve(id)?, name, depth + 1)?
+            {
+                return Ok(Some((id, bits + inner)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A function's prototype as C, or `None` where BTF does not have the function.
+    pub fn prototype(&self, function: &str) -> Result<Option<String>> {
+        let Some(id) = self.function(function) else {
+            return Ok(None);
+        };
+        let proto = self.get(self.get(id)?.word)?;
+        ensure!(proto.kind == KIND_FUNC_PROTO, "BTF function {function} has no prototype");
+        let mut text = declare(&self.type_name(proto.word, 0)?, function);
+        text.push('(');
+        for (index, parameter) in proto.rest.chunks_exact(8).enumerate() {
+            if index > 0 {
+                text.push_str(", ");
+            }
+            let (name, id) = (u32_at(parameter, 0)?, u32_at(parameter, 4)?);
+            if name == 0 && id == 0 {
+                text.push_str("...");
+            } else {
+                text.push_str(&declare(&self.type_name(id, 0)?, self.string(name)));
+            }
+        }
+        if proto.count == 0 {
+            text.push_str("void");
+        }
+        text.push(')');
+        Ok(Some(text))
+    }
+
+    fn type_name(&self, id: u32, depth: u32) -> Result<String> {
+        ensure!(depth < MAX_DEPTH, "BTF types refer to each other in a circle");
+        if id == 0 {
+            return Ok("void".into());
+        }
+        let found = self.get(id)?;
+        let name = self.string(found.name);
+        Ok(match found.kind {
+            KIND_PTR => {
+                let target = self.type_name(found.word, depth + 1)?;
+                let space = if target.ends_with('*') { "" } else { " " };
+                format!("{target}{space}*")
+            }
+            KIND_CONST => format!("const {}", self.type_name(found.word, depth + 1)?),
+            KIND_VOLATILE => format!("volatile {}", self.type_name(found.word, depth + 1)?),
+            KIND_RESTRICT | KIND_TYPE_TAG => self.type_name(found.word, depth + 1)?,
+            KIND_STRUCT => format!("struct {name}"),
+            KIND_UNION => format!("union {name}"),
+            KIND_ENUM | KIND_ENUM64 => format!("enum {name}"),
+            KIND_FWD => format!("{} {name}", if found.flag { "union" } else { "struct" }),
+            KIND_FUNC_PROTO => "void (*)()".into(),
+            KIND_ARRAY => {
+                let mut text = self.type_name(u32_at(found.rest, 0)?, depth + 1)?;
+                write!(text, " [{}]", u32_at(found.rest, 8)?)?;
+                text
+            }
+            _ => name.to_owned(),
+        })
+    }
+}
+
+fn declare(type_name: &str, name: &str) -> String {
+    let space = if type_name.ends_with('*') || name.is_empty() { "" } else { " " };
+    format!("{type_name}{space}{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds BTF by hand, as pahole would.
+    #[derive(Default)]
+    struct Builder {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+    }
+
+    impl Builder {
+        fn string(&mut self, base: u32, text: &str) -> u32 {
+            if self.strings.is_empty() && base == 0 {
+                self.strings.push(0);
+            }
+            let at = base + u32::try_from(self.strings.len()).unwrap();
+            self.strings.extend_from_slice(text.as_bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn add(&mut self, name: u32, kind: u32, count: u32, word: u32, rest: &[u32]) {
+            for value in [name, kind << 24 | count, word].iter().chain(rest) {
+                self.types.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+
+        fn finish(&self) -> Vec<u8> {
+            let mut blob = Vec::new();
+            blob.extend_from_slice(&MAGIC.to_le_bytes());
+            blob.extend_from_slice(&[1, 0]);
+            let types = u32::try_from(self.types.len()).unwrap();
+            let strings = u32::try_from(self.strings.len()).unwrap();
+            for word in [24, 0, types, types, strings] {
+                blob.extend_from_slice(&word.to_le_bytes());
+            }
+            blob.extend_from_slice(&self.types);
+            blob.extend_from_slice(&self.strings);
+            blob
+        }
+    }
+
+    fn vmlinux() -> Vec<u8> {
+        let mut b = Builder::default();
+        let (u, inner, a, c, outer, arr) = (
+            b.string(0, "unsigned int"),
+            b.string(0, "inner"),
+            b.string(0, "a"),
+            b.string(0, "c"),
+            b.string(0, "outer"),
+            b.string(0, "arr"),
+        );
+        b.add(u, KIND_INT, 0, 4, &[32]); // 1
+        b.add(inner, KIND_STRUCT, 2, 8, &[a, 1, 0, c, 1, 32]); // 2
+        b.add(0, KIND_ARRAY, 0, 0, &[2, 1, 2]); // 3: inner[2]
+        b.add(0, KIND_UNION, 1, 4, &[c, 1, 0]); // 4: anonymous
+        b.add(outer, KIND_STRUCT, 2, 20, &[arr, 3, 32, 0, 4, 0]); // 5
+        b.add(0, KIND_PTR, 0, 5, &[]); // 6
+        b.finish()
+    }
+
+    #[test]
+    fn members_are_found_through_arrays_and_anonymous_unions() {
+        let btf = Btf::parse(&vmlinux(), None).unwrap();
+        assert_eq!(btf.member("inner", &["c"]).unwrap(), Some(4));
+        assert_eq!(btf.member("outer", &["arr", "c"]).unwrap(), Some(8));
+        assert_eq!(btf.member("outer", &["c"]).unwrap(), Some(0));
+        assert_eq!(btf.member("outer", &["nowhere"]).unwrap(), None);
+        assert_eq!(btf.member("nowhere", &["c"]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_module_continues_the_numbering_of_vmlinux() {
+        let base = Btf::parse(&vmlinux(), None).unwrap();
+        let strings = u32::try_from(base.strings.len()).unwrap();
+        let mut b = Builder::default();
+        let (f, p, n) = (b.string(strings, "watch"), b.string(strings, "o"), b.string(strings, "n"));
+        b.add(0, KIND_FUNC_PROTO, 2, 1, &[p, 6, n, 1]); // 7
+        b.add(f, KIND_FUNC, 0, 7, &[]); // 8
+        let module = Btf::parse(&b.finish(), Some(&base)).unwrap();
+        assert_eq!(module.function("watch"), Some(8));
+        assert_eq!(
+            module.prototype("watch").unwrap().as_deref(),
+            Some("unsigned int watch(struct outer *o, unsigned int n)")
+        );
+        assert_eq!(module.member("inner", &["c"]).unwrap(), Some(4));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_btf_is_an_error_not_a_panic(at in 0_usize..200, byte: u8, cut in 0_usize..250) {
+            let mut blob = vmlinux();
+            if let Some(place) = blob.get_mut(at) {
+                *place = byte;
+            }
+            blob.truncate(cut);
+            if let Ok(btf) = Btf::parse(&blob, None) {
+                let _ = btf.member("outer", &["arr", "c"]);
+                let _ = btf.prototype("watch");
+            }
+        }
+    }
+}

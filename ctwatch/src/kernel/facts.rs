@@ -1,0 +1,225 @@
+//! What this kernel offers, read once and kept as plain data: plans are made from it, users put
+//! it into bug reports, tests hold facts captured from real kernels.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    btf::Btf,
+    kallsyms::{self, Symbols, WATCHED},
+};
+
+/// Everything a plan depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// `uname -r`.
+    pub release: String,
+    /// Whether connection tracking is there at all.
+    pub conntrack: Presence,
+    /// What this process may do.
+    pub capabilities: Capabilities,
+    /// Whether kprobes can be made through perf events (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS).
+    pub kprobes: bool,
+    /// `none`, `integrity` or `confidentiality`; `None` where the kernel has no lockdown.
+    pub lockdown: Option<String>,
+    /// Type information of vmlinux: absent, or why it could not be read.
+    pub btf: Availability,
+    /// Type information of nf_conntrack where it is a module.
+    pub module_btf: Availability,
+    /// Functions and callers.
+    pub symbols: Symbols,
+    /// Member offsets in bytes, by the name of the programs' global.
+    pub offsets: BTreeMap<String, u32>,
+    /// Whether hash chains are limited (`ip_conntrack_stat.chaintoolong`).
+    pub chaintoolong: bool,
+    /// Prototypes of the watched functions, from BTF.
+    pub prototypes: BTreeMap<String, String>,
+    /// Their numbers in the BTF that holds them.
+    pub functions: BTreeMap<String, u32>,
+}
+
+/// Whether connection tracking is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// Neither loaded nor built in.
+    #[default]
+    Absent,
+    /// A loaded module.
+    Module,
+    /// Part of the kernel image.
+    BuiltIn,
+}
+
+/// Whether something could be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Availability {
+    /// It does not exist.
+    #[default]
+    Absent,
+    /// It was read.
+    Present,
+    /// It exists, but could not be used.
+    Unreadable(String),
+}
+
+/// The capabilities that matter, from the effective set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "one bit each, as the kernel has them")]
+pub struct Capabilities {
+    /// Load BPF programs (5.8).
+    pub bpf: bool,
+    /// Attach them to kernel functions (5.8).
+    pub perfmon: bool,
+    /// Read another namespace's state.
+    pub net_admin: bool,
+    /// All of the above before 5.8.
+    pub sys_admin: bool,
+    /// See kernel addresses.
+    pub syslog: bool,
+}
+
+impl Capabilities {
+    /// From the text of `/proc/self/status`.
+    pub fn parse(status: &str) -> Self {
+        let bits = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .unwrap_or(0);
+        // Numbers of uapi/linux/capability.h.
+        let has = |bit: u32| bits >> bit & 1 != 0;
+        Self { net_admin: has(12), sys_admin: has(21), syslog: has(34), perfmon: has(38), bpf: has(39) }
+    }
+}
+
+/// A program's global, the structure and the member whose offset it holds.
+const OFFSETS: [(&str, &str, &[&str]); 9] = [
+    ("CONN_TIMEOUT", "nf_conn", &["timeout"]),
+    ("CONN_TUPLE", "nf_conn", &["tuplehash", "tuple"]),
+    ("CONN_STATUS", "nf_conn", &["status"]),
+    ("CONN_NET", "nf_conn", &["ct_net", "net"]),
+    ("TUPLE_L3NUM", "nf_conntrack_tuple", &["src", "l3num"]),
+    ("TUPLE_PROTONUM", "nf_conntrack_tuple", &["dst", "protonum"]),
+    ("NET_INUM", "net", &["ns", "inum"]),
+    ("SKB_NFCT", "sk_buff", &["_nfct"]),
+    ("TASK_STACK", "task_struct", &["stack"]),
+];
+
+/// The globals that hold offsets.
+pub fn offset_names() -> impl Iterator<Item = &'static str> {
+    OFFSETS.iter().map(|(global, ..)| *global)
+}
+
+/// Where connection tracking is, without causing it to be loaded: only /sys and /proc are read.
+pub fn presence() -> Presence {
+    let module = Path::new("/sys/module/nf_conntrack");
+    if module.join("initstate").exists() {
+        // `coming` until its init function has returned, `going` while it leaves.
+        match fs::read_to_string(module.join("initstate")) {
+            Ok(state) if state.trim() == "live" => Presence::Module,
+            _ => Presence::Absent,
+        }
+    } else if module.exists() || Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+        Presence::BuiltIn
+    } else {
+        Presence::Absent
+    }
+}
+
+impl Facts {
+    /// Reads this machine.
+    pub fn read() -> anyhow::Result<Self> {
+        let mut facts = Self {
+            release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+            conntrack: presence(),
+            capabilities: Capabilities::parse(&fs::read_to_string("/proc/self/status")?),
+            kprobes: Path::new("/sys/bus/event_source/devices/kprobe/type").exists(),
+            lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
+                .ok()
+                .and_then(|text| lockdown(&text)),
+            symbols: kallsyms::parse(&fs::read_to_string("/proc/kallsyms").unwrap_or_default()),
+            ..Self::default()
+        };
+        facts.read_btf(Path::new("/sys/kernel/btf"));
+        Ok(facts)
+    }
+
+    fn read_btf(&mut self, directory: &Path) {
+        let base = match blob(&directory.join("vmlinux"), None) {
+            Ok(Some(base)) => base,
+            Ok(None) => return,
+            Err(why) => {
+                self.btf = Availability::Unreadable(why);
+                return;
+            }
+        };
+        self.btf = Availability::Present;
+        let module = match blob(&directory.join("nf_conntrack"), Some(&base)) {
+            Ok(None) => None,
+            Ok(module) => {
+                self.module_btf = Availability::Present;
+                module
+            }
+            Err(why) => {
+                self.module_btf = Availability::Unreadable(why);
+                None
+            }
+        };
+        let btf = module.as_ref().unwrap_or(&base);
+        for (global, structure, path) in OFFSETS {
+            if let Ok(Some(offset)) = btf.member(structure, path) {
+                self.offsets.insert(global.to_owned(), offset);
+            }
+        }
+        self.chaintoolong = matches!(btf.member("ip_conntrack_stat", &["chaintoolong"]), Ok(Some(_)));
+        for function in WATCHED {
+            if let Ok(Some(prototype)) = btf.prototype(function) {
+                self.prototypes.insert(function.to_owned(), prototype);
+            }
+            if let Some(number) = btf.function(function) {
+                self.functions.insert(function.to_owned(), number);
+            }
+        }
+    }
+}
+
+fn blob<'a>(path: &Path, base: Option<&'a Btf<'a>>) -> Result<Option<Btf<'a>>, String> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            Btf::parse(&bytes, base).map(Some).map_err(|error| format!("{}: {error:#}", path.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+/// The mode in force, which the file marks with brackets.
+fn lockdown(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    Some(mode.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lockdown_mode_is_the_one_in_brackets() {
+        assert_eq!(lockdown("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
+        assert_eq!(lockdown(""), None);
+    }
+
+    #[test]
+    fn capabilities_come_from_the_effective_set() {
+        let root = Capabilities::parse("Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\n");
+        assert!(root.bpf && root.perfmon && root.net_admin && root.sys_admin && root.syslog);
+        let nobody = Capabilities::parse("CapEff:\t0000000000000000\n");
+        assert_eq!(nobody, Capabilities::default());
+        let bpf_only = Capabilities::parse("CapEff:\t0000008000000000\n");
+        assert!(bpf_only.bpf && !bpf_only.perfmon);
+    }
+}

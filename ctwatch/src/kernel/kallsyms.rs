@@ -1,0 +1,209 @@
+//! The kernel's symbols: which functions can be probed by name, and where callers lie in memory.
+
+use std::collections::BTreeMap;
+
+use ctwatch_ebpf::{CALLERS, Caller, CallerRange};
+use serde::{Deserialize, Serialize};
+
+/// Functions that ctwatch would attach to, under any of their names.
+pub const WATCHED: [&str; 9] = [
+    "__nf_conntrack_hash_insert",
+    "nf_conntrack_hash_check_insert",
+    "__nf_conntrack_confirm",
+    "nf_ct_resolve_clash",
+    "__nf_conntrack_alloc",
+    "early_drop",
+    "nf_ct_delete",
+    "__nf_ct_delete_from_lists",
+    "nf_ct_delete_from_lists",
+];
+
+/// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
+/// meets them (itself first: a trampoline's frame begins with it) (5.10 to 7.3; functions that only some builds have as symbols included).
+const CALLER_NAMES: [(&str, Caller); 20] = [
+    ("nf_ct_delete", Caller::Itself),
+    ("early_drop", Caller::EarlyDrop),
+    ("early_drop_list", Caller::EarlyDrop),
+    ("nf_ct_gc_expired", Caller::Expiry),
+    ("gc_worker", Caller::Collector),
+    ("nf_ct_kill_acct", Caller::Closed),
+    ("__nf_ct_kill_acct", Caller::Closed),
+    ("nf_conntrack_tcp_packet", Caller::Closed),
+    ("nf_conntrack_sctp_packet", Caller::Closed),
+    ("nf_conntrack_dccp_packet", Caller::Closed),
+    ("ctnetlink_del_conntrack", Caller::Netlink),
+    ("nf_ct_iterate_cleanup", Caller::Iterate),
+    ("nf_ct_iterate_cleanup_net", Caller::Iterate),
+    ("nf_ct_iterate_cleanup_net_ext", Caller::Iterate),
+    ("nf_ct_iterate_destroy", Caller::Iterate),
+    ("nf_conntrack_cleanup_net_list", Caller::Iterate),
+    ("nf_conntrack_cleanup_net", Caller::Iterate),
+    ("ctnetlink_flush_conntrack", Caller::Iterate),
+    ("ct_seq_show", Caller::Expiry),
+    ("ctnetlink_dump_table", Caller::Expiry),
+];
+
+/// What `/proc/kallsyms` says of connection tracking.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbols {
+    /// The watched functions that exist, by full name (`nf_ct_delete.part.0`).
+    pub watched: Vec<String>,
+    /// Text of the callers of `nf_ct_delete`, most frequent first.
+    pub callers: Vec<CallerText>,
+    /// Whether the kernel hid the addresses (`kernel.kptr_restrict`, or no CAP_SYSLOG).
+    pub hidden: bool,
+}
+
+/// Where one caller's code lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerText {
+    /// The symbol, suffixes included.
+    pub symbol: String,
+    /// What its asking means.
+    pub caller: Caller,
+    /// First address.
+    pub start: u64,
+    /// The next symbol's address.
+    pub end: u64,
+}
+
+/// A symbol without what the compiler appended (`.part.0`, `.isra.0`, `.cold`, …).
+pub fn base_name(symbol: &str) -> &str {
+    symbol.split_once('.').map_or(symbol, |(base, _)| base)
+}
+
+/// Reads the text of `/proc/kallsyms`.
+pub fn parse(text: &str) -> Symbols {
+    let mut starts = Vec::with_capacity(256 << 10);
+    let mut watched = Vec::new();
+    let mut callers = Vec::new();
+    let mut hidden = true;
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(address), Some(kind), Some(symbol)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        if !matches!(kind, "t" | "T" | "w" | "W") {
+            continue;
+        }
+        let Ok(address) = u64::from_str_radix(address, 16) else {
+            continue;
+        };
+        hidden &= address == 0;
+        starts.push(address);
+        // Tracking is built in or lives in its own modules; a function of the same name in
+        // another module is somebody else's.
+        if words.next().is_some_and(|module| !module.starts_with("[nf_conntrack") && module != "[nf_nat]") {
+            continue;
+        }
+        let base = base_name(symbol);
+        if WATCHED.contains(&base) && !symbol.ends_with(".cold") {
+            watched.push(symbol.to_owned());
+        }
+        if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
+            callers.push((rank, symbol.to_owned(), address));
+        }
+    }
+    starts.sort_unstable();
+    callers.sort();
+    watched.sort();
+    watched.dedup();
+    let callers = callers
+        .into_iter()
+        .filter(|(.., start)| *start != 0)
+        .map(|(rank, symbol, start)| CallerText {
+            symbol,
+            caller: CALLER_NAMES[rank].1,
+            start,
+            end: starts.get(starts.partition_point(|other| *other <= start)).copied().unwrap_or(u64::MAX),
+        })
+        .collect();
+    Symbols { watched, callers, hidden }
+}
+
+impl Symbols {
+    /// The full names under which a function exists.
+    pub fn names<'a>(&'a self, function: &str) -> impl Iterator<Item = &'a str> {
+        self.watched.iter().map(String::as_str).filter(move |symbol| base_name(symbol) == function)
+    }
+
+    /// Whether a function exists under its plain name, with the registers its prototype says.
+    pub fn has(&self, function: &str) -> bool {
+        self.watched.iter().any(|symbol| symbol == function)
+    }
+
+    /// The callers as the programs want them; what does not fit is counted as `other`.
+    pub fn ranges(&self) -> [CallerRange; CALLERS] {
+        let mut ranges = [CallerRange::default(); CALLERS];
+        for (range, text) in ranges.iter_mut().zip(&self.callers) {
+            *range =
+                CallerRange { start: text.start, end: text.end, caller: text.caller as u32, reserved: 0 };
+        }
+        ranges
+    }
+
+    /// How many symbols each kind of caller has.
+    pub fn caller_kinds(&self) -> BTreeMap<Caller, usize> {
+        let mut kinds = BTreeMap::new();
+        for text in &self.callers {
+            *kinds.entry(text.caller).or_default() += 1;
+        }
+        kinds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+ffffffff81000000 T _text
+ffffffff81000040 t gc_worker
+ffffffff81000080 T other
+ffffffffc0001100 t early_drop\t[nf_conntrack]
+ffffffffc0001000 t nf_ct_delete.part.0\t[nf_conntrack]
+ffffffffc0001200 T nf_ct_delete\t[nf_conntrack]
+ffffffffc0001300 t gc_worker\t[nf_conntrack]
+ffffffffc0001340 t gc_worker.cold\t[nf_conntrack]
+ffffffffc0001380 d gc_worker_data\t[nf_conntrack]
+ffffffffc0001400 T nf_conntrack_hash_check_insert\t[nf_conntrack]
+ffffffffc0009000 t early_drop\t[some_driver]
+";
+
+    #[test]
+    fn a_caller_ends_where_the_next_symbol_begins() {
+        let symbols = parse(TEXT);
+        let early = symbols.callers.iter().find(|text| text.symbol == "early_drop").unwrap();
+        assert_eq!(early.start, 0xffff_ffff_c000_1100);
+        assert_eq!(early.end, 0xffff_ffff_c000_1200);
+        assert_eq!(symbols.callers[0].caller, Caller::Itself);
+    }
+
+    #[test]
+    fn another_modules_function_of_the_same_name_is_not_ours() {
+        let symbols = parse(TEXT);
+        let early = symbols.callers.iter().filter(|text| text.symbol == "early_drop");
+        assert_eq!(early.count(), 1);
+    }
+
+    #[test]
+    fn split_functions_are_found_by_their_base_name() {
+        let symbols = parse(TEXT);
+        assert_eq!(
+            symbols.names("nf_ct_delete").collect::<Vec<_>>(),
+            ["nf_ct_delete", "nf_ct_delete.part.0"]
+        );
+        assert!(!symbols.has("__nf_conntrack_hash_insert"));
+        assert!(!symbols.hidden);
+    }
+
+    #[test]
+    fn hidden_addresses_are_noticed() {
+        let hidden = TEXT.replace("ffffffff", "00000000").replace("c000", "0000");
+        let zero: String = hidden.lines().map(|line| format!("0000000000000000{}\n", &line[16..])).collect();
+        let symbols = parse(&zero);
+        assert!(symbols.hidden);
+        assert!(symbols.callers.is_empty());
+        assert!(symbols.has("nf_ct_delete"));
+    }
+}

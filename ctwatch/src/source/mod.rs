@@ -1,0 +1,66 @@
+//! Where samples come from.
+
+mod logger;
+pub mod probe;
+mod sys;
+pub mod tables;
+mod trampoline;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::cli::{Format, Options, SourceChoice};
+use crate::model::{Sample, SourceInfo};
+use probe::{Mechanism, Probe};
+
+/// Whether there is anything to watch right now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Attached and counting.
+    Watching,
+    /// Nothing to watch yet, or no longer: what is missing, and what brings it.
+    Waiting(String),
+}
+
+/// Something that counts what connection tracking does.
+///
+/// Opened and used inside a current-thread tokio runtime. Dropping it detaches everything.
+pub trait Source {
+    /// What this source is and what it cannot tell. It may change when the source comes back after waiting.
+    fn info(&self) -> &SourceInfo;
+
+    /// Looks whether there is something to watch, attaching when it has appeared and letting go when it went away.
+    ///
+    /// Called often (several times a second while waiting), so it must be cheap where nothing changed.
+    fn look(&mut self) -> anyhow::Result<Status>;
+
+    /// Reads all counts since the source was opened. Works while waiting too: counts never start again from 0 because
+    /// the module went away.
+    fn sample(&mut self) -> anyhow::Result<Sample>;
+}
+
+/// Opens the best source that this kernel allows, or the one that was named.
+pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
+    let probe = |mechanism| probe::Wishes {
+        mechanism,
+        filter: options.filter,
+        verbose: options.verbose,
+        cost: options.format == Format::Json,
+    };
+    match options.source {
+        SourceChoice::Auto => Ok(Box::new(Probe::open(probe(Mechanism::Best))?)),
+        SourceChoice::Fexit => Ok(Box::new(Probe::open(probe(Mechanism::Trampolines))?)),
+        SourceChoice::Kprobe => Ok(Box::new(Probe::open(probe(Mechanism::Kprobes))?)),
+        SourceChoice::Netlink => {
+            anyhow::bail!("the netlink source is not part of this version of ctwatch; use --source kprobe")
+        }
+    }
+}
+
+/// Wall clock (nanoseconds since the Unix epoch) and monotonic clock (nanoseconds), for [`Sample`]'s stamps.
+pub fn now() -> anyhow::Result<(i128, u64)> {
+    let wall = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    let mono = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    let wall_ns = i128::from(wall.tv_sec()) * 1_000_000_000 + i128::from(wall.tv_nsec());
+    let mono_ns = u64::try_from(mono.tv_sec())? * 1_000_000_000 + u64::try_from(mono.tv_nsec())?;
+    Ok((wall_ns, mono_ns))
+}

@@ -1,0 +1,191 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const UDP: Event = Event { family: AF_INET, proto: 17, portid: 0 };
+const TCP: Event = Event { family: AF_INET, proto: 6, portid: 0 };
+
+const ALIVE: Ending = Ending { status: SEEN_REPLY, alive: true, state: None };
+const EXPIRED: Ending = Ending { status: 0, alive: false, state: None };
+
+fn account() -> Account {
+    let mut account = Account::new(7);
+    account.set_tells_time_left();
+    account
+}
+
+fn get(account: &Account, event: Event, counted: Counted) -> u64 {
+    let flow = FlowType { netns: 7, family: event.family, proto: event.proto };
+    account.rows().find(|(key, _)| *key == flow).map_or(0, |(_, counters)| counters.get(counted))
+}
+
+fn any(account: &Account, counted: Counted) -> u64 {
+    account.rows().find(|(key, _)| *key == any_flow(7)).map_or(0, |(_, counters)| counters.get(counted))
+}
+
+fn deletes(account: &Account) -> u64 {
+    account.rows().map(|(_, counters)| crate::model::diff::Sum::Delete.of(&counters)).sum()
+}
+
+fn sums(parts: &[(Statistic, u64)]) -> Option<Sums> {
+    Some(Sums::of(parts))
+}
+
+#[test]
+fn inserts_are_told_apart_by_who_asked() {
+    let mut account = account();
+    account.insert(UDP);
+    account.insert(Event { portid: 99, ..UDP });
+    assert_eq!(get(&account, UDP, Counted::Insert), 1);
+    assert_eq!(get(&account, UDP, Counted::InsertNetlink), 1);
+    assert_eq!(account.rows().count(), 1);
+}
+
+#[test]
+fn causes_that_an_event_tells() {
+    let mut account = account();
+    account.delete(Event { portid: 99, ..UDP }, ALIVE);
+    account.delete(UDP, EXPIRED);
+    account.delete(TCP, Ending { status: ASSURED, alive: true, state: Some(7) });
+    account.delete(TCP, Ending { status: 0, alive: true, state: Some(TCP_CLOSE) });
+    account.settle(sums(&[]));
+    assert_eq!(get(&account, UDP, Counted::DeleteNetlink), 1);
+    assert_eq!(get(&account, UDP, Counted::DeleteTimeout), 1);
+    assert_eq!(get(&account, TCP, Counted::DeleteOther), 2);
+    assert_eq!(deletes(&account), 4);
+}
+
+#[test]
+fn evictions_are_given_to_the_flow_type_where_it_is_certain() {
+    let mut account = account();
+    for _ in 0..1000 {
+        account.delete(UDP, ALIVE);
+    }
+    for _ in 0..5 {
+        account.delete(TCP, ALIVE);
+    }
+    account.settle(sums(&[(Statistic::EarlyDrop, 1000)]));
+    // At most the 5 of TCP can be among the evicted, so 995 of UDP are for sure.
+    assert_eq!(get(&account, UDP, Counted::DeleteEarlyDrop), 995);
+    assert_eq!(any(&account, Counted::DeleteEarlyDrop), 5);
+    assert_eq!(any(&account, Counted::DeleteOther), 5);
+    assert_eq!(deletes(&account), 1005);
+}
+
+#[test]
+fn evictions_in_the_last_second_look_expired() {
+    let mut account = account();
+    account.delete(UDP, ALIVE);
+    account.delete(UDP, EXPIRED);
+    account.delete(UDP, EXPIRED);
+    account.settle(sums(&[(Statistic::EarlyDrop, 2)]));
+    assert_eq!(get(&account, UDP, Counted::DeleteEarlyDrop), 2);
+    assert_eq!(get(&account, UDP, Counted::DeleteTimeout), 1);
+}
+
+#[test]
+fn an_eviction_whose_event_comes_later_is_counted_once() {
+    let mut account = account();
+    account.settle(sums(&[(Statistic::EarlyDrop, 1)]));
+    assert_eq!(any(&account, Counted::DeleteEarlyDrop), 1);
+    account.delete(UDP, ALIVE);
+    account.settle(sums(&[(Statistic::EarlyDrop, 1)]));
+    assert_eq!(deletes(&account), 1);
+}
+
+#[test]
+fn lost_events_are_counted_without_their_flow_type() {
+    let mut account = account();
+    account.lose_inserts(10);
+    account.lose_deletes(8);
+    account.settle(sums(&[(Statistic::EarlyDrop, 3)]));
+    assert_eq!(any(&account, Counted::Insert), 10);
+    assert_eq!(any(&account, Counted::DeleteEarlyDrop), 3);
+    assert_eq!(any(&account, Counted::DeleteOther), 5);
+    assert_eq!(account.lost(), 18);
+}
+
+#[test]
+fn the_count_shows_what_no_event_told() {
+    let mut account = account();
+    for _ in 0..20 {
+        account.insert(UDP);
+    }
+    // 100 entries at the start; 20 came, 90 are left: 30 went unheard.
+    account.compare_with_count(20, 100, 90);
+    // A count that holds an entry not yet confirmed shows fewer, which takes nothing back.
+    account.compare_with_count(20, 100, 91);
+    account.settle(sums(&[]));
+    assert_eq!(any(&account, Counted::DeleteOther), 30);
+    // An entry that nobody announced is not missed when it goes.
+    account.delete(UDP, Ending { status: NAT_CLASH, ..EXPIRED });
+    account.compare_with_count(20, 100, 90);
+    account.settle(sums(&[]));
+    assert_eq!(deletes(&account), 31);
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_the_time_left_has_no_timeouts() {
+    let mut account = Account::new(7);
+    account.delete(UDP, EXPIRED);
+    account.delete(UDP, EXPIRED);
+    account.settle(sums(&[(Statistic::EarlyDrop, 1)]));
+    assert_eq!(get(&account, UDP, Counted::DeleteTimeout), 0);
+    assert_eq!(get(&account, UDP, Counted::DeleteEarlyDrop), 1);
+    assert_eq!(get(&account, UDP, Counted::DeleteOther), 1);
+    account.delete(TCP, Ending { status: ASSURED, alive: false, state: Some(7) });
+    assert!(account.tells_time_left());
+}
+
+#[test]
+fn refusals_are_what_drop_holds_beside_clashes() {
+    let mut account = account();
+    account.settle(sums(&[
+        (Statistic::Drop, 10),
+        (Statistic::InsertFailed, 7),
+        (Statistic::ChainTooLong, 4),
+        (Statistic::ClashResolve, 2),
+    ]));
+    assert_eq!(any(&account, Counted::DropTableFull), 7);
+    assert_eq!(any(&account, Counted::FailedOther), 3);
+    assert_eq!(any(&account, Counted::FailedChaintoolong), 4);
+    assert_eq!(any(&account, Counted::ClashResolve), 2);
+}
+
+#[test]
+fn rows_are_bounded_and_the_excess_is_visible() {
+    let mut account = account();
+    for family in [AF_INET, AF_INET6] {
+        for proto in 0..=u8::MAX {
+            account.insert(Event { family, proto, portid: 0 });
+        }
+    }
+    assert_eq!(account.rows().count(), MOST_ROWS + 1);
+    assert_eq!(any(&account, Counted::Insert), 512 - MOST_ROWS as u64);
+}
+
+proptest! {
+    #[test]
+    fn every_removal_is_counted_once(
+        steps in proptest::collection::vec((0u64..50, 0u64..50, 0u64..50, 0u64..50, 0u64..10, 0u64..60), 1..8)
+    ) {
+        let mut account = account();
+        let (mut told, mut evictions) = (0, 0);
+        for (udp, tcp, udp_expired, tcp_expired, lost, evicted) in steps {
+            for (count, event, ending) in
+                [(udp, UDP, ALIVE), (tcp, TCP, ALIVE), (udp_expired, UDP, EXPIRED), (tcp_expired, TCP, EXPIRED)]
+            {
+                (0..count).for_each(|_| account.delete(event, ending));
+            }
+            account.lose_deletes(lost);
+            let all = udp + tcp + udp_expired + tcp_expired + lost;
+            told += all;
+            // The kernel evicts only what also ends.
+            evictions += evicted.min(all);
+            account.settle(sums(&[(Statistic::EarlyDrop, evictions)]));
+            prop_assert_eq!(deletes(&account), told);
+            let counted: u64 = account.rows().map(|(_, counters)| counters.get(Counted::DeleteEarlyDrop)).sum();
+            prop_assert_eq!(counted, evictions);
+        }
+    }
+}

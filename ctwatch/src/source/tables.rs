@@ -1,0 +1,329 @@
+//! Count and limit of each network namespace's table, without netlink (a ctnetlink socket loads modules).
+//!
+//! A descriptor of a namespace keeps it alive, so one is open only for the moment of reading.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+
+use crate::model::Table;
+
+/// How many namespaces are read at each sample; a machine with more shows the ones found first.
+const MOST: usize = 256;
+/// How many ways to one namespace are remembered, for when the process behind the first one ends.
+const MOST_WAYS: usize = 4;
+/// A full look costs one `readlink` a process, so it is made this rarely …
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// … and at most this often where a namespace is met that nobody knows: its last process may have ended already.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(2);
+
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// Where namespaces are looked for; other roots only in tests.
+#[derive(Clone, Debug)]
+struct Roots {
+    proc: PathBuf,
+    named: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { proc: "/proc".into(), named: "/run/netns".into() }
+    }
+}
+
+/// A way to enter a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Way {
+    /// A mount that `ip netns` made.
+    Named(PathBuf),
+    /// A process in it.
+    Process(u32),
+}
+
+/// One namespace as found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Place {
+    name: Option<String>,
+    ways: Vec<Way>,
+}
+
+/// What could be read of one namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reading {
+    count: Option<u64>,
+    max: Option<u64>,
+}
+
+/// Reads the tables of all namespaces that it can find.
+#[derive(Debug)]
+pub struct Tables {
+    roots: Roots,
+    only: Option<u32>,
+    own: u32,
+    places: BTreeMap<u32, Place>,
+    looked: Option<Instant>,
+}
+
+impl Tables {
+    /// All namespaces, or only the one with this inode.
+    pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
+        let roots = Roots::default();
+        let own = own_netns(&roots)?;
+        Ok(Self { roots, only, own, places: BTreeMap::new(), looked: None })
+    }
+
+    /// The tables now. `met` are the namespaces that the counters know: one not yet found starts a search for it.
+    ///
+    /// Empty where connection tracking is not loaded.
+    pub fn read(&mut self, met: impl IntoIterator<Item = u32>) -> Vec<Table> {
+        if !Path::new(COUNT).exists() {
+            return Vec::new();
+        }
+        let unknown =
+            met.into_iter().any(|netns| netns != 0 && self.wants(netns) && !self.places.contains_key(&netns));
+        let due = self.looked.is_none_or(|looked| {
+            let age = looked.elapsed();
+            age >= LOOK_EVERY || unknown && age >= LOOK_AT_MOST_EVERY
+        });
+        if due {
+            self.places = find(&self.roots, self.own);
+            self.looked = Some(Instant::now());
+        }
+        let wanted: BTreeMap<u32, Place> = self
+            .places
+            .iter()
+            .filter(|(netns, _)| self.wants(**netns))
+            .map(|(netns, place)| (*netns, place.clone()))
+            .collect();
+        let readings = read_all(&self.roots, self.own, &wanted);
+        // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
+        self.places.retain(|netns, _| !wanted.contains_key(netns) || readings.contains_key(netns));
+
+        readings
+            .into_iter()
+            .map(|(netns, reading)| Table {
+                netns,
+                name: wanted
+                    .get(&netns)
+                    .and_then(|place| place.name.clone())
+                    .unwrap_or_else(|| netns.to_string()),
+                count: reading.count,
+                max: reading.max,
+            })
+            .collect()
+    }
+
+    fn wants(&self, netns: u32) -> bool {
+        self.only.is_none_or(|only| only == netns)
+    }
+}
+
+/// The inode behind `--netns`: `None` for `all`.
+pub fn resolve(text: &str) -> anyhow::Result<Option<u32>> {
+    resolve_in(&Roots::default(), text)
+}
+
+fn resolve_in(roots: &Roots, text: &str) -> anyhow::Result<Option<u32>> {
+    match text {
+        "all" => return Ok(None),
+        "self" => return own_netns(roots).map(Some),
+        "init" => {
+            let inode = own_netns(roots).ok().and_then(|own| init_netns(roots, own));
+            return inode.map(Some).context(
+                "which namespace process 1 is in may not be read here (it needs CAP_SYS_PTRACE); give its inode, or `self`",
+            );
+        }
+        _ => {}
+    }
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().map(Some).context("an inode has at most 32 bits");
+    }
+    let is_name = !text.contains('/') && text != "." && text != "..";
+    let inode = if is_name { named_inode(&roots.named.join(text)) } else { None };
+    if inode.is_some() {
+        return Ok(inode);
+    }
+    let known = names(roots);
+    let known =
+        if known.is_empty() { "none has a name here".into() } else { format!("known: {}", known.join(", ")) };
+    anyhow::bail!("no network namespace `{text}` ({known}); or give `all`, `self`, `init` or an inode")
+}
+
+fn names(roots: &Roots) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(&roots.named)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| named_inode(&entry.path()).is_some())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .take(MOST)
+        .collect();
+    names.sort();
+    names
+}
+
+fn own_netns(roots: &Roots) -> anyhow::Result<u32> {
+    // The calling thread's, not the process's: this is also asked by threads that have moved.
+    link_inode(&roots.proc.join("thread-self/ns/net"))
+        .context("cannot read /proc/thread-self/ns/net: is /proc mounted?")
+}
+
+/// The namespace of process 1. Without CAP_SYS_PTRACE its link may not be read; our own is recognised all the same, for
+/// the bucket count can be written in the first namespace only (mode 0444 elsewhere; seen on 5.10, 6.18, 7.3).
+fn init_netns(roots: &Roots, own: u32) -> Option<u32> {
+    link_inode(&roots.proc.join("1/ns/net")).or_else(|| {
+        let buckets = fs::metadata(roots.proc.join("sys/net/netfilter/nf_conntrack_buckets")).ok()?;
+        (buckets.mode() & 0o200 != 0).then_some(own)
+    })
+}
+
+/// The inode in a link of the form `net:[4026531840]`.
+fn link_inode(path: &Path) -> Option<u32> {
+    let target = fs::read_link(path).ok()?;
+    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The inode of the namespace mounted at a path; a file left behind by an unmount is none.
+fn named_inode(path: &Path) -> Option<u32> {
+    netns_inode(&File::open(path).ok()?)
+}
+
+fn netns_inode(file: &File) -> Option<u32> {
+    if fstatfs(file).ok()?.filesystem_type() != NSFS_MAGIC {
+        return None;
+    }
+    u32::try_from(file.metadata().ok()?.ino()).ok()
+}
+
+/// Every namespace that has a name, a process that may be looked at, or is our own.
+fn find(roots: &Roots, own: u32) -> BTreeMap<u32, Place> {
+    let mut places = BTreeMap::from([(own, Place::default())]);
+    if let Some(init) = init_netns(roots, own) {
+        places.entry(init).or_default().name = Some("init".into());
+    }
+    for name in names(roots) {
+        let path = roots.named.join(&name);
+        if let Some(inode) = named_inode(&path)
+            && let Some(place) = room_for(&mut places, inode)
+        {
+            place.name.get_or_insert(name);
+            add_way(place, Way::Named(path));
+        }
+    }
+    let processes = fs::read_dir(&roots.proc).into_iter().flatten().flatten();
+    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        if let Some(inode) = link_inode(&roots.proc.join(format!("{pid}/ns/net")))
+            && let Some(place) = room_for(&mut places, inode)
+        {
+            add_way(place, Way::Process(pid));
+        }
+    }
+    places
+}
+
+fn room_for(places: &mut BTreeMap<u32, Place>, inode: u32) -> Option<&mut Place> {
+    if places.len() >= MOST && !places.contains_key(&inode) {
+        return None;
+    }
+    Some(places.entry(inode).or_default())
+}
+
+fn add_way(place: &mut Place, way: Way) {
+    if place.ways.len() < MOST_WAYS {
+        place.ways.push(way);
+    }
+}
+
+/// Reads each namespace; those that have ended are missing from the answer.
+fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, Place>) -> BTreeMap<u32, Reading> {
+    let mut readings = BTreeMap::new();
+    if places.contains_key(&own) {
+        readings.insert(own, read_here());
+    }
+    let others: Vec<(&u32, &Place)> = places.iter().filter(|(netns, _)| **netns != own).collect();
+    if !others.is_empty() {
+        // setns moves one thread. This one ends instead of moving back: nothing can then be left in a foreign
+        // namespace, nor keep it alive.
+        let entered = std::thread::scope(|scope| {
+            let reader = std::thread::Builder::new().name("netns".into()).stack_size(128 << 10).spawn_scoped(
+                scope,
+                || {
+                    others
+                        .iter()
+                        .filter_map(|(netns, place)| Some((**netns, enter(roots, **netns, place)?)))
+                        .collect()
+                },
+            );
+            reader.ok().and_then(|reader| reader.join().ok())
+        });
+        readings.extend(entered.unwrap_or_else(BTreeMap::new));
+    }
+    // One limit holds for all namespaces and only the first may set it, so ours stands in where a namespace hides its
+    // own (it may, where it belongs to an unprivileged user) or could not be entered.
+    let limit = readings.get(&own).and_then(|reading| reading.max).or_else(|| number_in(Path::new(MAX)));
+    for reading in readings.values_mut() {
+        reading.max = reading.max.or(limit);
+    }
+    readings
+}
+
+/// Moves the calling thread into the namespace and reads there; where that is not allowed, asks a process in it.
+fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
+    let mut found = None;
+    for way in &place.ways {
+        let path = match way {
+            Way::Named(path) => path.clone(),
+            Way::Process(pid) => roots.proc.join(format!("{pid}/ns/net")),
+        };
+        let Some(file) = File::open(path).ok().filter(|file| netns_inode(file) == Some(netns)) else {
+            continue;
+        };
+        if setns(&file, CloneFlags::CLONE_NEWNET).is_ok() {
+            let here = read_here();
+            if here.count.is_some() {
+                return Some(here);
+            }
+        }
+        drop(file);
+        if let Way::Process(pid) = way
+            && let Some(count) = entries_of(&roots.proc.join(format!("{pid}/net/stat/nf_conntrack")))
+        {
+            return Some(Reading { count: Some(count), max: None });
+        }
+        // It lives, even if nothing can be read of it.
+        found = Some(Reading::default());
+    }
+    found
+}
+
+/// `/proc/sys/net` shows the namespace of whoever reads it.
+fn read_here() -> Reading {
+    Reading { count: number_in(Path::new(COUNT)), max: number_in(Path::new(MAX)) }
+}
+
+fn number_in(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The column `entries` of a namespace's statistics: the whole namespace's count, repeated on each CPU's line, in hex.
+fn entries_of(path: &Path) -> Option<u64> {
+    parse_entries(&fs::read_to_string(path).ok()?)
+}
+
+fn parse_entries(text: &str) -> Option<u64> {
+    let mut lines = text.lines();
+    let column = lines.next()?.split_whitespace().position(|title| title == "entries")?;
+    u64::from_str_radix(lines.next()?.split_whitespace().nth(column)?, 16).ok()
+}
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;
