@@ -1,0 +1,317 @@
+//! The one definition of commands and flags; help, completions and the man page come from it.
+
+use std::time::Duration;
+
+use clap::builder::TypedValueParser;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use ctwatch_ebpf::{AF_INET, AF_INET6};
+
+use crate::model::{Filter, Protocols, protocol};
+use crate::source::tables;
+
+const ABOUT_FILTERS: &str = "What to watch";
+const ABOUT_OUTPUT: &str = "Output";
+
+/// See what connection tracking does to this machine: new flows, refused flows, evictions, removals, by protocol.
+#[derive(Debug, Parser)]
+#[command(name = "ctwatch", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Without a command, `ctwatch` is `ctwatch live`.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+impl Cli {
+    /// What to do: `live` unless something else was named.
+    pub fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Live(self.live))
+    }
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Live rates: inserts, deletes, evictions, drops and failed inserts of each flow type
+    Live(LiveArgs),
+    /// What this kernel offers for watching, as JSON
+    Facts,
+    /// Write a completion script to stdout
+    Completions {
+        /// Whose completions
+        shell: clap_complete::Shell,
+    },
+    /// Write the man page to stdout
+    Man,
+}
+
+/// Flags of `live`, as typed.
+#[derive(Clone, Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that users type; `Options` has what they mean"
+)]
+pub struct LiveArgs {
+    /// Seconds between reports, fractions allowed, 0.1 to 3600
+    #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = parse_interval)]
+    interval: Duration,
+    /// Stop after N reports
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
+    count: Option<u64>,
+    /// Plain lines, even on a terminal
+    #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
+    plain: bool,
+    /// One JSON object a line for each report
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    json: bool,
+    /// No colour, even on a terminal (as does the variable NO_COLOR)
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    no_color: bool,
+    /// Say what the programs in the kernel have to say, on stderr
+    #[arg(short, long, help_heading = ABOUT_OUTPUT)]
+    verbose: bool,
+    /// Only these L4 protocols: names or numbers, separated by commas
+    #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
+    proto: Option<Protocols>,
+    /// Only this address family
+    #[arg(long, value_name = "FAMILY", help_heading = ABOUT_FILTERS)]
+    family: Option<Family>,
+    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
+    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
+    netns: Netns,
+    /// Where the counts come from; one that is named and cannot run is an error
+    #[arg(long, value_name = "SOURCE", default_value = "auto")]
+    source: SourceChoice,
+}
+
+/// `--family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+/// `--netns`, resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Netns(Option<u32>);
+
+/// `--source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SourceChoice {
+    /// The best that this kernel allows
+    #[default]
+    Auto,
+    /// BPF trampolines
+    Fexit,
+    /// Kprobes and kretprobes
+    Kprobe,
+    /// Ctnetlink events and statistics
+    Netlink,
+}
+
+/// How reports are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// The full-screen view on a terminal, plain lines otherwise.
+    #[default]
+    Auto,
+    /// Plain lines.
+    Plain,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The flags of `live`, checked and resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Time between reports.
+    pub interval: Duration,
+    /// Stop after so many reports.
+    pub count: Option<u64>,
+    /// How reports are written.
+    pub format: Format,
+    /// False where the user asked for no colour.
+    pub color: bool,
+    /// Whether the programs' own log is shown.
+    pub verbose: bool,
+    /// What to watch.
+    pub filter: Filter,
+    /// Which source was asked for.
+    pub source: SourceChoice,
+}
+
+impl From<LiveArgs> for Options {
+    fn from(args: LiveArgs) -> Self {
+        let format = match (args.plain, args.json) {
+            (_, true) => Format::Json,
+            (true, false) => Format::Plain,
+            (false, false) => Format::Auto,
+        };
+        let family = args.family.map(|family| match family {
+            Family::Ipv4 => AF_INET,
+            Family::Ipv6 => AF_INET6,
+        });
+        Self {
+            interval: args.interval,
+            count: args.count,
+            format,
+            color: !args.no_color,
+            verbose: args.verbose,
+            filter: Filter { protos: args.proto, family, netns: args.netns.0 },
+            source: args.source,
+        }
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 =
+        text.parse().map_err(|_| "not a number of seconds; for example 1 or 0.5".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("must lie between 0.1 and 3600 seconds".into())
+    }
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one report; leave --count out to go on until stopped".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("not a whole number of reports".into()),
+    }
+}
+
+fn parse_protocols(text: &str) -> Result<Protocols, String> {
+    let mut set = Protocols::default();
+    for part in text.split(',') {
+        let proto = protocol::number(part.trim()).ok_or_else(|| {
+            format!("no protocol `{}`; name one (tcp, udp, icmp, icmpv6, sctp, gre, …) or give its number, 0 to 255", part.trim())
+        })?;
+        set.insert(proto);
+    }
+    Ok(set)
+}
+
+fn parse_netns(text: &str) -> Result<Netns, String> {
+    tables::resolve(text).map(Netns).map_err(|error| format!("{error:#}"))
+}
+
+/// The completion script of a shell.
+pub fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ctwatch", &mut script);
+    script
+}
+
+/// The man page, in roff: the command itself and each subcommand.
+pub fn man() -> std::io::Result<Vec<u8>> {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = Vec::new();
+    let top = clap_mangen::Man::new(command.clone());
+    top.render(&mut page)?;
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        let section = clap_mangen::Man::new(sub.clone());
+        let title = sub.get_name().to_uppercase();
+        page.extend(format!(".SH \"THE COMMAND {title}\"\n").bytes());
+        section.render_synopsis_section(&mut page)?;
+        section.render_description_section(&mut page)?;
+        section.render_options_section(&mut page)?;
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(args: &[&str]) -> Result<Options, clap::Error> {
+        match Cli::try_parse_from(std::iter::once(&"ctwatch").chain(args))?.into_command() {
+            Command::Live(live) => Ok(live.into()),
+            other => panic!("not live: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_arguments_mean_live_with_the_defaults() {
+        let defaults = options(&[]).unwrap();
+        assert_eq!(defaults, options(&["live"]).unwrap());
+        assert_eq!(defaults.interval, Duration::from_secs(1));
+        assert_eq!(defaults.count, None);
+        assert_eq!(defaults.format, Format::Auto);
+        assert_eq!(defaults.filter, Filter::default());
+        assert_eq!(defaults.source, SourceChoice::Auto);
+        assert!(defaults.color && !defaults.verbose);
+    }
+
+    #[test]
+    fn flags_work_with_and_without_the_command() {
+        let args = [
+            "-i",
+            "0.25",
+            "-n",
+            "3",
+            "--json",
+            "--proto",
+            "udp,6",
+            "--family",
+            "ipv6",
+            "--netns",
+            "4026531999",
+        ];
+        let bare = options(&args).unwrap();
+        assert_eq!(bare, options(&[&["live"][..], &args].concat()).unwrap());
+        assert_eq!(bare.interval, Duration::from_millis(250));
+        assert_eq!(bare.count, Some(3));
+        assert_eq!(bare.format, Format::Json);
+        let protos = bare.filter.protos.unwrap();
+        assert!(protos.contains(17) && protos.contains(6) && !protos.contains(1));
+        assert_eq!(bare.filter.family, Some(AF_INET6));
+        assert_eq!(bare.filter.netns, Some(4_026_531_999));
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_wrong() {
+        for (args, told) in [
+            (&["-i", "0"][..], "between 0.1 and 3600"),
+            (&["-i", "3601"], "between 0.1 and 3600"),
+            (&["-i", "nan"], "between 0.1 and 3600"),
+            (&["-i", "soon"], "not a number of seconds"),
+            (&["-n", "0"], "at least one report"),
+            (&["-n", "-1"], "unexpected argument"),
+            (&["-n", "x"], "not a whole number"),
+            (&["--proto", "tcp,foo"], "no protocol `foo`"),
+            (&["--proto", ""], "no protocol ``"),
+            (&["--proto", "256"], "no protocol `256`"),
+            (&["--family", "ipv5"], "[possible values: ipv4, ipv6]"),
+            (&["--source", "magic"], "[possible values: auto, fexit, kprobe, netlink]"),
+            (&["--netns", "no-such-namespace"], "no network namespace `no-such-namespace`"),
+            (&["--netns", "../../etc/passwd"], "no network namespace"),
+            (&["--plain", "--json"], "cannot be used with"),
+            (&["--port", "53"], "unexpected argument"),
+            (&["--net", "self"], "unexpected argument"),
+        ] {
+            let error = options(args).expect_err("accepted");
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+            let text = error.to_string();
+            assert!(text.contains(told), "{args:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn man_page_and_completions_know_every_flag() {
+        let page = String::from_utf8(man().unwrap()).unwrap();
+        let script = String::from_utf8(completions(clap_complete::Shell::Bash)).unwrap();
+        for flag in ["interval", "count", "plain", "json", "proto", "family", "netns", "source", "no-color"] {
+            assert!(page.contains(&flag.replace('-', "\\-")), "{flag} in the man page");
+            assert!(script.contains(&format!("--{flag}")), "{flag} in the completions");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! `ctwatch doctor`: facts, findings, and the exit code of a monitoring plugin.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Read as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use nix::time::{ClockId, clock_gettime};
+
+use super::print;
+use crate::cli::{DoctorArgs, DoctorCommand};
+use crate::doctor::facts::FORMAT;
+use crate::doctor::gather::{self, Wishes};
+use crate::doctor::{Facts, diagnose, explain, mask};
+use crate::view::doctor::{self as view, Context, Style};
+
+/// The exit code for all that keeps doctor from an answer, wrong usage included.
+pub const COULD_NOT_TELL: u8 = 3;
+
+/// Runs doctor; an error is told and exits with [`COULD_NOT_TELL`].
+pub fn run(args: &DoctorArgs) -> ExitCode {
+    match answer(args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            super::tell(&format!("{error:#}"));
+            ExitCode::from(COULD_NOT_TELL)
+        }
+    }
+}
+
+fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
+    if let Some(DoctorCommand::Explain { id }) = &args.command {
+        return explain_finding(id.as_deref()).map(|()| 0);
+    }
+    let facts = match &args.from {
+        Some(file) => load(file)?,
+        None => capture_here(args)?,
+    };
+    if let Some(file) = &args.capture {
+        save(facts.clone(), file)?;
+    }
+    let diagnosis = diagnose(&facts);
+    let text = if args.json {
+        view::json(&diagnosis, &context(args, &facts)?, args.all)?
+    } else {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let color = !args.no_color && !refused && io::stdout().is_terminal();
+        view::plain(&diagnosis, Style { all: args.all, color })
+    };
+    print(text.as_bytes())?;
+    Ok(diagnosis.status.exit_code())
+}
+
+fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
+    let wishes = Wishes { sample: args.sample, source: args.source, netns: args.netns() };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    runtime.block_on(gather::read(wishes))
+}
+
+fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {
+    let wall = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    let time = jiff::Timestamp::new(wall.tv_sec(), i32::try_from(wall.tv_nsec())?)?;
+    let host = match args.from {
+        None => Some(nix::unistd::gethostname()?.to_string_lossy().into_owned()),
+        Some(_) => None,
+    };
+    Ok(Context { time: format!("{time:.3}"), host, kernel: facts.release.clone(), sample_s: facts.live.seconds })
+}
+
+fn load(file: &Path) -> anyhow::Result<Facts> {
+    let mut text = String::new();
+    if file == Path::new("-") {
+        io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+    } else {
+        text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let facts: Facts = serde_json::from_str(&text)
+        .with_context(|| format!("{} does not hold what `doctor --capture` writes", file.display()))?;
+    anyhow::ensure!(
+        facts.format == FORMAT,
+        "{} was captured in format {}, and this ctwatch reads format {FORMAT}",
+        file.display(),
+        facts.format
+    );
+    Ok(facts)
+}
+
+fn save(mut facts: Facts, file: &Path) -> anyhow::Result<()> {
+    mask::mask(&mut facts);
+    let mut text = serde_json::to_string_pretty(&facts)?;
+    text.push('\n');
+    if file == Path::new("-") {
+        return print(text.as_bytes());
+    }
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn explain_finding(id: Option<&str>) -> anyhow::Result<()> {
+    let Some(id) = id else {
+        let lines = explain::TOPICS.iter().map(|topic| format!("{:<20} {}\n", topic.id, topic.title));
+        return print(lines.collect::<String>().as_bytes());
+    };
+    let topic = explain::find(id).with_context(|| {
+        let known: Vec<&str> = explain::TOPICS.iter().map(|topic| topic.id).collect();
+        format!("no finding is called `{id}`; there are {}", known.join(", "))
+    })?;
+    print(format!("{}: {}\n\n{}", topic.id, topic.title, topic.text).as_bytes())
+}

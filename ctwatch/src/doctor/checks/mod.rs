@@ -1,0 +1,116 @@
+//! From facts to findings. Pure: the same facts give the same findings.
+
+mod chains;
+mod counters;
+mod occupancy;
+mod presence;
+mod probes;
+mod timeouts;
+
+use super::facts::{Facts, Namespace, Port};
+use super::finding::{Diagnosis, Finding, Status};
+use super::text::{percent, rate, share, thousands};
+use crate::kernel::facts::Presence;
+use ctwatch_ebpf::Event;
+
+/// Every check, in the order in which equally bad findings are told.
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 6] = [
+    occupancy::check,
+    counters::check,
+    timeouts::check,
+    chains::check,
+    presence::check,
+    probes::check,
+];
+
+/// All findings, and what they come to.
+pub fn diagnose(facts: &Facts) -> Diagnosis {
+    let mut findings: Vec<Finding> = CHECKS.iter().flat_map(|check| check(facts)).collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.status.weight()));
+    let worst = findings.first().map_or(Status::Ok, |finding| finding.status);
+    let acute = findings.iter().filter(|finding| finding.status != Status::Ok).count();
+    let verdict = match (findings.first(), worst) {
+        (Some(first), Status::Warning | Status::Critical | Status::Unknown) => match acute {
+            1 => first.what.clone(),
+            2 => format!("{} (and one more finding)", first.what),
+            more => format!("{} (and {} more findings)", first.what, more - 1),
+        },
+        _ => calm(facts),
+    };
+    Diagnosis { status: worst, verdict, findings }
+}
+
+/// The one line of a machine that nothing ails.
+fn calm(facts: &Facts) -> String {
+    if facts.conntrack == Presence::Absent {
+        return "connection tracking is not loaded: nothing is tracked, and nothing can be dropped by it".into();
+    }
+    let fullest = facts
+        .namespaces
+        .iter()
+        .filter_map(|namespace| Some((namespace, namespace.fill()?)))
+        .max_by(|a, b| a.1.total_cmp(&b.1));
+    let Some((namespace, fill)) = fullest else { return "connection tracking does no harm".into() };
+    let others = if facts.namespaces.len() > 1 { format!(" in the fullest namespace, {}", namespace.name) } else { String::new() };
+    let refused = match refused(facts, namespace) {
+        Some(0) => format!(", no new flow refused in {} s", rate(facts.live.seconds)),
+        _ => String::new(),
+    };
+    format!(
+        "connection tracking does no harm: {} of {} entries ({}){others}{refused}",
+        thousands(namespace.peak().unwrap_or(0)),
+        thousands(namespace.max().unwrap_or(0)),
+        percent(fill)
+    )
+}
+
+/// New flows refused for want of room during the sample.
+fn refused(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    let counted = facts.live.sum(namespace.netns, &[Event::DropTableFull]);
+    // The kernel's `drop` holds other losses too, but where a table is full it is this one.
+    counted.or_else(|| namespace.grown("drop").filter(|_| namespace.fill().is_some_and(|fill| fill >= 0.95))).or_else(|| {
+        namespace.grown("drop").filter(|drop| *drop == 0)
+    })
+}
+
+/// Live entries evicted for want of room during the sample.
+fn evicted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    facts.live.sum(namespace.netns, &[Event::DeleteEarlyDrop]).or_else(|| namespace.grown("early_drop"))
+}
+
+/// The port to which at least half of a table's entries go.
+fn culprit(namespace: &Namespace) -> Option<&Port> {
+    namespace.table.ports.first().filter(|port| port.count * 2 >= namespace.table.total)
+}
+
+/// ` of NAME`, where there is more than one namespace to speak of.
+fn of_namespace(facts: &Facts, namespace: &Namespace) -> String {
+    if facts.namespaces.len() > 1 { format!(" of namespace {}", namespace.name) } else { String::new() }
+}
+
+/// `udp port 6881, 98 % of the entries`.
+fn named(port: &Port, total: u64) -> String {
+    format!(
+        "{} port {}, {} of the entries",
+        crate::model::protocol::name(port.proto),
+        port.port,
+        percent(share(port.count, total))
+    )
+}
+
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
+const STATS: &str = "/proc/net/stat/nf_conntrack";
+const LOG: &str = "/dev/kmsg";
+
+/// Where the live sample's figures come from.
+fn live_source(facts: &Facts) -> String {
+    match facts.live.source {
+        Some(kind) => format!("live sample of {:.1} s by {}", facts.live.seconds, kind.name()),
+        None => format!("{STATS}, over {:.1} s", facts.live.seconds),
+    }
+}
+
+#[cfg(test)]
+mod tests;

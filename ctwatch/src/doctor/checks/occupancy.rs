@@ -1,0 +1,197 @@
+//! How close each table is to its limit, and what happens there.
+
+use ctwatch_ebpf::Event;
+
+use super::{COUNT, LOG, MAX, culprit, evicted, live_source, named, of_namespace, refused};
+use crate::doctor::facts::{Facts, Namespace};
+use crate::doctor::finding::{Finding, Remedy, Status};
+use crate::doctor::remedies::{limit, notrack, timeouts};
+use crate::doctor::text::{bytes, duration, percent, rate, share, thousands};
+
+/// From here on `gc_worker` evicts entries that are not assured (4.20 to 7.3), which no kernel counter shows.
+const PRESSURE: f64 = 0.95;
+/// A warning should leave time to act.
+const NEAR: f64 = 0.8;
+/// A table below this has room whatever a short sample extrapolates to.
+const HALF: f64 = 0.5;
+/// A forecast farther than this is none.
+const SOON: f64 = 600.0;
+/// A logged loss older than this is history.
+const RECENT: u64 = 86_400;
+
+pub fn check(facts: &Facts) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect();
+    findings.extend(before(facts));
+    findings
+}
+
+fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
+    let (fill, peak, max) = (namespace.fill()?, namespace.peak()?, namespace.max()?);
+    let (refused, evicted) = (refused(facts, namespace), evicted(facts, namespace));
+    let lost = refused.unwrap_or(0) + evicted.unwrap_or(0);
+    let place = of_namespace(facts, namespace);
+    let occupied = format!("{} of {} entries ({})", thousands(peak), thousands(max), percent(fill));
+    let to_full = time_to_full(facts, namespace).filter(|_| fill >= HALF);
+    let finding = if fill >= 1.0 || lost > 0 {
+        Finding::new(
+            "table-full",
+            Status::Critical,
+            format!("the table{place} is full: {occupied}{}", losses(facts, refused, evicted, culprit_text(namespace))),
+            "Packets of new flows are dropped, or live flows are thrown out to make room for them. Users see connections \
+             that do not open, or that hang when they were quiet for a moment.",
+        )
+    } else if fill >= PRESSURE {
+        Finding::new(
+            "table-near-full",
+            Status::Critical,
+            format!("the table{place} is nearly full: {occupied}{}", culprit_text(namespace)),
+            "Above 95 % the kernel's collector already evicts flows that are not assured, and no kernel counter shows it. A \
+             little more traffic, and new flows are dropped.",
+        )
+    } else if fill >= NEAR {
+        Finding::new(
+            "table-near-full",
+            Status::Warning,
+            format!("the table{place} is filling up: {occupied}{}", culprit_text(namespace)),
+            "Nothing is lost yet. At the limit new flows are dropped, and a burst can take it there in seconds.",
+        )
+    } else if let Some(seconds) = to_full {
+        Finding::new(
+            "table-filling",
+            Status::Warning,
+            format!("the table{place} grows fast: {occupied}, full in about {}", duration(seconds)),
+            "Nothing is lost yet. If new flows go on to arrive at this rate, they will be dropped once the limit is reached.",
+        )
+    } else {
+        return None;
+    };
+    let top = culprit(namespace);
+    let finding = finding
+        .seen("count", peak, COUNT)
+        .seen("max", max, MAX)
+        .seen_if("refused", refused, live_source(facts))
+        .seen_if("early_drop", evicted, live_source(facts))
+        .seen_if("collector_evictions", pressure(facts, namespace), live_source(facts))
+        .seen_if("insert", inserted(facts, namespace), live_source(facts))
+        .seen_if("full_in_seconds", to_full, "growth during the sample")
+        .seen_if("fills_it", top.map(|port| named(port, namespace.table.total)), namespace.table.from.clone())
+        .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
+    Some(finding.cure(cures(facts, namespace)))
+}
+
+/// A larger table, less in it, or both.
+fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
+    let mut remedies: Vec<Remedy> = limit::raise(facts, namespace).into_iter().collect();
+    if let Some(port) = culprit(namespace) {
+        remedies.extend(notrack::remedies(facts.tools, namespace, port));
+    }
+    remedies.extend(timeouts::excesses(namespace).iter().take(2).map(|excess| timeouts::shorten(namespace, excess)));
+    remedies
+}
+
+fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: String) -> String {
+    let mut text = String::new();
+    if let Some(refused) = refused.filter(|refused| *refused > 0) {
+        text += &format!(", {} new flows a second refused", rate(facts.live.per_second(refused)));
+    }
+    if let Some(evicted) = evicted.filter(|evicted| *evicted > 0) {
+        text += &format!(", {} live ones a second thrown out", rate(facts.live.per_second(evicted)));
+    }
+    text + &culprit
+}
+
+fn culprit_text(namespace: &Namespace) -> String {
+    culprit(namespace).map_or_else(String::new, |port| format!("; filled by {}", named(port, namespace.table.total)))
+}
+
+fn pressure(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    facts.live.sum(namespace.netns, &[Event::DeletePressure]).filter(|evicted| *evicted > 0)
+}
+
+fn inserted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    facts.live.sum(namespace.netns, &[Event::Insert])
+}
+
+/// Seconds until the table is full if it goes on to grow as in the sample; `None` where that means nothing.
+fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    let (before, after, max) = (namespace.count?, namespace.count_after?, namespace.max()?);
+    let growth = facts.live.per_second(after.checked_sub(before)?);
+    // Below a hundredth of the limit in the sample it may as well be noise.
+    if growth <= 0.0 || (after - before) * 100 < max {
+        return None;
+    }
+    let seconds = max.saturating_sub(after) as f64 / growth;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below SOON, and not negative")]
+    (seconds <= SOON).then_some(seconds as u64)
+}
+
+/// What the kernel remembers of a full table, where it is not full now.
+fn before(facts: &Facts) -> Option<Finding> {
+    let own = facts.namespaces.first()?;
+    let full_now = facts.namespaces.iter().any(|namespace| namespace.fill().is_some_and(|fill| fill >= NEAR));
+    let since_boot = |counter: &str| own.stats.get(counter).copied().filter(|count| *count > 0);
+    let (drops, evictions) = (since_boot("drop"), since_boot("early_drop"));
+    let logged = facts.log.filter(|log| log.lines > 0);
+    if full_now || logged.is_none() && evictions.is_none() {
+        return None;
+    }
+    let when = logged.and_then(|log| log.last_s);
+    let recent = when.is_some_and(|when| when < RECENT);
+    // With room to spare now, somebody has mended it, or the burst has no reason to come again at this size.
+    let still_tight = own.fill().is_some_and(|fill| fill >= HALF);
+    let status = if recent && still_tight { Status::Warning } else { Status::Ok };
+    let ago = when.map_or_else(|| "since boot".to_owned(), |when| format!("{} ago", duration(when)));
+    let finding = Finding::new(
+        "table-was-full",
+        status,
+        format!("a table was full {ago}, and is not now"),
+        "The kernel refused new flows or evicted live ones then. Its log is rate-limited and its counters never start \
+         again, so neither tells how many or how often.",
+    )
+    .seen_if("drop_since_boot", drops, super::STATS)
+    .seen_if("early_drop_since_boot", evictions, super::STATS)
+    .seen_if("logged_seconds_ago", when, LOG)
+    .seen("uptime_seconds", facts.uptime_s, "CLOCK_MONOTONIC");
+    let finding = match limit::recommended(facts, own) {
+        Some(limit) => finding.seen("recommended_limit", limit, "twice the highest count seen, rounded up to a power of two"),
+        None => finding,
+    };
+    Some(if status == Status::Warning { finding.cure(limit::raise(facts, own)) } else { finding })
+}
+
+/// Memory of the table as it is, at its limit, and at twice the limit.
+pub fn memory(facts: &Facts) -> Option<Finding> {
+    let namespace = facts.namespaces.first()?;
+    let (max, buckets) = (namespace.max()?, namespace.sysctl("buckets")?);
+    let entries: u64 = facts.namespaces.iter().filter_map(Namespace::peak).sum();
+    let at_limit = limit::table_bytes(facts, max, buckets);
+    let too_much = facts.memory > 0 && at_limit > facts.memory / 2;
+    let (status, meaning) = if too_much {
+        (
+            Status::Warning,
+            "The limit allows more entries than this machine has memory for. A flood would take the memory before the limit \
+             stops it.",
+        )
+    } else {
+        (Status::Ok, "Memory is taken as entries come and given back as they go. Only the hash table's heads are always there.")
+    };
+    let from = if facts.slab.is_some() { "/proc/slabinfo" } else { "256 bytes an entry and 128 for extensions; /proc/slabinfo was not readable" };
+    Some(
+        Finding::new(
+            "memory",
+            status,
+            format!(
+                "the table takes {} now, {} at its limit, {} if that were doubled ({} of memory)",
+                bytes(limit::table_bytes(facts, entries, buckets)),
+                bytes(at_limit),
+                bytes(limit::table_bytes(facts, max.saturating_mul(2), buckets.saturating_mul(2))),
+                percent(share(at_limit.saturating_mul(2), facts.memory)),
+            ),
+            meaning,
+        )
+        .seen("bytes_per_entry", limit::entry_bytes(facts), from)
+        .seen("bytes_now", limit::table_bytes(facts, entries, buckets), "entries, extensions and buckets")
+        .seen("bytes_at_limit", at_limit, "the same with nf_conntrack_max entries")
+        .seen("memory", facts.memory, "/proc/meminfo"),
+    )
+}

@@ -1,0 +1,329 @@
+//! What doctor knows of a machine: plain data, captured once, kept as test data and sent with bug reports.
+
+use std::collections::BTreeMap;
+
+use ctwatch_ebpf::Event;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::facts::Presence;
+use crate::model::SourceKind;
+
+/// The version of the captured form.
+pub const FORMAT: u32 = 1;
+
+/// One machine at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    /// [`FORMAT`] of the ctwatch that captured it.
+    pub format: u32,
+    /// `uname -r`.
+    pub release: String,
+    /// Seconds since boot.
+    pub uptime_s: u64,
+    /// CPUs online.
+    pub cpus: u32,
+    /// Memory of the machine in bytes.
+    pub memory: u64,
+    /// Whether connection tracking is there, and how.
+    pub conntrack: Presence,
+    /// Whether doctor ran with the rights to see everything.
+    pub root: bool,
+    /// Namespaces, the one doctor ran in first.
+    pub namespaces: Vec<Namespace>,
+    /// Loaded modules that have to do with packet filtering.
+    pub modules: Vec<Module>,
+    /// Programs running that are known to use connection tracking.
+    pub programs: Vec<Program>,
+    /// Lines of modprobe's configuration that name nf_conntrack.
+    pub modprobe: Vec<String>,
+    /// The slab of entries, where it may be read.
+    pub slab: Option<Slab>,
+    /// What the kernel logged about full tables; `None` where the log may not be read.
+    pub log: Option<KernelLog>,
+    /// What there is to act with.
+    pub tools: Tools,
+    /// The live sample.
+    pub live: Live,
+}
+
+/// One network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its inode.
+    pub netns: u32,
+    /// `init`, a name known to `ip netns`, or the inode.
+    pub name: String,
+    /// Whether doctor ran in it.
+    pub own: bool,
+    /// What must stand before a command for it to run there; empty for the own namespace.
+    pub enter: String,
+    /// Entries at the start of the sample (`nf_conntrack_count`).
+    pub count: Option<u64>,
+    /// Entries at its end.
+    pub count_after: Option<u64>,
+    /// Whether the limit and the buckets may be set from here: only from the first namespace.
+    pub limit_writable: bool,
+    /// Every number under `/proc/sys/net/netfilter`, by the file's name.
+    pub sysctls: BTreeMap<String, u64>,
+    /// `/proc/net/stat/nf_conntrack` summed over CPUs, at the start; empty where the kernel has no such file.
+    pub stats: BTreeMap<String, u64>,
+    /// The same at the end.
+    pub stats_after: BTreeMap<String, u64>,
+    /// Whether IPVS hands its connections to connection tracking (`net.ipv4.vs.conntrack`).
+    pub ipvs_conntrack: bool,
+    /// Rules that have to do with tracking.
+    pub nft: Listing,
+    /// The same of the older interface.
+    pub iptables: Listing,
+    /// The same for IPv6.
+    pub ip6tables: Listing,
+    /// What the table holds.
+    pub table: TableView,
+}
+
+impl Namespace {
+    /// A sysctl by its short name: `max`, `buckets`, `udp_timeout`.
+    pub fn sysctl(&self, name: &str) -> Option<u64> {
+        self.sysctls.get(&format!("nf_conntrack_{name}")).copied()
+    }
+
+    /// The limit; 0, which means none, is told as `None`.
+    pub fn max(&self) -> Option<u64> {
+        self.sysctl("max").filter(|max| *max > 0)
+    }
+
+    /// The higher of both counts.
+    pub fn peak(&self) -> Option<u64> {
+        self.count.max(self.count_after)
+    }
+
+    /// Entries as a share of the limit.
+    pub fn fill(&self) -> Option<f64> {
+        Some(self.peak()? as f64 / self.max()? as f64)
+    }
+
+    /// How much a counter of the kernel grew during the sample.
+    pub fn grown(&self, counter: &str) -> Option<u64> {
+        self.stats_after.get(counter)?.checked_sub(*self.stats.get(counter)?)
+    }
+
+    /// All listings.
+    pub fn listings(&self) -> [&Listing; 3] {
+        [&self.nft, &self.iptables, &self.ip6tables]
+    }
+
+    /// All rules that make tracking happen.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.listings().into_iter().flat_map(|listing| &listing.rules)
+    }
+}
+
+/// Rules as one tool lists them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Whether they could be listed.
+    pub state: ListingState,
+    /// Those that have to do with tracking.
+    pub rules: Vec<Rule>,
+    /// Whether some chain drops what no rule accepts.
+    pub drops_by_default: bool,
+}
+
+/// Whether rules could be listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListingState {
+    /// The kernel part is not loaded, so there is none; nothing was asked.
+    #[default]
+    NotLoaded,
+    /// All were listed.
+    Listed,
+    /// They could not be listed: why.
+    Unreadable(String),
+}
+
+/// Something that keeps tracking on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// What it is.
+    pub kind: RuleKind,
+    /// nft's family; for the older interface `ip` or `ip6`.
+    pub family: String,
+    /// Its table.
+    pub table: String,
+    /// Its chain, or its own name where it is an object.
+    pub chain: String,
+    /// nft's handle.
+    pub handle: Option<u64>,
+    /// As the tool writes it.
+    pub text: String,
+    /// What in it needs tracking.
+    pub needs: Vec<String>,
+}
+
+/// Kinds of things in a ruleset that keep tracking on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// A rule.
+    Rule,
+    /// A chain of type nat.
+    NatChain,
+    /// A flowtable.
+    Flowtable,
+    /// A named object: `ct helper`, `ct timeout`, `ct expectation`, `synproxy`.
+    Object(String),
+    /// A rule that switches tracking off for something.
+    Notrack,
+}
+
+/// A loaded module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Its reference count; modules that use it are part of it.
+    pub refs: u64,
+    /// Modules that use it.
+    pub used_by: Vec<String>,
+}
+
+/// A running program known to use connection tracking.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Why it matters.
+    pub uses: String,
+}
+
+/// Figures of the slab that holds entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slab {
+    /// Entries in use, all namespaces together.
+    pub active: u64,
+    /// Entries that have memory.
+    pub objects: u64,
+    /// Bytes of one.
+    pub size: u64,
+}
+
+/// What the kernel logged about full tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLog {
+    /// Lines with `table full, dropping packet`; rate-limited by the kernel, so only whether and when mean anything.
+    pub lines: u64,
+    /// How long ago the last one was, in seconds.
+    pub last_s: Option<u64>,
+    /// Whether the log still reaches back to the boot.
+    pub whole: bool,
+}
+
+/// What is installed and what holds the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "one answer for each tool")]
+pub struct Tools {
+    /// `nft`.
+    pub nft: bool,
+    /// `iptables`.
+    pub iptables: bool,
+    /// `conntrack`.
+    pub conntrack: bool,
+    /// `systemctl`, and systemd runs.
+    pub systemd: bool,
+}
+
+/// What a table holds; empty with the reason where nobody could look.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableView {
+    /// Why it could not be read; `None` where it was, or where there was nothing to read.
+    pub unseen: Option<String>,
+    /// Where it was read.
+    pub from: String,
+    /// Entries read.
+    pub total: u64,
+    /// By protocol and state.
+    pub groups: Vec<Group>,
+    /// By protocol and destination port of the original direction, largest first, the first few.
+    pub ports: Vec<Port>,
+}
+
+/// Entries of one protocol and state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// The tracker's state (TCP, SCTP, DCCP), else `unreplied`, `replied` or `assured`.
+    pub state: String,
+    /// How many.
+    pub count: u64,
+    /// Those that never got an answer.
+    pub unreplied: u64,
+    /// Those that `early_drop` may not evict.
+    pub assured: u64,
+    /// How many still have less than so many seconds to live.
+    pub left: BTreeMap<u64, u64>,
+}
+
+/// Entries of one protocol and destination port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// Port in the original direction.
+    pub port: u16,
+    /// How many.
+    pub count: u64,
+    /// Those that never got an answer.
+    pub unreplied: u64,
+}
+
+/// The live sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    /// How long it was, in seconds; 0 where there was nothing to watch.
+    pub seconds: f64,
+    /// The source that counted.
+    pub source: Option<SourceKind>,
+    /// What kept a better source from running, or any.
+    pub why: Option<String>,
+    /// What the source cannot tell here.
+    pub unknown: BTreeMap<Event, String>,
+    /// Counts by flow type.
+    pub flows: Vec<LiveFlow>,
+    /// What the source knows it missed.
+    pub lost: u64,
+    /// Nanoseconds that the source's programs took.
+    pub run_ns: Option<u64>,
+    /// How often they ran.
+    pub runs: Option<u64>,
+}
+
+/// Counts of one flow type in the sample.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveFlow {
+    /// Inode of the namespace.
+    pub netns: u32,
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// L4 protocol number.
+    pub proto: u8,
+    /// Counts that are not 0.
+    pub counts: BTreeMap<Event, u64>,
+}
+
+impl Live {
+    /// The sum of an event over a namespace; `None` where the source cannot tell it or none ran.
+    pub fn sum(&self, netns: u32, events: &[Event]) -> Option<u64> {
+        if self.source.is_none() || events.iter().all(|event| self.unknown.contains_key(event)) {
+            return None;
+        }
+        let flows = self.flows.iter().filter(|flow| flow.netns == netns);
+        Some(flows.flat_map(|flow| events.iter().filter_map(|event| flow.counts.get(event))).sum())
+    }
+
+    /// A count as events per second.
+    pub fn per_second(&self, count: u64) -> f64 {
+        if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
+    }
+}

@@ -1,0 +1,68 @@
+//! Reads a machine without changing it, and without loading a module by looking.
+
+pub mod live;
+pub mod namespace;
+pub mod places;
+pub mod rules;
+pub mod system;
+pub mod table;
+
+use std::time::Duration;
+
+use super::facts::{FORMAT, Facts};
+use crate::cli::SourceChoice;
+use crate::kernel::facts::{Presence, presence};
+
+/// What to look at, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Length of the live sample.
+    pub sample: Duration,
+    /// The source of the live sample.
+    pub source: SourceChoice,
+    /// Only this namespace.
+    pub netns: Option<u32>,
+}
+
+/// All facts; takes as long as the live sample.
+pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
+    let conntrack = presence();
+    let mut facts = Facts {
+        format: FORMAT,
+        release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+        uptime_s: system::uptime(),
+        cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+        memory: system::memory(),
+        conntrack,
+        root: nix::unistd::geteuid().is_root(),
+        modules: system::modules(),
+        programs: system::programs(),
+        modprobe: system::modprobe(),
+        slab: system::slab(),
+        log: system::kernel_log(),
+        tools: system::tools(),
+        ..Facts::default()
+    };
+    if conntrack == Presence::Absent {
+        return Ok(facts);
+    }
+    let kernel = system::Kernel::read();
+    let mut places = places::find();
+    places.retain(|place| wishes.netns.is_none_or(|netns| netns == place.netns));
+    facts.namespaces = places::visit(&places, |place| namespace::read(place, &kernel));
+    // Statistics are read as close around the sample as can be: before it, what the listing of rules took has passed.
+    let before = places::visit(&places, |place| (place.netns, namespace::read_again()));
+    facts.live = live::sample(&wishes).await;
+    let after = places::visit(&places, |place| (place.netns, namespace::read_again()));
+    for namespace in &mut facts.namespaces {
+        if let Some((_, (count, stats))) = before.iter().find(|(netns, _)| *netns == namespace.netns) {
+            namespace.count = *count;
+            namespace.stats.clone_from(stats);
+        }
+        if let Some((_, (count, stats))) = after.iter().find(|(netns, _)| *netns == namespace.netns) {
+            namespace.count_after = *count;
+            namespace.stats_after.clone_from(stats);
+        }
+    }
+    Ok(facts)
+}

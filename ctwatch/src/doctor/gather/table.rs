@@ -1,0 +1,181 @@
+//! What a table holds: by protocol and state, how many would go with a shorter timeout, and by destination port.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
+use std::path::Path;
+
+use crate::doctor::facts::{Group, Port, TableView};
+use crate::doctor::timeouts::{self, TIMEOUTS};
+
+/// How many ports are kept.
+const PORTS: usize = 10;
+
+/// What one entry says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// The tracker's state, where the protocol has one.
+    pub state: Option<&'a str>,
+    /// Whether an answer was seen.
+    pub replied: bool,
+    /// Whether `early_drop` must leave it alone.
+    pub assured: bool,
+    /// Seconds to live; an offloaded entry has none.
+    pub left: Option<u64>,
+    /// Destination port of the original direction.
+    pub port: Option<u16>,
+}
+
+/// Adds entries up; bounded by protocols times ports.
+#[derive(Debug)]
+pub struct Collector {
+    /// Of each timeout that could be shortened: below how many seconds left an entry would be gone.
+    cuts: BTreeMap<&'static str, u64>,
+    groups: BTreeMap<(u8, String), Group>,
+    ports: BTreeMap<(u8, u16), Port>,
+    total: u64,
+}
+
+impl Collector {
+    /// With the timeouts in force, by the sysctl's full name.
+    pub fn new(sysctls: &BTreeMap<String, u64>) -> Self {
+        let cuts = TIMEOUTS.iter().filter_map(|timeout| {
+            let now = sysctls.get(&format!("nf_conntrack_{}", timeout.sysctl))?;
+            Some((timeout.sysctl, now.checked_sub(timeout.proposed)?))
+        });
+        Self { cuts: cuts.collect(), groups: BTreeMap::new(), ports: BTreeMap::new(), total: 0 }
+    }
+
+    /// Counts one entry.
+    pub fn add(&mut self, entry: Entry<'_>) {
+        let state = entry.state.unwrap_or(match (entry.assured, entry.replied) {
+            (true, _) => "assured",
+            (false, true) => "replied",
+            (false, false) => "unreplied",
+        });
+        self.total += 1;
+        let group = self.groups.entry((entry.proto, state.to_owned())).or_insert_with(|| Group {
+            proto: entry.proto,
+            state: state.to_owned(),
+            ..Group::default()
+        });
+        group.count += 1;
+        group.unreplied += u64::from(!entry.replied);
+        group.assured += u64::from(entry.assured);
+        let cut = timeouts::of(entry.proto, state).and_then(|timeout| self.cuts.get(timeout.sysctl));
+        if let (Some(cut), Some(left)) = (cut, entry.left) {
+            *group.left.entry(*cut).or_default() += u64::from(left < *cut);
+        }
+        if let Some(port) = entry.port {
+            let sum = self.ports.entry((entry.proto, port)).or_insert_with(|| Port {
+                proto: entry.proto,
+                port,
+                ..Port::default()
+            });
+            sum.count += 1;
+            sum.unreplied += u64::from(!entry.replied);
+        }
+    }
+
+    /// The sums, read from there.
+    pub fn finish(self, from: &str) -> TableView {
+        let mut groups: Vec<Group> = self.groups.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        let mut ports: Vec<Port> = self.ports.into_values().collect();
+        ports.sort_by_key(|port| std::cmp::Reverse(port.count));
+        ports.truncate(PORTS);
+        TableView { unseen: None, from: from.to_owned(), total: self.total, groups, ports }
+    }
+}
+
+/// Reads the calling thread's namespace from procfs; `None` where the kernel has no such file
+/// (CONFIG_NF_CONNTRACK_PROCFS).
+pub fn from_procfs(sysctls: &BTreeMap<String, u64>) -> io::Result<Option<TableView>> {
+    const FILE: &str = "/proc/thread-self/net/nf_conntrack";
+    let file = match File::open(Path::new(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut collector = Collector::new(sysctls);
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        if let Some(entry) = parse(&line) {
+            collector.add(entry);
+        }
+        line.clear();
+    }
+    Ok(Some(collector.finish("/proc/net/nf_conntrack")))
+}
+
+/// A line such as `ipv4 2 tcp 6 431999 ESTABLISHED src=… dst=… sport=… dport=… src=… [ASSURED] mark=0 use=2`.
+fn parse(line: &str) -> Option<Entry<'_>> {
+    let mut words = line.split_whitespace().skip(3);
+    let proto = words.next()?.parse().ok()?;
+    let mut words = words.peekable();
+    let left = words.peek().and_then(|word| word.parse().ok());
+    if left.is_some() {
+        words.next();
+    }
+    let state = words.peek().copied().filter(|word| !word.contains('=') && !word.starts_with('['));
+    let mut entry = Entry { proto, state, replied: true, assured: false, left, port: None };
+    for word in words {
+        match word {
+            "[UNREPLIED]" => entry.replied = false,
+            "[ASSURED]" => entry.assured = true,
+            _ => {
+                if entry.port.is_none() {
+                    entry.port = word.strip_prefix("dport=").and_then(|port| port.parse().ok());
+                }
+            }
+        }
+    }
+    Some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_procfs_are_understood() {
+        let tcp = "ipv4     2 tcp      6 431999 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=443 \
+                   src=10.0.0.2 dst=10.0.0.1 sport=443 dport=40000 [ASSURED] mark=0 zone=0 use=2";
+        let expected = Entry {
+            proto: 6,
+            state: Some("ESTABLISHED"),
+            replied: true,
+            assured: true,
+            left: Some(431_999),
+            port: Some(443),
+        };
+        assert_eq!(parse(tcp), Some(expected));
+        let udp = "ipv6     10 udp      17 29 src=::1 dst=::1 sport=5 dport=6881 [UNREPLIED] src=::1 dst=::1 sport=6881 dport=5 mark=0 use=2";
+        let expected =
+            Entry { proto: 17, state: None, replied: false, assured: false, left: Some(29), port: Some(6881) };
+        assert_eq!(parse(udp), Some(expected));
+        let offloaded = "ipv4     2 tcp      6 src=1.1.1.1 dst=2.2.2.2 sport=5 dport=6 src=2.2.2.2 dst=1.1.1.1 sport=6 dport=5 [OFFLOAD] mark=0 use=3";
+        let parsed = parse(offloaded).unwrap();
+        assert_eq!((parsed.left, parsed.state, parsed.port), (None, None, Some(6)));
+        let icmp = "ipv4     2 icmp     1 29 src=1.1.1.1 dst=2.2.2.2 type=8 code=0 id=7 src=2.2.2.2 dst=1.1.1.1 type=0 code=0 id=7 mark=0 use=2";
+        assert_eq!(parse(icmp).unwrap().port, None);
+        assert_eq!(parse("nonsense"), None);
+    }
+
+    #[test]
+    fn what_a_shorter_timeout_frees_is_counted_exactly() {
+        let sysctls = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 30)]);
+        let mut collector = Collector::new(&sysctls);
+        for left in [1, 19, 20, 29] {
+            let entry =
+                Entry { proto: 17, state: None, replied: false, assured: false, left: Some(left), port: Some(53) };
+            collector.add(entry);
+        }
+        let view = collector.finish("here");
+        assert_eq!(view.groups[0].left, BTreeMap::from([(20, 2)]));
+        assert_eq!(view.ports, [Port { proto: 17, port: 53, count: 4, unreplied: 4 }]);
+    }
+}

@@ -1,0 +1,18 @@
+//! Is connection tracking hurting this machine, why, and what to do about it.
+//!
+//! `gather` reads facts, `checks` turn them into findings, `remedies` write the commands. Only `gather` touches the
+//! machine, and it changes nothing there.
+
+pub mod checks;
+pub mod explain;
+pub mod facts;
+pub mod finding;
+pub mod gather;
+pub mod mask;
+pub mod remedies;
+pub mod text;
+pub mod timeouts;
+
+pub use checks::diagnose;
+pub use facts::Facts;
+pub use finding::{Diagnosis, Finding, Remedy, Status};

@@ -1,0 +1,129 @@
+//! A larger table.
+
+use ctwatch_ebpf::Event;
+
+use super::sysctl_file;
+use crate::doctor::facts::{Facts, Namespace};
+use crate::doctor::finding::Remedy;
+use crate::doctor::text::{bytes, thousands};
+use crate::doctor::timeouts;
+use crate::kernel::facts::Presence;
+
+/// An entry without extensions where the slab could not be read (x86-64, 5.10 to 7.3: 240 to 256 with alignment).
+const ENTRY: u64 = 256;
+/// Extensions of an entry, allocated with the first of them (NAT, accounting, timestamps, labels).
+const EXTENSIONS: u64 = 128;
+/// The head of a chain.
+const BUCKET: u64 = 8;
+/// No advice may ask for more than this share of memory.
+const MEMORY_SHARE: u64 = 8;
+/// A lifetime longer than this says nothing of how many entries there will be.
+const SHORT_LIFE: u64 = 300;
+
+/// Bytes that one entry takes.
+pub fn entry_bytes(facts: &Facts) -> u64 {
+    facts.slab.map_or(ENTRY, |slab| slab.size) + EXTENSIONS
+}
+
+/// Bytes of a full table.
+pub fn table_bytes(facts: &Facts, entries: u64, buckets: u64) -> u64 {
+    entries.saturating_mul(entry_bytes(facts)).saturating_add(buckets.saturating_mul(BUCKET))
+}
+
+/// How many entries this traffic would need were none refused or evicted; `None` where nothing tells.
+pub fn demand(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    let wanted = facts.live.sum(namespace.netns, &[Event::Insert, Event::DropTableFull])?;
+    let largest = namespace.table.groups.first()?;
+    let timeout = timeouts::of(largest.proto, &largest.state)?;
+    let life = namespace.sysctl(timeout.sysctl).filter(|life| *life <= SHORT_LIFE)?;
+    if largest.count * 2 < namespace.table.total {
+        return None;
+    }
+    // Little's law: entries = arrivals a second times the seconds that each stays.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; neither factor is negative")]
+    Some((facts.live.per_second(wanted) * life as f64).ceil() as u64)
+}
+
+/// A limit with head room over what was seen, as a power of two; `None` where memory does not allow more.
+pub fn recommended(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    let (peak, max) = (namespace.peak()?, namespace.max()?);
+    let needed = peak.saturating_mul(2).max(demand(facts, namespace).unwrap_or(0).saturating_mul(3) / 2);
+    let cap = facts.memory / MEMORY_SHARE / (entry_bytes(facts) + BUCKET);
+    let cap = if cap == 0 { return None } else { 1 << cap.ilog2() };
+    let limit = needed.max(max + 1).checked_next_power_of_two()?.min(cap);
+    (limit > max).then_some(limit)
+}
+
+/// A command line's prefix that reaches the first namespace, the only one that may set limit and buckets; the flag
+/// tells whether it is reached from here at all.
+fn from_first(facts: &Facts) -> (String, bool) {
+    let first = facts.namespaces.iter().find(|namespace| namespace.limit_writable);
+    (first.map_or_else(String::new, |first| first.enter.clone()), first.is_some())
+}
+
+/// Raising the limit, with as many buckets.
+pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
+    let limit = recommended(facts, namespace)?;
+    let max = namespace.max()?;
+    let buckets = namespace.sysctl("buckets")?;
+    let mut settings = Vec::new();
+    let mut old = Vec::new();
+    if buckets < limit {
+        settings.push(("net.netfilter.nf_conntrack_buckets".to_owned(), limit));
+        old.push(("net.netfilter.nf_conntrack_buckets", buckets));
+    }
+    settings.push(("net.netfilter.nf_conntrack_max".to_owned(), limit));
+    old.push(("net.netfilter.nf_conntrack_max", max));
+    let more = table_bytes(facts, limit, limit.max(buckets)).saturating_sub(table_bytes(facts, max, buckets));
+    Some(set(
+        facts,
+        format!("Raise the limit from {} to {}, with as many buckets", thousands(max), thousands(limit)),
+        &settings,
+        &old,
+        format!("up to {} more memory, taken only as the table really fills; nothing else", bytes(more)),
+    ))
+}
+
+/// More buckets for the limit that is there.
+pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
+    let (max, buckets) = (namespace.max()?, namespace.sysctl("buckets")?);
+    let wanted = max.checked_next_power_of_two()?;
+    (buckets < wanted).then(|| {
+        set(
+            facts,
+            format!("Give the table a bucket for each entry it may hold: {}", thousands(wanted)),
+            &[("net.netfilter.nf_conntrack_buckets".to_owned(), wanted)],
+            &[("net.netfilter.nf_conntrack_buckets", buckets)],
+            format!(
+                "{} of memory, and one pass over the table while it is rebuilt",
+                bytes((wanted - buckets).saturating_mul(BUCKET))
+            ),
+        )
+    })
+}
+
+fn set(facts: &Facts, what: String, settings: &[(String, u64)], old: &[(&str, u64)], price: String) -> Remedy {
+    let (enter, reachable) = from_first(facts);
+    let (write, remove) = sysctl_file("90-ctwatch-limit.conf", settings);
+    let mut persist = vec![write];
+    let mut undo: Vec<String> = old.iter().rev().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect();
+    undo.push(remove);
+    if facts.conntrack == Presence::Module {
+        // Settings are applied early in the boot, when the module's sysctls do not exist yet.
+        persist.push("echo nf_conntrack > /etc/modules-load.d/ctwatch-limit.conf".into());
+        undo.push("rm -f /etc/modules-load.d/ctwatch-limit.conf".into());
+    }
+    let what = if reachable { what } else { format!("On the host, not in this container: {}", lower_first(&what)) };
+    Remedy {
+        what,
+        commands: settings.iter().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect(),
+        persist,
+        undo,
+        price,
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}

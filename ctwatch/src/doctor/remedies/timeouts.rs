@@ -1,0 +1,66 @@
+//! Shorter lives for the entries that fill a table.
+
+use std::collections::BTreeMap;
+
+use super::sysctl_file;
+use crate::doctor::facts::Namespace;
+use crate::doctor::finding::Remedy;
+use crate::doctor::text::{duration, percent, share, thousands};
+use crate::doctor::timeouts::{self, Timeout};
+
+/// A timeout that could be shorter, and what that would free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excess {
+    /// Which.
+    pub timeout: &'static Timeout,
+    /// Its value now.
+    pub now: u64,
+    /// Entries that would have been gone with the proposed value.
+    pub freed: u64,
+}
+
+/// Those that would free at least a tenth of the table, the most first.
+pub fn excesses(namespace: &Namespace) -> Vec<Excess> {
+    let mut freed: BTreeMap<&str, Excess> = BTreeMap::new();
+    for group in &namespace.table.groups {
+        let Some(timeout) = timeouts::of(group.proto, &group.state) else { continue };
+        let Some(now) = namespace.sysctl(timeout.sysctl) else { continue };
+        let Some(cut) = now.checked_sub(timeout.proposed) else { continue };
+        let gone = group.left.get(&cut).copied().unwrap_or(0);
+        freed.entry(timeout.sysctl).or_insert(Excess { timeout, now, freed: 0 }).freed += gone;
+    }
+    let mut excesses: Vec<Excess> =
+        freed.into_values().filter(|excess| excess.freed > 0 && excess.freed * 10 >= namespace.table.total).collect();
+    excesses.sort_by_key(|excess| std::cmp::Reverse(excess.freed));
+    excesses
+}
+
+/// The command for one of them.
+pub fn shorten(namespace: &Namespace, excess: &Excess) -> Remedy {
+    let Excess { timeout, now, freed } = *excess;
+    let key = format!("net.netfilter.nf_conntrack_{}", timeout.sysctl);
+    let enter = &namespace.enter;
+    let (write, remove) = sysctl_file(&format!("90-ctwatch-{}.conf", timeout.sysctl), &[(key.clone(), timeout.proposed)]);
+    let mut undo = vec![format!("{enter}sysctl -w {key}={now}")];
+    // Files of settings are read for the first namespace alone.
+    let persist = if namespace.own && namespace.limit_writable {
+        undo.push(remove);
+        vec![write]
+    } else {
+        Vec::new()
+    };
+    Remedy {
+        what: format!(
+            "Let {} go after {} instead of {}: frees about {} entries ({}) once those now in the table have run out",
+            timeout.sysctl,
+            duration(timeout.proposed),
+            duration(now),
+            thousands(freed),
+            percent(share(freed, namespace.table.total))
+        ),
+        commands: vec![format!("{enter}sysctl -w {key}={}", timeout.proposed)],
+        persist,
+        undo,
+        price: timeout.price.into(),
+    }
+}

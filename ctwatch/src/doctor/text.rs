@@ -1,0 +1,75 @@
+//! Numbers as people read them.
+
+/// `262144` as `262,144`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A rate, with a fraction only where it is small.
+pub fn rate(per_second: f64) -> String {
+    if per_second >= 10.0 || per_second == 0.0 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and rates are not negative")]
+        thousands(per_second.round() as u64)
+    } else {
+        format!("{per_second:.1}")
+    }
+}
+
+/// A share as `12 %`, or `0.3 %` where it is small.
+pub fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent == 0.0 || percent >= 10.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+/// Part of a whole; 0 of nothing.
+pub fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// Seconds as `45 s`, `3 min`, `5 h` or `2 days`.
+pub fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Bytes as `512 B`, `120 KiB`, `64 MiB`, `1.5 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    match bytes {
+        0..KIB => format!("{bytes} B"),
+        KIB..MIB => format!("{} KiB", bytes / KIB),
+        MIB..GIB => format!("{} MiB", bytes / MIB),
+        _ => format!("{:.1} GiB", bytes as f64 / GIB as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(262_144), "262,144");
+        assert_eq!(thousands(u64::MAX), "18,446,744,073,709,551,615");
+        assert_eq!((rate(0.0), rate(0.25), rate(1234.4)), ("0".into(), "0.2".into(), "1,234".into()));
+        assert_eq!((percent(0.0), percent(0.003), percent(0.987)), ("0 %".into(), "0.3 %".into(), "99 %".into()));
+        assert_eq!((duration(119), duration(120), duration(432_000)), ("119 s".into(), "2 min".into(), "5 days".into()));
+        assert_eq!((bytes(512), bytes(3 << 20), bytes(3 << 29)), ("512 B".into(), "3 MiB".into(), "1.5 GiB".into()));
+    }
+}

@@ -1,0 +1,8 @@
+//! ctwatch: what connection tracking does to a Linux machine, counted in the kernel.
+
+pub mod cli;
+pub mod commands;
+pub mod kernel;
+pub mod model;
+pub mod source;
+pub mod view;

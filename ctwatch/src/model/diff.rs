@@ -1,0 +1,270 @@
+//! The difference of two samples: counts of the interval, rates by the time that really passed, totals and peaks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ctwatch_ebpf::{Counters, Event, FlowType};
+
+use super::sample::{Cost, Sample, Table};
+use super::{family_name, protocol_name};
+
+/// Below this a single event would read as a peak of hundreds a second.
+const SHORTEST_FOR_PEAK: Duration = Duration::from_millis(50);
+
+/// The sums that users watch, from the counters of one flow type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// Entries from the packet path.
+    Insert,
+    /// Evictions to make room.
+    EarlyDrop,
+    /// New flows refused.
+    Drop,
+    /// Packets dropped at confirmation.
+    InsertFailed,
+    /// Entries removed, by any cause.
+    Delete,
+}
+
+impl Sum {
+    /// The events added up.
+    pub const fn parts(self) -> &'static [Event] {
+        match self {
+            Self::Insert => &[Event::Insert],
+            Self::EarlyDrop => &[Event::DeleteEarlyDrop],
+            Self::Drop => &[Event::DropTableFull, Event::DropNoMemory],
+            Self::InsertFailed => {
+                &[Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying, Event::FailedOther]
+            }
+            Self::Delete => &[
+                Event::DeleteTimeout,
+                Event::DeleteClosed,
+                Event::DeleteEarlyDrop,
+                Event::DeletePressure,
+                Event::DeleteNetlink,
+                Event::DeleteCleanup,
+                Event::DeleteOther,
+            ],
+        }
+    }
+
+    /// The sum over one set of counters.
+    pub fn of(self, counters: &Counters) -> u64 {
+        self.parts().iter().fold(0, |sum, event| sum.saturating_add(counters.get(*event)))
+    }
+}
+
+/// Events per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Entries from the packet path.
+    pub insert: f64,
+    /// Evictions to make room.
+    pub early_drop: f64,
+    /// New flows refused.
+    pub drop: f64,
+    /// Packets dropped at confirmation.
+    pub insert_failed: f64,
+    /// Entries removed, by any cause.
+    pub delete: f64,
+}
+
+impl Rates {
+    /// The rates of counts that took `elapsed`; all 0 where no time passed.
+    pub fn new(counts: &Counters, elapsed: Duration) -> Self {
+        let rate = |sum: Sum| per_second(sum.of(counts), elapsed);
+        Self {
+            insert: rate(Sum::Insert),
+            early_drop: rate(Sum::EarlyDrop),
+            drop: rate(Sum::Drop),
+            insert_failed: rate(Sum::InsertFailed),
+            delete: rate(Sum::Delete),
+        }
+    }
+
+    fn raise(&mut self, other: &Self) {
+        self.insert = self.insert.max(other.insert);
+        self.early_drop = self.early_drop.max(other.early_drop);
+        self.drop = self.drop.max(other.drop);
+        self.insert_failed = self.insert_failed.max(other.insert_failed);
+        self.delete = self.delete.max(other.delete);
+    }
+}
+
+/// A count over a time, 0 where no time passed.
+pub fn per_second(count: u64, elapsed: Duration) -> f64 {
+    if elapsed.is_zero() { 0.0 } else { count as f64 / elapsed.as_secs_f64() }
+}
+
+/// One flow type over one interval.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Flow {
+    /// Which flow type.
+    pub key: FlowType,
+    /// Counts of the interval.
+    pub counts: Counters,
+    /// Rates of the interval.
+    pub rates: Rates,
+    /// Counts since the start.
+    pub total: Counters,
+    /// The highest rates of any interval so far.
+    pub peak: Rates,
+}
+
+/// What watching cost in the interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CostReport {
+    /// Share of one CPU, in per cent.
+    pub cpu_pct: f64,
+    /// How often a program ran.
+    pub events: u64,
+    /// Mean time of one run; `None` where none ran.
+    pub ns_per_event: Option<u64>,
+}
+
+/// Everything a view shows of one interval.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Wall clock at the interval's end, nanoseconds since the Unix epoch.
+    pub wall_ns: i128,
+    /// How long the interval really was.
+    pub elapsed: Duration,
+    /// Time watched since the start.
+    pub watched: Duration,
+    /// Every flow type seen since the start, sorted by namespace, family name and protocol name.
+    pub flows: Vec<Flow>,
+    /// Tables as the sample had them.
+    pub tables: Vec<Table>,
+    /// Names of all namespaces in `flows` and `tables`, ended ones too.
+    pub names: BTreeMap<u32, String>,
+    /// What the source knows it missed since the start.
+    pub lost: u64,
+    /// What watching cost, where the source can tell.
+    pub cost: Option<CostReport>,
+}
+
+/// The totals are the highest counts seen: a source may read a counter that it corrects a moment later (an insert that
+/// turns out to be ctnetlink's), so a count that falls is no news, and neither is a row missing from one sample.
+#[derive(Debug, Default)]
+struct Row {
+    total: Counters,
+    peak: Rates,
+}
+
+/// Turns a run of samples into reports.
+#[derive(Debug)]
+pub struct Tracker {
+    rows: BTreeMap<FlowType, Row>,
+    names: BTreeMap<u32, String>,
+    mono_ns: u64,
+    watched: Duration,
+    lost: u64,
+    cost: Option<Cost>,
+}
+
+impl Tracker {
+    /// Starts the first interval at this moment of the monotonic clock: all that the first sample holds is new.
+    pub fn new(start_mono_ns: u64) -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            names: BTreeMap::new(),
+            mono_ns: start_mono_ns,
+            watched: Duration::ZERO,
+            lost: 0,
+            cost: None,
+        }
+    }
+
+    /// Lets the next interval begin now: time in which nothing could be watched thins no rate.
+    pub const fn restart_interval(&mut self, mono_ns: u64) {
+        self.mono_ns = mono_ns;
+    }
+
+    /// The report of the interval that ends with this sample.
+    pub fn advance(&mut self, sample: Sample) -> Report {
+        let elapsed = Duration::from_nanos(sample.mono_ns.saturating_sub(self.mono_ns));
+        self.mono_ns = sample.mono_ns;
+        self.watched = self.watched.saturating_add(elapsed);
+        self.lost = self.lost.max(sample.lost);
+        let cost = sample.cost.map(|now| self.cost_since(now, elapsed));
+        self.cost = sample.cost;
+
+        let counts = self.take_rows(&sample.rows, elapsed);
+        self.keep_names(&sample.tables);
+
+        let mut flows: Vec<Flow> = self
+            .rows
+            .iter()
+            .map(|(key, row)| {
+                let counts = counts.get(key).copied().unwrap_or_default();
+                let rates = Rates::new(&counts, elapsed);
+                Flow { key: *key, counts, rates, total: row.total, peak: row.peak }
+            })
+            .collect();
+        flows.sort_by_cached_key(|flow| {
+            (flow.key.netns, family_name(flow.key.family), protocol_name(flow.key), flow.key.family)
+        });
+        Report {
+            wall_ns: sample.wall_ns,
+            elapsed,
+            watched: self.watched,
+            flows,
+            tables: sample.tables,
+            names: self.names.clone(),
+            lost: self.lost,
+            cost,
+        }
+    }
+
+    fn cost_since(&self, now: Cost, elapsed: Duration) -> CostReport {
+        let before = self.cost.unwrap_or_default();
+        let run_ns = now.run_ns.saturating_sub(before.run_ns);
+        let events = now.runs.saturating_sub(before.runs);
+        CostReport {
+            cpu_pct: per_second(run_ns, elapsed) / 1e9 * 100.0,
+            events,
+            ns_per_event: run_ns.checked_div(events),
+        }
+    }
+
+    fn take_rows(
+        &mut self,
+        now: &BTreeMap<FlowType, Counters>,
+        elapsed: Duration,
+    ) -> BTreeMap<FlowType, Counters> {
+        now.iter()
+            .map(|(key, counters)| {
+                let row = self.rows.entry(*key).or_default();
+                let counts = Counters(std::array::from_fn(|event| {
+                    counters.0[event].saturating_sub(row.total.0[event])
+                }));
+                row.total.add(&counts);
+                if elapsed >= SHORTEST_FOR_PEAK {
+                    row.peak.raise(&Rates::new(&counts, elapsed));
+                }
+                (*key, counts)
+            })
+            .collect()
+    }
+
+    fn keep_names(&mut self, tables: &[Table]) {
+        for table in tables {
+            self.names.insert(table.netns, table.name.clone());
+        }
+        let rows = &self.rows;
+        self.names.retain(|netns, _| {
+            tables.iter().any(|table| table.netns == *netns)
+                || rows
+                    .range(FlowType { netns: *netns, family: 0, proto: 0 }..)
+                    .next()
+                    .is_some_and(|(key, _)| key.netns == *netns)
+        });
+        for key in rows.keys().filter(|key| **key != FlowType::OVERFLOW) {
+            self.names.entry(key.netns).or_insert_with(|| key.netns.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "diff_tests.rs"]
+mod tests;

@@ -1,0 +1,263 @@
+//! `live --json`: one object a line, with the fields and their order as promised to users.
+
+use std::collections::BTreeMap;
+
+use ctwatch_ebpf::{Counters, Event};
+use serde::Serialize;
+
+use super::{Machine, View};
+use crate::model::diff::Sum;
+use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
+
+/// Writes each report as one JSON object.
+#[derive(Debug)]
+pub struct Json {
+    machine: Machine,
+}
+
+impl Json {
+    /// A view that names this machine in each object.
+    pub const fn new(machine: Machine) -> Self {
+        Self { machine }
+    }
+}
+
+impl View for Json {
+    fn start(&mut self, _: &SourceInfo) -> String {
+        String::new()
+    }
+
+    fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
+        let object = Object::new(report, info, &self.machine);
+        // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
+        let mut line = serde_json::to_string(&object).expect("a report is always JSON");
+        line.push('\n');
+        line
+    }
+
+    fn end(&mut self, _: &Report, _: &SourceInfo) -> String {
+        String::new()
+    }
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    time: String,
+    elapsed_s: f64,
+    host: &'a str,
+    kernel: &'a str,
+    source: SourceObject<'a>,
+    table: Vec<TableObject<'a>>,
+    flows: Vec<FlowObject>,
+    /// Filled by the ranking by port and address.
+    top: [(); 0],
+    cost: Option<CostObject>,
+}
+
+#[derive(Serialize)]
+struct SourceObject<'a> {
+    kind: SourceKind,
+    why: Option<&'a str>,
+    lost: u64,
+    /// Why an event is `null`, by its field.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    unknown: BTreeMap<&'static str, &'a str>,
+}
+
+#[derive(Serialize)]
+struct TableObject<'a> {
+    netns: u32,
+    name: &'a str,
+    count: Option<u64>,
+    max: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct FlowObject {
+    netns: u32,
+    family: &'static str,
+    proto: String,
+    insert: Option<u64>,
+    insert_netlink: Option<u64>,
+    clash_resolve: Option<u64>,
+    clash_reply_only: Option<u64>,
+    early_drop: Option<u64>,
+    insert_failed: Failed,
+    drop: Drop,
+    delete: Delete,
+    rate: RateObject,
+    total: TotalObject,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    clash: Option<u64>,
+    chaintoolong: Option<u64>,
+    dying: Option<u64>,
+    other: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Drop {
+    table_full: Option<u64>,
+    no_memory: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Delete {
+    timeout: Option<u64>,
+    closed: Option<u64>,
+    early_drop: Option<u64>,
+    pressure: Option<u64>,
+    netlink: Option<u64>,
+    cleanup: Option<u64>,
+    other: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct RateObject {
+    insert: Option<f64>,
+    early_drop: Option<f64>,
+    drop: Option<f64>,
+    delete: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct TotalObject {
+    insert: Option<u64>,
+    early_drop: Option<u64>,
+    drop: Option<u64>,
+    delete: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct CostObject {
+    cpu_pct: f64,
+    events: u64,
+    ns_per_event: Option<u64>,
+}
+
+impl<'a> Object<'a> {
+    fn new(report: &'a Report, info: &'a SourceInfo, machine: &'a Machine) -> Self {
+        Self {
+            time: time(report.wall_ns),
+            elapsed_s: rounded(report.elapsed.as_secs_f64(), 1000.0),
+            host: &machine.host,
+            kernel: &machine.kernel,
+            source: SourceObject {
+                kind: info.kind,
+                why: info.why.as_deref(),
+                lost: report.lost,
+                unknown: info.unknown.iter().map(|(event, note)| (field(*event), note.as_str())).collect(),
+            },
+            table: report
+                .tables
+                .iter()
+                .map(|table| TableObject {
+                    netns: table.netns,
+                    name: &table.name,
+                    count: table.count,
+                    max: table.max,
+                })
+                .collect(),
+            flows: report.flows.iter().map(|flow| FlowObject::new(flow, info)).collect(),
+            top: [],
+            cost: report.cost.map(|cost| CostObject {
+                cpu_pct: rounded(cost.cpu_pct, 1000.0),
+                events: cost.events,
+                ns_per_event: cost.ns_per_event,
+            }),
+        }
+    }
+}
+
+impl FlowObject {
+    fn new(flow: &Flow, info: &SourceInfo) -> Self {
+        let count = |event: Event| (!info.unknown.contains_key(&event)).then(|| flow.counts.get(event));
+        let rate = |sum: Sum, rate: f64| known(sum, info).then(|| rounded(rate, 10.0));
+        let total = |sum: Sum| known(sum, info).then(|| sum_of_known(sum, &flow.total, info));
+        Self {
+            netns: flow.key.netns,
+            family: family_name(flow.key.family),
+            proto: protocol_name(flow.key).into_owned(),
+            insert: count(Event::Insert),
+            insert_netlink: count(Event::InsertNetlink),
+            clash_resolve: count(Event::ClashResolve),
+            clash_reply_only: count(Event::ClashReplyOnly),
+            early_drop: count(Event::DeleteEarlyDrop),
+            insert_failed: Failed {
+                clash: count(Event::FailedClash),
+                chaintoolong: count(Event::FailedChaintoolong),
+                dying: count(Event::FailedDying),
+                other: count(Event::FailedOther),
+            },
+            drop: Drop { table_full: count(Event::DropTableFull), no_memory: count(Event::DropNoMemory) },
+            delete: Delete {
+                timeout: count(Event::DeleteTimeout),
+                closed: count(Event::DeleteClosed),
+                early_drop: count(Event::DeleteEarlyDrop),
+                pressure: count(Event::DeletePressure),
+                netlink: count(Event::DeleteNetlink),
+                cleanup: count(Event::DeleteCleanup),
+                other: count(Event::DeleteOther),
+            },
+            rate: RateObject {
+                insert: rate(Sum::Insert, flow.rates.insert),
+                early_drop: rate(Sum::EarlyDrop, flow.rates.early_drop),
+                drop: rate(Sum::Drop, flow.rates.drop),
+                delete: rate(Sum::Delete, flow.rates.delete),
+            },
+            total: TotalObject {
+                insert: total(Sum::Insert),
+                early_drop: total(Sum::EarlyDrop),
+                drop: total(Sum::Drop),
+                delete: total(Sum::Delete),
+            },
+        }
+    }
+}
+
+/// A sum is unknown only when all its parts are; a part that is unknown shows as `null` beside it.
+pub(super) fn known(sum: Sum, info: &SourceInfo) -> bool {
+    sum.parts().iter().any(|event| !info.unknown.contains_key(event))
+}
+
+fn sum_of_known(sum: Sum, counters: &Counters, info: &SourceInfo) -> u64 {
+    let parts = sum.parts().iter().filter(|event| !info.unknown.contains_key(event));
+    parts.fold(0, |sum, event| sum.saturating_add(counters.get(*event)))
+}
+
+/// Where the event stands in an object of `flows`.
+pub(super) const fn field(event: Event) -> &'static str {
+    match event {
+        Event::Insert => "insert",
+        Event::InsertNetlink => "insert_netlink",
+        Event::ClashResolve => "clash_resolve",
+        Event::ClashReplyOnly => "clash_reply_only",
+        Event::FailedClash => "insert_failed.clash",
+        Event::FailedChaintoolong => "insert_failed.chaintoolong",
+        Event::FailedDying => "insert_failed.dying",
+        Event::FailedOther => "insert_failed.other",
+        Event::DropTableFull => "drop.table_full",
+        Event::DropNoMemory => "drop.no_memory",
+        Event::DeleteTimeout => "delete.timeout",
+        Event::DeleteClosed => "delete.closed",
+        Event::DeleteEarlyDrop => "delete.early_drop",
+        Event::DeletePressure => "delete.pressure",
+        Event::DeleteNetlink => "delete.netlink",
+        Event::DeleteCleanup => "delete.cleanup",
+        Event::DeleteOther => "delete.other",
+    }
+}
+
+/// RFC 3339, UTC, milliseconds.
+fn time(wall_ns: i128) -> String {
+    let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
+}
+
+/// Rounded to a fraction of 1 / `parts`; the rounded value is finite whatever comes in.
+fn rounded(value: f64, parts: f64) -> f64 {
+    let rounded = (value * parts).round() / parts;
+    if rounded.is_finite() { rounded } else { f64::MAX }
+}

@@ -1,0 +1,340 @@
+//! `live --plain`: one line for each active flow type and interval, within 80 columns, its header repeated as vmstat does.
+
+use std::fmt::Write as _;
+
+use ctwatch_ebpf::{Counters, Event, FlowType};
+use jiff::tz::TimeZone;
+
+use super::{Machine, View, json};
+use crate::model::diff::Sum;
+use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
+
+/// How many lines go by before the header comes again: it must not leave a terminal of 24 lines.
+const HEADER_EVERY: usize = 20;
+const NETNS_WIDTH: usize = 12;
+/// A table this full is about to hurt: above 95 % the collector evicts (`gc_worker`, since 4.20).
+const NEARLY_FULL_PCT: f64 = 95.0;
+
+const PLAIN: &str = "\x1b[0m";
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+
+/// Plain lines for people.
+#[derive(Debug)]
+pub struct Lines {
+    machine: Machine,
+    zone: TimeZone,
+    color: bool,
+    since_header: usize,
+    lost_shown: u64,
+}
+
+/// How a number is shown and whether it is bad news.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    Ordinary,
+    /// Live entries evicted.
+    Warning,
+    /// Packets or flows lost.
+    Loss,
+}
+
+/// The columns, in their order.
+const COLUMNS: [(&str, usize, Sum, Weight); 5] = [
+    ("insert", 9, Sum::Insert, Weight::Ordinary),
+    ("delete", 9, Sum::Delete, Weight::Ordinary),
+    ("early_drop", 11, Sum::EarlyDrop, Weight::Warning),
+    ("drop", 8, Sum::Drop, Weight::Loss),
+    ("failed", 8, Sum::InsertFailed, Weight::Loss),
+];
+
+impl Lines {
+    /// Lines with times in this zone, coloured or not.
+    pub const fn new(machine: Machine, zone: TimeZone, color: bool) -> Self {
+        Self { machine, zone, color, since_header: 0, lost_shown: 0 }
+    }
+
+    fn paint(&self, style: &str, text: &str) -> String {
+        if self.color { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
+    }
+
+    fn time(&self, wall_ns: i128) -> String {
+        let time = jiff::Timestamp::from_nanosecond(wall_ns)
+            .unwrap_or(jiff::Timestamp::MAX)
+            .to_zoned(self.zone.clone());
+        format!("{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())
+    }
+
+    fn line(&mut self, out: &mut String, line: &str) {
+        if self.since_header.is_multiple_of(HEADER_EVERY) {
+            let header = self.paint(BOLD, &header("time"));
+            let _ = writeln!(out, "{header}");
+        }
+        self.since_header += 1;
+        let _ = writeln!(out, "{line}");
+    }
+
+    /// One row of numbers; zeroes are dots, so that what happens stands out without colour.
+    fn row(&self, first: &str, flow: FlowType, name: &str, cells: [Option<String>; 5]) -> String {
+        let mut line = format!("{first:<8} {:<NETNS_WIDTH$} {:<12}", shown(name), flow_name(flow));
+        for ((_, width, _, weight), cell) in COLUMNS.iter().zip(cells) {
+            let cell = match cell {
+                None => "?".into(),
+                Some(zero) if zero == "0" => ".".into(),
+                Some(number) if *weight == Weight::Ordinary => number,
+                Some(number) => format!("!{number}"),
+            };
+            let padded = format!(" {cell:>width$}", width = width - 1);
+            line += &match weight {
+                Weight::Warning if cell.starts_with('!') => self.paint(YELLOW, &padded),
+                Weight::Loss if cell.starts_with('!') => self.paint(RED, &padded),
+                _ => padded,
+            };
+        }
+        line
+    }
+
+    fn table_line(&self, first: &str, table: &Table) -> String {
+        let text =
+            format!("{first:<8} {:<NETNS_WIDTH$} {:<12} {}", shown(&table.name), "table", occupation(table));
+        match filled_pct(table) {
+            Some(pct) if pct >= 100.0 => self.paint(RED, &text),
+            Some(pct) if pct >= NEARLY_FULL_PCT => self.paint(YELLOW, &text),
+            _ => text,
+        }
+    }
+
+    fn calm_line(&self, time: &str, report: &Report) -> String {
+        let fullest = report
+            .tables
+            .iter()
+            .max_by(|a, b| filled_pct(a).unwrap_or(-1.0).total_cmp(&filled_pct(b).unwrap_or(-1.0)));
+        let mut text = format!("{time:<8} calm");
+        if let Some(table) = fullest {
+            let which = if report.tables.len() > 1 { "fullest" } else { "table" };
+            let _ = write!(text, "; {which} {} {}", shown(&table.name), occupation(table));
+        }
+        self.paint(DIM, &text)
+    }
+}
+
+impl View for Lines {
+    fn start(&mut self, info: &SourceInfo) -> String {
+        let mut text = format!(
+            "ctwatch on {}, Linux {}, counting by {}; events per second\n",
+            shown_whole(&self.machine.host),
+            shown_whole(&self.machine.kernel),
+            kind(info)
+        );
+        if let Some(why) = &info.why {
+            let _ = writeln!(text, "not by a better source: {why}");
+        }
+        for (event, note) in &info.unknown {
+            let _ = writeln!(text, "unknown here: {}: {note}", json::field(*event));
+        }
+        text
+    }
+
+    fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
+        let time = self.time(report.wall_ns);
+        let mut out = String::new();
+        let active: Vec<&Flow> =
+            report.flows.iter().filter(|flow| flow.counts != Counters::default()).collect();
+        if active.is_empty() {
+            let line = self.calm_line(&time, report);
+            self.line(&mut out, &line);
+        }
+        for (at, flow) in active.iter().enumerate() {
+            let line = self.row(&time, flow.key, name_of(report, flow.key), rate_cells(&flow.rates, info));
+            self.line(&mut out, &line);
+            if let Some(detail) = rare(&flow.counts) {
+                self.line(&mut out, &indented(&detail));
+            }
+            let netns = flow.key.netns;
+            let last_of_netns = active.get(at + 1).is_none_or(|next| next.key.netns != netns);
+            if let Some(table) = report.tables.iter().find(|table| last_of_netns && table.netns == netns) {
+                let line = self.table_line(&time, table);
+                self.line(&mut out, &line);
+            }
+        }
+        if report.lost > self.lost_shown {
+            self.lost_shown = report.lost;
+            let line =
+                format!("{time:<8} !{} events missed since the start: counts are too low", report.lost);
+            let line = self.paint(RED, &line);
+            self.line(&mut out, &line);
+        }
+        out
+    }
+
+    fn end(&mut self, last: &Report, info: &SourceInfo) -> String {
+        let mut out = format!(
+            "\ntotal of {:.1} s by {}: {} lost\n",
+            last.watched.as_secs_f64(),
+            kind(info),
+            if last.lost == 0 { "nothing".into() } else { format!("!{} events", last.lost) },
+        );
+        if last.flows.is_empty() {
+            out += "no connection was tracked\n";
+            return out;
+        }
+        let header = self.paint(BOLD, &header(""));
+        let _ = writeln!(out, "{header}");
+        for flow in &last.flows {
+            let name = name_of(last, flow.key);
+            let totals =
+                COLUMNS.map(|(_, _, sum, _)| json::known(sum, info).then(|| sum.of(&flow.total).to_string()));
+            let _ = writeln!(out, "{}", self.row("total", flow.key, name, totals));
+            let _ = writeln!(out, "{}", self.row("peak /s", flow.key, name, rate_cells(&flow.peak, info)));
+            let details = parts(&flow.total);
+            if !details.is_empty() {
+                let _ = writeln!(out, "{}", indented(&details));
+            }
+        }
+        out
+    }
+}
+
+fn header(first: &str) -> String {
+    let mut line = format!("{first:<8} {:<NETNS_WIDTH$} {:<12}", "netns", "flow");
+    for (title, width, _, _) in COLUMNS {
+        let _ = write!(line, " {title:>width$}", width = width - 1);
+    }
+    line
+}
+
+fn rate_cells(rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
+    COLUMNS.map(|(_, _, sum, _)| {
+        let rate = match sum {
+            Sum::Insert => rates.insert,
+            Sum::Delete => rates.delete,
+            Sum::EarlyDrop => rates.early_drop,
+            Sum::Drop => rates.drop,
+            Sum::InsertFailed => rates.insert_failed,
+        };
+        json::known(sum, info).then(|| shown_rate(rate))
+    })
+}
+
+/// At most six characters; what happened at all is never shown as 0.
+fn shown_rate(rate: f64) -> String {
+    match rate {
+        0.0 => "0".into(),
+        ..0.05 => "<0.1".into(),
+        ..9.95 => format!("{rate:.1}"),
+        ..999_999.5 => format!("{rate:.0}"),
+        ..999.95e6 => format!("{:.1}M", rate / 1e6),
+        _ => format!("{rate:.1e}"),
+    }
+}
+
+/// Counts that the columns leave out or that need their reason: none of them is part of a healthy interval.
+fn rare(counts: &Counters) -> Option<String> {
+    const RARE: [Event; 10] = [
+        Event::InsertNetlink,
+        Event::ClashResolve,
+        Event::FailedClash,
+        Event::FailedChaintoolong,
+        Event::FailedDying,
+        Event::FailedOther,
+        Event::DropNoMemory,
+        Event::DeletePressure,
+        Event::DeleteNetlink,
+        Event::DeleteCleanup,
+    ];
+    let text = listed(counts, &RARE);
+    (!text.is_empty()).then(|| format!("counted: {text}"))
+}
+
+/// Everything that no column gives by itself.
+fn parts(counts: &Counters) -> String {
+    let events: Vec<Event> = Event::ALL
+        .into_iter()
+        .filter(|event| !matches!(event, Event::Insert | Event::DeleteEarlyDrop))
+        .collect();
+    listed(counts, &events)
+}
+
+fn listed(counts: &Counters, events: &[Event]) -> String {
+    let parts: Vec<String> = events
+        .iter()
+        .filter(|event| counts.get(**event) > 0)
+        .map(|event| format!("{} {}", json::field(*event), counts.get(*event)))
+        .collect();
+    parts.join(", ")
+}
+
+/// Indented under the row it belongs to and wrapped at 80 columns.
+fn indented(text: &str) -> String {
+    let indent = " ".repeat(9);
+    let mut out = indent.clone();
+    let mut width = indent.len();
+    for part in text.split_inclusive(", ") {
+        if width + part.trim_end().len() > 80 && width > indent.len() {
+            out.truncate(out.trim_end().len());
+            out.push('\n');
+            out += &indent;
+            width = indent.len();
+        }
+        out += part;
+        width += part.len();
+    }
+    out
+}
+
+fn kind(info: &SourceInfo) -> String {
+    format!("{:?}", info.kind).to_lowercase()
+}
+
+fn name_of(report: &Report, flow: FlowType) -> &str {
+    if flow == FlowType::OVERFLOW {
+        "(any)"
+    } else {
+        report.names.get(&flow.netns).map_or("?", String::as_str)
+    }
+}
+
+fn flow_name(flow: FlowType) -> String {
+    if flow == FlowType::OVERFLOW {
+        return "overflow".into();
+    }
+    format!("{} {}", family_name(flow.family), protocol_name(flow))
+}
+
+/// A namespace's name in its column. Names are file names: they may hold anything, escape sequences too.
+fn shown(name: &str) -> String {
+    let clean = shown_whole(name);
+    if clean.chars().count() <= NETNS_WIDTH {
+        return clean;
+    }
+    let mut cut: String = clean.chars().take(NETNS_WIDTH - 1).collect();
+    cut.push('~');
+    cut
+}
+
+fn shown_whole(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn filled_pct(table: &Table) -> Option<f64> {
+    match (table.count, table.max) {
+        (Some(count), Some(max)) if max > 0 => Some(count as f64 * 100.0 / max as f64),
+        _ => None,
+    }
+}
+
+fn occupation(table: &Table) -> String {
+    match (table.count, table.max, filled_pct(table)) {
+        (Some(count), Some(max), Some(pct)) => {
+            // Rounding may not make a full table of one that has room.
+            let pct = if count < max { (pct * 10.0).floor() / 10.0 } else { pct };
+            let mark = if count >= max { "  !FULL" } else { "" };
+            format!("{count} of {max} entries, {pct:.1} %{mark}")
+        }
+        (Some(count), Some(0), _) => format!("{count} entries, no limit"),
+        (Some(count), ..) => format!("{count} entries, limit unknown"),
+        _ => "cannot be read".into(),
+    }
+}

@@ -1,0 +1,30 @@
+//! Ways to show a report. A view decides nothing and reads nothing.
+
+pub mod json;
+pub mod lines;
+
+use crate::model::{Report, SourceInfo};
+
+/// Turns reports into text for stdout.
+pub trait View {
+    /// What stands before the first report.
+    fn start(&mut self, info: &SourceInfo) -> String;
+
+    /// One report.
+    fn report(&mut self, report: &Report, info: &SourceInfo) -> String;
+
+    /// What stands after the last report, which was shown already.
+    fn end(&mut self, last: &Report, info: &SourceInfo) -> String;
+}
+
+/// The machine that is watched, as the command layer found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Host name.
+    pub host: String,
+    /// Kernel release.
+    pub kernel: String,
+}
+
+#[cfg(test)]
+mod tests;
