@@ -1,0 +1,118 @@
+//! Building both halves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+use crate::step::{self, Step, say};
+use crate::toolchain;
+
+/// Static binaries are built for the C library's own target: glibc links statically there, no musl is needed.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The bound on the static binary.
+const DIST_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// `cargo` of the toolchain that runs xtask.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::root());
+    command
+}
+
+/// Builds the eBPF object and leaves it where the `ctwatch` crate looks for it.
+pub fn ebpf() -> Result<()> {
+    let toolchain = toolchain::ensure()?;
+    let step = Step::begin(format!("building the eBPF half by {}", toolchain.describe()));
+    let directory = paths::target("ebpf-build");
+    step::run_shown(
+        toolchain
+            .cargo()
+            .current_dir(paths::root())
+            .args(["build", "--release", "--package", "ctwatch-ebpf", "--bin", "ctwatch-ebpf"])
+            .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
+            .arg(&directory)
+            .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
+            // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
+            // stripping would take the BTF that names the maps' types.
+            .env("CARGO_PROFILE_RELEASE_LTO", "false")
+            .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "none"),
+    )?;
+    let built = directory.join("bpfel-unknown-none/release/ctwatch-ebpf");
+    install_if_changed(&built, &paths::ebpf_object())?;
+    step.end();
+    Ok(())
+}
+
+/// Builds the eBPF half, then userspace with it inside.
+pub fn all(release: bool) -> Result<()> {
+    ebpf()?;
+    let step = Step::begin("building ctwatch");
+    step::run_shown(cargo().args(["build", "--package", "ctwatch"]).args(release.then_some("--release")))?;
+    step.end();
+    Ok(())
+}
+
+/// Where cargo left the release binary.
+pub fn release_binary() -> Result<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let text = step::read(cargo().args(["metadata", "--format-version=1", "--no-deps"]))?;
+    let metadata: Metadata = serde_json::from_str(&text).context("reading cargo metadata")?;
+    Ok(metadata.target_directory.join("release/ctwatch"))
+}
+
+/// Builds `target/dist/ctwatch`, one static file, and checks that it is small.
+pub fn dist() -> Result<PathBuf> {
+    ebpf()?;
+    let built = static_binary("ctwatch", "the static ctwatch")?;
+    let binary = paths::target("dist/ctwatch");
+    install_if_changed(&built, &binary)?;
+    let size = fs::metadata(&binary)?.len();
+    say(format!("{} is {:.2} MB, static", binary.display(), size as f64 / 1e6));
+    if size > DIST_LIMIT {
+        bail!("{} has {size} bytes, more than the {DIST_LIMIT} promised", binary.display());
+    }
+    Ok(binary)
+}
+
+/// Builds this xtask as a static binary: the init of every guest.
+pub fn guest_init() -> Result<PathBuf> {
+    static_binary("xtask", "the guests' init")
+}
+
+fn static_binary(package: &str, what: &str) -> Result<PathBuf> {
+    let step = Step::begin(format!("building {what}"));
+    // Its own directory: other flags in cargo's usual one would rebuild everything at each turn.
+    let directory = paths::target("static");
+    step::run_shown(
+        cargo()
+            .args(["build", "--release", "--package", package, "--target", STATIC_TARGET, "--target-dir"])
+            .arg(&directory)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS"),
+    )?;
+    step.end();
+    Ok(directory.join(STATIC_TARGET).join("release").join(package))
+}
+
+/// Copies a file unless the same bytes are there already: a new time stamp would make cargo rebuild.
+fn install_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    }
+    // A copy beside it, then a rename: the old file may be running.
+    let new = to.with_extension("new");
+    fs::copy(from, &new).with_context(|| format!("copying to {}", new.display()))?;
+    fs::rename(&new, to).with_context(|| format!("replacing {}", to.display()))
+}

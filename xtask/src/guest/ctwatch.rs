@@ -1,0 +1,334 @@
+//! ctwatch as a child process, read through its promised JSON.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::wait;
+
+/// The program under test; the variable is for trying scenarios outside a guest.
+pub(super) fn program() -> String {
+    std::env::var("CTWATCH").unwrap_or_else(|_| "/bin/ctwatch".to_owned())
+}
+
+/// Emulated guests relocate, verify and attach slowly.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A flow type as ctwatch's rows name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    /// Inode of the namespace.
+    pub(super) netns: u64,
+    /// `ipv4` or `ipv6`.
+    pub(super) family: String,
+    /// L4 protocol number.
+    pub(super) proto: u8,
+}
+
+/// The sums of one flow type's counts; nested ones are named with a dot, as in `delete.timeout`.
+pub(super) type Counts = BTreeMap<String, u64>;
+
+/// `ctwatch live --json`, running.
+#[derive(Debug)]
+pub(super) struct Watch {
+    child: Child,
+    objects: Receiver<Value>,
+    stderr: Option<JoinHandle<String>>,
+    seen: Vec<Value>,
+}
+
+/// Everything one run printed, summed.
+#[derive(Debug)]
+pub(super) struct Totals {
+    /// By flow type.
+    pub(super) rows: BTreeMap<Key, Counts>,
+    /// The objects as printed.
+    pub(super) objects: Vec<Value>,
+    /// What it wrote to stderr.
+    pub(super) stderr: String,
+    /// How it ended.
+    pub(super) status: ExitStatus,
+}
+
+impl Watch {
+    /// Starts it and waits until it is attached.
+    pub(super) fn start(args: &[&str]) -> anyhow::Result<Self> {
+        let mut watch = Self::spawn(args)?;
+        watch.wait_object("the first object", |_| true)?;
+        Ok(watch)
+    }
+
+    /// Starts it and does not wait.
+    pub(super) fn spawn(args: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(program())
+            .args(["live", "--json", "--interval", "0.5"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", program()))?;
+        let stdout = child.stdout.take().context("its stdout")?;
+        let mut stderr = child.stderr.take().context("its stderr")?;
+        let (sender, objects) = channel();
+        // Ends with the pipe: a line that is no JSON is handed on as a string and fails whoever reads it.
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let object = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send(object).is_err() {
+                    break;
+                }
+            }
+        });
+        let stderr = thread::spawn(move || {
+            let mut text = Vec::new();
+            // What came before an error is still worth showing.
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Ok(Self { child, objects, stderr: Some(stderr), seen: Vec::new() })
+    }
+
+    /// Waits for an object that `fits`, counting everything before it too.
+    pub(super) fn wait_object(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            match self.objects.recv_timeout(left) {
+                Ok(object) => {
+                    let done = fits(&object);
+                    self.seen.push(object);
+                    if done {
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let last = self.seen.last().map(Value::to_string).unwrap_or_default();
+                    anyhow::bail!("ctwatch gave no {what} within {} s; its last: {last}", PATIENCE.as_secs());
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait()?;
+                    anyhow::bail!("ctwatch ended before {what}: {status}: {}", self.stderr_text());
+                }
+            }
+        }
+    }
+
+    /// The sum over all flow types in the objects read so far.
+    pub(super) fn sum(&self, field: &str) -> anyhow::Result<u64> {
+        Ok(sum_of(&rows_of(&self.seen)?, field))
+    }
+
+    /// Waits until that sum reaches `least`.
+    pub(super) fn wait_sum(&mut self, field: &str, least: u64) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let sum = self.sum(field)?;
+            if sum >= least {
+                return Ok(());
+            }
+            anyhow::ensure!(start.elapsed() < PATIENCE, "waited for {least} {field}, ctwatch has {sum}");
+            self.wait_object("the next object", |_| true)?;
+        }
+    }
+
+    /// Sends a signal.
+    pub(super) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill(self.pid()?, signal).with_context(|| format!("send {signal} to ctwatch"))
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> anyhow::Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Ctrl-C, then everything it counted; fails unless it ends well.
+    pub(super) fn stop(self) -> anyhow::Result<Totals> {
+        let totals = self.stop_with(Signal::SIGINT)?;
+        anyhow::ensure!(totals.status.success(), "ctwatch: {}: {}", totals.status, totals.stderr);
+        Ok(totals)
+    }
+
+    /// Sends `signal` and reads to the end.
+    pub(super) fn stop_with(mut self, signal: Signal) -> anyhow::Result<Totals> {
+        self.signal(signal)?;
+        self.finish()
+    }
+
+    /// Waits for its end.
+    pub(super) fn finish(&mut self) -> anyhow::Result<Totals> {
+        let mut status = None;
+        let child = &mut self.child;
+        wait::until("the end of ctwatch", PATIENCE, || {
+            status = child.try_wait()?;
+            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
+        })?;
+        self.seen.extend(self.objects.iter());
+        Ok(Totals {
+            rows: rows_of(&self.seen)?,
+            objects: std::mem::take(&mut self.seen),
+            stderr: self.stderr_text(),
+            status: status.context("it ended")?,
+        })
+    }
+
+    fn stderr_text(&mut self) -> String {
+        self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // A scenario that failed half-way; gone already in every other case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Totals {
+    /// A count of one flow type; 0 where no row told of it.
+    pub(super) fn get(&self, key: &Key, field: &str) -> u64 {
+        self.rows.get(key).and_then(|counts| counts.get(field)).copied().unwrap_or(0)
+    }
+
+    /// A count over all flow types; `delete` and the like sum their reasons.
+    pub(super) fn sum(&self, field: &str) -> u64 {
+        sum_of(&self.rows, field)
+    }
+
+    /// The same in one namespace.
+    pub(super) fn sum_in(&self, netns: u64, field: &str) -> u64 {
+        let here = |(key, _): &(&Key, &Counts)| key.netns == netns;
+        self.rows.iter().filter(here).map(|(_, counts)| field_of(counts, field)).sum()
+    }
+
+    /// What must hold whatever was watched: the intervals add up to the totals, nothing was lost, nothing is unknown.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let last = self.objects.last().context("ctwatch printed nothing")?;
+        anyhow::ensure!(last["source"]["lost"] == 0, "ctwatch lost events: {}", last["source"]);
+        for row in last["flows"].as_array().context("flows")? {
+            let key = key_of(row)?;
+            let counts = self.rows.get(&key).with_context(|| format!("no row {key:?}"))?;
+            for (field, total) in row["total"].as_object().context("total")? {
+                let mut flat = Counts::new();
+                flatten(field, total, &mut flat)?;
+                let total: u64 = flat.values().sum();
+                let sum = field_of(counts, field);
+                anyhow::ensure!(
+                    total == sum,
+                    "{key:?}: the last total of {field} is {total}, the intervals add up to {sum}"
+                );
+            }
+        }
+        for (key, counts) in &self.rows {
+            let (evicted, deleted) = (field_of(counts, "early_drop"), field_of(counts, "delete.early_drop"));
+            anyhow::ensure!(
+                evicted == deleted,
+                "{key:?}: early_drop {evicted}, deletes by early_drop {deleted}"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn sum_of(rows: &BTreeMap<Key, Counts>, field: &str) -> u64 {
+    rows.values().map(|counts| field_of(counts, field)).sum()
+}
+
+/// A field by its full name, or the sum of everything below it.
+fn field_of(counts: &Counts, field: &str) -> u64 {
+    let below = format!("{field}.");
+    let fits = |(name, _): &(&String, &u64)| *name == field || name.starts_with(&below);
+    counts.iter().filter(fits).map(|(_, count)| count).sum()
+}
+
+fn rows_of(objects: &[Value]) -> anyhow::Result<BTreeMap<Key, Counts>> {
+    let mut rows: BTreeMap<Key, Counts> = BTreeMap::new();
+    for object in objects {
+        let flows = object["flows"].as_array().with_context(|| format!("no flows in {object}"))?;
+        for row in flows {
+            let counts = rows.entry(key_of(row)?).or_default();
+            for (field, value) in row.as_object().context("a row")? {
+                if !matches!(
+                    field.as_str(),
+                    "netns" | "family" | "proto" | "rate" | "total" | "name" | "unknown"
+                ) {
+                    flatten(field, value, counts).with_context(|| format!("row {row}"))?;
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn flatten(name: &str, value: &Value, into: &mut Counts) -> anyhow::Result<()> {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().try_for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, into))
+        }
+        _ => {
+            let count = value.as_u64().with_context(|| format!("{name} is no count: {value}"))?;
+            *into.entry(name.to_owned()).or_default() += count;
+            Ok(())
+        }
+    }
+}
+
+fn key_of(row: &Value) -> anyhow::Result<Key> {
+    let key = || {
+        Some(Key {
+            netns: row["netns"].as_u64()?,
+            family: row["family"].as_str()?.to_owned(),
+            proto: proto_of(&row["proto"])?,
+        })
+    };
+    key().with_context(|| format!("no flow type in {row}"))
+}
+
+fn proto_of(value: &Value) -> Option<u8> {
+    let Some(name) = value.as_str() else { return u8::try_from(value.as_u64()?).ok() };
+    Some(match name {
+        "icmp" => 1,
+        "tcp" => 6,
+        "udp" => 17,
+        "dccp" => 33,
+        "gre" => 47,
+        "icmpv6" => 58,
+        "sctp" => 132,
+        "udplite" => 136,
+        number => number.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Key, rows_of, sum_of};
+    use serde_json::json;
+
+    #[test]
+    fn intervals_add_up() {
+        let row = |insert: u64, timeout: u64| {
+            json!({"flows": [{"netns": 7, "family": "ipv4", "proto": "udp", "insert": insert,
+                "delete": {"timeout": timeout, "closed": 1}, "rate": {"insert": 0.5}, "total": {"insert": 9}}]})
+        };
+        let rows = rows_of(&[row(3, 4), row(6, 0)]).expect("rows");
+        let key = Key { netns: 7, family: "ipv4".to_owned(), proto: 17 };
+        assert_eq!(rows[&key]["insert"], 9);
+        assert_eq!(rows[&key]["delete.timeout"], 4);
+        assert_eq!(sum_of(&rows, "delete"), 6);
+    }
+
+    #[test]
+    fn unknown_is_not_zero() {
+        let object = json!({"flows": [{"netns": 7, "family": "ipv4", "proto": "253", "insert": null}]});
+        assert!(rows_of(&[object]).is_err());
+    }
+}

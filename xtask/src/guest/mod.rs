@@ -1,0 +1,101 @@
+//! What runs inside a guest: its init, the traffic it makes, the witnesses it asks, the scenarios.
+//!
+//! Nothing in here may believe ctwatch: expectations come from the generators' own counts and from the kernel
+//! through `conntrack`, `nft` and `/proc`.
+
+mod ctwatch;
+mod demo;
+mod init;
+mod modules;
+mod report;
+mod scenarios;
+mod space;
+mod state;
+mod traffic;
+mod trial;
+mod wait;
+mod witness;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "guest", about = "Runs inside a guest; not meant for the machine you work on")]
+struct Args {
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Debug, Subcommand)]
+enum Mode {
+    /// An interactive shell with tracking on.
+    Shell,
+    /// One shell command with tracking on; its exit code is reported.
+    Command {
+        /// Leave conntrack unloaded.
+        #[arg(long)]
+        no_conntrack: bool,
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+        /// Words of the command, joined by blanks.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// The scenarios whose name contains one of the filters; all without a filter.
+    Test {
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+        /// Parts of scenario names.
+        filters: Vec<String>,
+    },
+    /// The names of all scenarios.
+    List,
+    /// A bounded flood against a small table, with `ctwatch live` in front.
+    Demo {
+        /// How long the flood lasts.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Arguments for `ctwatch live`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        live: Vec<String>,
+    },
+}
+
+/// Runs one mode; as PID 1 it is the guest's init around it, and never comes back.
+pub fn main(args: Vec<String>) -> ExitCode {
+    if std::process::id() == 1 {
+        init::run(&args);
+    }
+    let parsed = match Args::try_parse_from(std::iter::once("guest".to_owned()).chain(args)) {
+        Ok(parsed) => parsed,
+        Err(error) => error.exit(),
+    };
+    match run(parsed.mode) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("guest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mode: Mode) -> anyhow::Result<ExitCode> {
+    match mode {
+        Mode::Shell => init::shell(),
+        Mode::Command { no_conntrack, results, words } => {
+            init::command(&words.join(" "), !no_conntrack, &results)
+        }
+        Mode::Test { results, filters } => scenarios::run(&filters, &results),
+        Mode::List => {
+            for scenario in scenarios::all() {
+                println!("{}", scenario.name);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Mode::Demo { seconds, live } => demo::run(seconds, &live),
+    }
+}

@@ -1,0 +1,124 @@
+//! Packets that lose: two of one new flow at once, and chains that are too long.
+
+use super::super::ctwatch::PATIENCE;
+use super::super::traffic::{Family, Flows, PORT, clash, spread, udp};
+use super::super::trial::Trial;
+use super::super::witness::{self, Stats};
+use super::super::{modules, state};
+use super::{Scenario, Skip, init, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("clash::udp_merged", udp_merged),
+    scenario("clash::udp_reply_only", udp_reply_only),
+    scenario("clash::tcp_dropped", tcp_dropped),
+    scenario("clash::chaintoolong", chaintoolong),
+];
+
+/// Pairs are sent in lots until this many clashed.
+const ENOUGH: u64 = 20;
+const LOT: u32 = 1000;
+const LOTS: u32 = 40;
+
+/// Sends lots of pairs until the kernel's `counter` says enough. Returns the number of flows.
+fn race(counter: &str, send: impl Fn(Flows) -> anyhow::Result<()>) -> anyhow::Result<u64> {
+    let space = init();
+    let before = Stats::read(&space)?;
+    for lot in 0..LOTS {
+        send(Flows::new(Family::V4, LOT).from(lot * LOT))?;
+        let clashed = Stats::read(&space)?.since(&before).get(counter);
+        let Some(clashed) = clashed else {
+            return Err(Skip(format!("this kernel has no counter {counter} to compare with")).into());
+        };
+        if clashed >= ENOUGH {
+            return Ok(u64::from((lot + 1) * LOT));
+        }
+    }
+    anyhow::bail!("{} pairs, and {counter} did not reach {ENOUGH}", LOT * LOTS)
+}
+
+/// Without NAT the loser's packet goes on with the winner's entry.
+fn udp_merged() -> anyhow::Result<()> {
+    let space = init();
+    let trial = Trial::start(&[&space], &[], || Ok(()))?;
+    let flows = race("clash_resolve", |lot| clash::udp_pairs(lot).map(drop))?;
+    let finding = trial.finish()?;
+    finding.equal("inserts", finding.get(Family::V4, 17, "insert"), flows)?;
+    finding.equal(
+        "clash_resolve",
+        finding.get(Family::V4, 17, "clash_resolve"),
+        finding.kernel("clash_resolve"),
+    )?;
+    finding.equal("clash_reply_only", finding.totals.sum("clash_reply_only"), 0)?;
+    finding.equal("deletes", finding.totals.sum("delete"), 0)
+}
+
+/// Two backends take turns, as for DNS in a cluster: the racers' replies differ, so the loser enters the table with
+/// its reply tuple alone, for one second.
+fn udp_reply_only() -> anyhow::Result<()> {
+    let space = init();
+    let trial = Trial::start(&[&space], &[], || {
+        let nat = format!(
+            "table ip turns {{ chain out {{ type nat hook output priority -100; \
+             udp dport {PORT} dnat to numgen inc mod 2 map {{ 0 : 127.0.0.2, 1 : 127.0.0.3 }}; }} }}\n"
+        );
+        state::rules(&space, &(state::RULES.to_owned() + &nat))
+    })?;
+    let flows = race("clash_resolve", |lot| clash::udp_pairs(lot).map(drop))?;
+    // Reply-only entries are in the count and in no listing. Everything else stays much longer.
+    witness::wait_count(&space, flows, PATIENCE)?;
+    let listed = witness::listed_total(&space)?;
+    let finding = trial.finish()?;
+    let alone = finding.get(Family::V4, 17, "clash_reply_only");
+    finding.equal("inserts", finding.get(Family::V4, 17, "insert"), flows)?;
+    finding.equal("inserts and conntrack -L", flows, listed)?;
+    finding.equal(
+        "clash_resolve",
+        finding.get(Family::V4, 17, "clash_resolve"),
+        finding.kernel("clash_resolve"),
+    )?;
+    finding.equal("clash_reply_only and timeouts", alone, finding.get(Family::V4, 17, "delete.timeout"))?;
+    anyhow::ensure!(alone > 0, "no clash was resolved reply-only: {}", finding.sides(0));
+    Ok(())
+}
+
+/// TCP never resolves: the second SYN of a flow is dropped, which the sender sees.
+fn tcp_dropped() -> anyhow::Result<()> {
+    const CLOSED: u16 = 7001;
+    let space = init();
+    let trial = Trial::start(&[&space], &[], || {
+        // Behind conntrack, so that nobody answers and the entries stay.
+        let block = format!(
+            "table ip block {{ chain in {{ type filter hook input priority 0; tcp dport {CLOSED} drop; }} }}\n"
+        );
+        state::rules(&space, &(state::RULES.to_owned() + &block))
+    })?;
+    let refused = std::sync::atomic::AtomicU64::new(0);
+    let flows = race("insert_failed", |lot| {
+        let sent = clash::tcp_pairs(lot, CLOSED)?;
+        refused.fetch_add(sent.refused, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    })?;
+    let finding = trial.finish()?;
+    finding.equal("inserts", finding.get(Family::V4, 6, "insert"), flows)?;
+    let clashed = finding.get(Family::V4, 6, "insert_failed.clash");
+    finding.equal("insert_failed.clash", clashed, finding.kernel("insert_failed"))?;
+    finding.equal("insert_failed.clash and refusals", clashed, refused.into_inner())
+}
+
+/// Few buckets and many flows.
+fn chaintoolong() -> anyhow::Result<()> {
+    let space = init();
+    modules::load()?;
+    if Stats::read(&space)?.get("chaintoolong").is_none() {
+        return Err(Skip("this kernel has no limit on chains (it came with 5.15)".to_owned()).into());
+    }
+    let trial = Trial::start(&[&space], &[], || state::buckets(512))?;
+    let sent = spread(Flows::new(Family::V4, 30_000), 2, udp::send)?;
+    let finding = trial.finish()?;
+    let long = finding.get(Family::V4, 17, "insert_failed.chaintoolong");
+    finding.equal("inserts", finding.get(Family::V4, 17, "insert"), sent.passed)?;
+    finding.equal("chaintoolong", Some(long), finding.stats[0].get("chaintoolong"))?;
+    finding.equal("chaintoolong and refusals", long, sent.refused)?;
+    anyhow::ensure!(long > 0, "no chain got too long: {}", finding.sides(0));
+    Ok(())
+}

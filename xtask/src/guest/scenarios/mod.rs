@@ -1,0 +1,92 @@
+//! The scenarios, one function each: every count compared with what the kernel and the generators say.
+
+mod causes;
+mod clash;
+mod filters;
+mod full;
+mod generators;
+mod manners;
+mod modules;
+mod netlink;
+mod spaces;
+mod traffic;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::report::{Outcome, Report};
+use super::space::Space;
+
+/// A named scenario.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scenario {
+    /// Its name, group first.
+    pub(super) name: &'static str,
+    run: fn() -> anyhow::Result<()>,
+}
+
+/// An error that means: this kernel cannot show it.
+#[derive(Debug)]
+struct Skip(String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+const fn scenario(name: &'static str, run: fn() -> anyhow::Result<()>) -> Scenario {
+    Scenario { name, run }
+}
+
+/// All of them, in the order they run.
+pub(super) fn all() -> Vec<Scenario> {
+    // The guest boots without conntrack: what must not load it comes first.
+    [
+        manners::SCENARIOS_BEFORE,
+        generators::SCENARIOS,
+        traffic::SCENARIOS,
+        full::SCENARIOS,
+        causes::SCENARIOS,
+        netlink::SCENARIOS,
+        clash::SCENARIOS,
+        spaces::SCENARIOS,
+        filters::SCENARIOS,
+        manners::SCENARIOS,
+        modules::SCENARIOS,
+    ]
+    .concat()
+}
+
+/// Runs those that fit one of the filters and reports each.
+pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode> {
+    let mut report = Report::open(results)?;
+    let fits =
+        |scenario: &Scenario| filters.is_empty() || filters.iter().any(|part| scenario.name.contains(part));
+    let mut failed = false;
+    for scenario in all().into_iter().filter(fits) {
+        let start = Instant::now();
+        let outcome = match std::panic::catch_unwind(scenario.run) {
+            Ok(Ok(())) => Outcome::Ok,
+            Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+                Some(skip) => Outcome::Skipped(skip.to_string()),
+                None => Outcome::Failed(format!("{error:#}")),
+            },
+            Err(_) => Outcome::Failed("it panicked; the console has the message".to_owned()),
+        };
+        failed |= matches!(outcome, Outcome::Failed(_));
+        report.scenario(scenario.name, &outcome, start.elapsed())?;
+    }
+    report.end(i32::from(failed)).context("the last result")?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The namespace that scenarios use unless they need several.
+fn init() -> Space {
+    Space::init()
+}

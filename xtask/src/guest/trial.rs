@@ -1,0 +1,165 @@
+//! One measured run: a fresh state, ctwatch and the witnesses around the traffic, and what must always be equal.
+
+use std::fmt::Debug;
+
+use anyhow::Context;
+
+use super::ctwatch::{Key, Totals, Watch};
+use super::space::Space;
+use super::traffic::Family;
+use super::witness::{self, Stats};
+use super::{modules, state};
+
+/// A run under way.
+#[derive(Debug)]
+pub(super) struct Trial<'a> {
+    spaces: Vec<&'a Space>,
+    before: Vec<Witness>,
+    /// ctwatch, attached.
+    pub(super) watch: Watch,
+}
+
+#[derive(Debug)]
+struct Witness {
+    stats: Stats,
+    proc_stats: Option<Stats>,
+    count: u64,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub(super) struct Finding {
+    /// ctwatch's side.
+    pub(super) totals: Totals,
+    /// The kernel's counters, what was added in each namespace.
+    pub(super) stats: Vec<Stats>,
+    /// Entries in each namespace at the end.
+    pub(super) counts: Vec<u64>,
+    spaces: Vec<u64>,
+}
+
+impl<'a> Trial<'a> {
+    /// Brings the namespaces to the fresh state, lets `arrange` change it, and starts ctwatch and the witnesses.
+    pub(super) fn start(
+        spaces: &[&'a Space],
+        args: &[&str],
+        arrange: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        modules::load()?;
+        for space in spaces {
+            state::fresh(space)?;
+        }
+        arrange().context("arrange the state")?;
+        // Before ctwatch: nothing moves now, and the statistics must not miss what ctwatch sees.
+        let before = spaces.iter().map(|space| Witness::read(space)).collect::<anyhow::Result<_>>()?;
+        let watch = Watch::start(args)?;
+        Ok(Self { spaces: spaces.to_vec(), before, watch })
+    }
+
+    /// Stops ctwatch, reads the witnesses, and compares what must be equal in every run.
+    pub(super) fn finish(self) -> anyhow::Result<Finding> {
+        let finding = self.finish_filtered()?;
+        for (index, space) in finding.spaces.iter().enumerate() {
+            finding.identities(index, *space).with_context(|| finding.sides(index))?;
+        }
+        Ok(finding)
+    }
+
+    /// The same for a ctwatch that was told to look at a part only: totals are checked against themselves alone.
+    pub(super) fn finish_filtered(self) -> anyhow::Result<Finding> {
+        let totals = self.watch.stop()?;
+        let (mut stats, mut counts) = (Vec::new(), Vec::new());
+        for (space, before) in self.spaces.iter().zip(&self.before) {
+            let after = Witness::read(space)?;
+            anyhow::ensure!(before.count == 0, "the table of {} was not empty at the start", space.label());
+            let added = after.stats.since(&before.stats);
+            if let (Some(after), Some(before)) = (&after.proc_stats, &before.proc_stats) {
+                let file = after.since(before);
+                for name in ["drop", "early_drop", "insert_failed"] {
+                    equal(
+                        &format!("/proc/net/stat and conntrack -S: {name}"),
+                        file.get(name),
+                        added.get(name),
+                    )?;
+                }
+            }
+            stats.push(added);
+            counts.push(after.count);
+        }
+        totals.check()?;
+        Ok(Finding { totals, stats, counts, spaces: self.spaces.iter().map(|space| space.inode).collect() })
+    }
+}
+
+impl Witness {
+    fn read(space: &Space) -> anyhow::Result<Self> {
+        Ok(Self {
+            stats: Stats::read(space)?,
+            proc_stats: witness::proc_stats(space)?,
+            count: witness::count(space)?,
+        })
+    }
+}
+
+impl Finding {
+    fn identities(&self, index: usize, netns: u64) -> anyhow::Result<()> {
+        let watched = |field: &str| self.totals.sum_in(netns, field);
+        let stats = &self.stats[index];
+        let kernel = |name: &str| stats.get(name).unwrap_or(0);
+        let entered = watched("insert") + watched("insert_netlink") + watched("clash_reply_only");
+        let left = watched("delete") + self.counts[index];
+        equal("entries: entered, and deleted plus conntrack -C", entered, left)?;
+        equal("early_drop", watched("early_drop"), kernel("early_drop"))?;
+        // The kernel's `drop` is the sum of these three; a tracker that drops does not occur here.
+        let dropped = watched("drop") + watched("insert_failed.clash");
+        equal("drop and insert_failed.clash", dropped, kernel("drop"))?;
+        equal("insert_failed", watched("insert_failed"), kernel("insert_failed"))?;
+        equal("insert_netlink", watched("insert_netlink"), kernel("insert"))?;
+        if let Some(resolved) = stats.get("clash_resolve") {
+            equal("clash_resolve", watched("clash_resolve"), resolved)?;
+        }
+        if let Some(long) = stats.get("chaintoolong") {
+            equal("insert_failed.chaintoolong", watched("insert_failed.chaintoolong"), long)?;
+        }
+        Ok(())
+    }
+
+    /// Both sides, for the message of a comparison that failed.
+    pub(super) fn sides(&self, index: usize) -> String {
+        format!(
+            "ctwatch {:?}; the kernel {:?}, {} entries",
+            self.totals.rows, self.stats[index], self.counts[index]
+        )
+    }
+
+    /// A count of one flow type in the first namespace of the trial.
+    pub(super) fn get(&self, family: Family, proto: u8, field: &str) -> u64 {
+        self.get_in(self.spaces[0], family, proto, field)
+    }
+
+    /// The same in any namespace.
+    pub(super) fn get_in(&self, netns: u64, family: Family, proto: u8, field: &str) -> u64 {
+        self.totals.get(&Key { netns, family: family.name().to_owned(), proto }, field)
+    }
+
+    /// A kernel counter of the first namespace.
+    pub(super) fn kernel(&self, name: &str) -> u64 {
+        self.stats[0].get(name).unwrap_or(0)
+    }
+
+    /// Compares, and shows both sides in full where they differ.
+    pub(super) fn equal<T: PartialEq + Debug>(
+        &self,
+        what: &str,
+        ctwatch: T,
+        witness: T,
+    ) -> anyhow::Result<()> {
+        equal(what, ctwatch, witness).with_context(|| self.sides(0))
+    }
+}
+
+/// Compares what ctwatch said with what a witness said.
+pub(super) fn equal<T: PartialEq + Debug>(what: &str, ctwatch: T, witness: T) -> anyhow::Result<()> {
+    anyhow::ensure!(ctwatch == witness, "{what}: ctwatch {ctwatch:?}, witness {witness:?}");
+    Ok(())
+}

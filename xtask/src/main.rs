@@ -1,0 +1,178 @@
+//! Builds, runs, tests and shows ctwatch. The same binary, linked statically, is the init of every guest.
+
+mod build;
+mod ci;
+mod guest;
+mod guest_protocol;
+mod packages;
+mod paths;
+mod step;
+mod test;
+mod toolchain;
+mod vm;
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use step::say;
+use vm::boot::Guest;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, runs, tests and shows ctwatch")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Find, or install, what builds the eBPF half
+    Toolchain,
+    /// Build both halves
+    Build {
+        /// With optimisations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build, then run ctwatch on this machine
+    Run {
+        /// Arguments of ctwatch, after `--`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Leave one static binary in target/dist
+    Dist,
+    /// Run a command, or a shell, in a guest with ctwatch in it
+    Vm {
+        /// The beginning of a kernel's release, as 5.10, 6.1, 6.12, 7.3, or a whole one
+        #[arg(required_unless_present = "list")]
+        kernel: Option<String>,
+        /// Show every kernel that can be fetched
+        #[arg(long)]
+        list: bool,
+        /// Leave conntrack unloaded at first
+        #[arg(long)]
+        no_conntrack: bool,
+        /// The command, after `--`; without one, a shell
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Show ctwatch on a live flood inside a guest; ends by itself
+    Demo {
+        /// The kernel of the guest
+        #[arg(long, default_value = "6.12")]
+        kernel: String,
+    },
+    /// Run unit tests, then every scenario on every kernel of the matrix
+    Test {
+        /// Only tests whose names contain this
+        filter: Option<String>,
+        /// Only on this kernel (may be repeated)
+        #[arg(long = "kernel")]
+        kernels: Vec<String>,
+        /// Only scenarios in guests
+        #[arg(long)]
+        guests: bool,
+        /// Guests at once
+        #[arg(short, long)]
+        jobs: Option<usize>,
+    },
+    /// Everything that must hold before a change lands
+    Ci,
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 && Path::new(guest_protocol::ARGS_FILE).exists() {
+        return guest::main(guest_args());
+    }
+    // Init starts its work as a child of this form.
+    let mut args = std::env::args().skip(1);
+    if args.next().is_some_and(|first| first == "guest") {
+        return guest_worker(args.collect());
+    }
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Init has nobody to report to: arguments that cannot be read are none, and the console says why.
+fn guest_args() -> Vec<String> {
+    let read = || -> Result<Vec<String>> {
+        Ok(serde_json::from_str(&std::fs::read_to_string(guest_protocol::ARGS_FILE)?)?)
+    };
+    let args = read().unwrap_or_else(|error| {
+        eprintln!("{}: {error:#}", guest_protocol::ARGS_FILE);
+        Vec::new()
+    });
+    if let Err(error) = guest_protocol::attach_terminal(&args) {
+        eprintln!("no terminal: {error:#}");
+    }
+    args
+}
+
+fn guest_worker(args: Vec<String>) -> ExitCode {
+    let relay = guest_protocol::outlive_interrupt().and_then(|()| guest_protocol::Relay::start());
+    let relay = relay.unwrap_or_else(|error| {
+        eprintln!("guest: {error:#}");
+        None
+    });
+    let code = guest::main(args);
+    if let Some(relay) = relay {
+        relay.end();
+    }
+    code
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Toolchain => say(format!("the eBPF half is built by {}", toolchain::ensure()?.describe())),
+        Task::Build { release } => build::all(release)?,
+        Task::Run { args } => return run_ctwatch(&args),
+        Task::Dist => {
+            println!("{}", build::dist()?.display());
+        }
+        Task::Vm { list: true, .. } => vm::kernels::list()?,
+        Task::Vm { kernel, command, no_conntrack, .. } => {
+            return vm::run(&kernel.context("no kernel given")?, &command, no_conntrack);
+        }
+        Task::Demo { kernel } => return demo(&kernel),
+        Task::Test { filter, kernels, guests, jobs } => {
+            let selection = test::Selection { filter, kernels, jobs };
+            if guests { test::guests(&selection)? } else { test::run(&selection)? }
+        }
+        Task::Ci => ci::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes ctwatch: as it is for root, through sudo where there is one, else unprivileged, which ctwatch explains.
+fn run_ctwatch(args: &[String]) -> Result<ExitCode> {
+    build::all(true)?;
+    let binary = build::release_binary()?;
+    let mut command = if nix::unistd::geteuid().is_root() || paths::program("sudo").is_none() {
+        Command::new(&binary)
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.arg(&binary);
+        sudo
+    };
+    let error = command.args(args).exec();
+    Err(error).with_context(|| format!("cannot start {}", binary.display()))
+}
+
+fn demo(kernel: &str) -> Result<ExitCode> {
+    let kernel = vm::kernels::ensure(kernel)?;
+    let initramfs = vm::prepare()?;
+    say(format!("a flood in a guest with {}, watched by `ctwatch live`; it ends by itself", kernel.release));
+    let args = vec!["demo".to_owned()];
+    vm::session(&Guest { limit: Duration::from_mins(3), ..Guest::new(&kernel, &initramfs, args) })
+}

@@ -1,0 +1,30 @@
+//! Where things lie in the checkout.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The root of the checkout that this xtask was built from.
+pub fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
+
+/// What xtask makes itself (kernels, tools, static binaries) lies here wherever cargo's own target directory is.
+pub fn target(part: &str) -> PathBuf {
+    root().join("target").join(part)
+}
+
+/// The eBPF object that the `ctwatch` crate embeds; `.cargo/config.toml` names the same file.
+pub fn ebpf_object() -> PathBuf {
+    env::var_os("CTWATCH_EBPF_OBJECT").map_or_else(|| target("ebpf/ctwatch-ebpf"), PathBuf::from)
+}
+
+/// The program `name`, looked for where a user without root may not look.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(system)
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+}

@@ -1,0 +1,116 @@
+//! What is in a guest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::kernels::Kernel;
+use crate::guest_protocol::ARGS_FILE;
+use crate::paths::program;
+use crate::step;
+
+/// The host's programs that guests use, with the libraries they are linked with.
+const PROGRAMS: [&str; 4] = ["nft", "conntrack", "ip", "bpftool"];
+
+/// The part of a guest's files that all kernels share.
+#[derive(Debug)]
+pub struct Initramfs {
+    base: Archive,
+}
+
+impl Initramfs {
+    /// Collects them.
+    pub fn new(init: &Path, ctwatch: &Path) -> Result<Self> {
+        let mut base = Archive::default();
+        for directory in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
+            base.directory(directory);
+        }
+        // The kernel opens it for init before anything is mounted.
+        base.device("dev/console", 5, 1);
+        base.file("init", 0o755, &read(init)?);
+        base.file("bin/ctwatch", 0o755, &read(ctwatch)?);
+        busybox(&mut base)?;
+        let mut libraries = BTreeSet::new();
+        for name in PROGRAMS {
+            add_program(&mut base, name, &mut libraries)?;
+        }
+        for library in libraries {
+            base.file(&library, 0o755, &read(Path::new(&library))?);
+        }
+        base.file(
+            "etc/passwd",
+            0o644,
+            b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+        );
+        base.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
+        base.file("etc/protocols", 0o644, PROTOCOLS.as_bytes());
+        Ok(Self { base })
+    }
+
+    /// The whole archive for one boot.
+    pub fn for_boot(&self, kernel: &Kernel, args: &[String]) -> Result<Vec<u8>> {
+        let mut archive = self.base.clone();
+        let modules = kernel.modules();
+        let under = format!("lib/modules/{}", kernel.release);
+        add_tree(&mut archive, &modules, &under)?;
+        archive.file(ARGS_FILE, 0o644, serde_json::to_string(args)?.as_bytes());
+        Ok(archive.finish())
+    }
+}
+
+/// The names that `conntrack -p` takes.
+const PROTOCOLS: &str = "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\ndccp 33 DCCP\ngre 47 GRE\n\
+    esp 50 ESP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\nudplite 136 UDPLite\n";
+
+fn busybox(base: &mut Archive) -> Result<()> {
+    let path = program("busybox").context("busybox is not installed")?;
+    if step::output(Command::new("ldd").arg(&path))?.stdout.contains("=>") {
+        bail!("{} is not static: install the package busybox-static", path.display());
+    }
+    base.file("bin/busybox", 0o755, &read(&path)?);
+    for applet in step::read(Command::new(&path).arg("--list"))?.lines() {
+        if !PROGRAMS.contains(&applet) && applet != "busybox" {
+            base.symlink(&format!("bin/{applet}"), "busybox");
+        }
+    }
+    // Where the kernel looks when it wants a module.
+    base.symlink("sbin/modprobe", "/bin/busybox");
+    Ok(())
+}
+
+fn add_program(base: &mut Archive, name: &str, libraries: &mut BTreeSet<String>) -> Result<()> {
+    let path = program(name).with_context(|| format!("{name} is not installed"))?;
+    base.file(&format!("bin/{name}"), 0o755, &read(&path)?);
+    let linked = step::output(Command::new("ldd").arg(&path))?.stdout;
+    for line in linked.lines() {
+        if line.contains("not found") {
+            bail!("{} misses a library: {}", path.display(), line.trim());
+        }
+        // `name => /path (address)`, or `/path (address)` for the loader.
+        let place = line.split("=>").last().unwrap_or(line).split_whitespace().next();
+        libraries.extend(place.filter(|place| place.starts_with('/')).map(str::to_owned));
+    }
+    Ok(())
+}
+
+fn add_tree(archive: &mut Archive, from: &Path, to: &str) -> Result<()> {
+    let entries = fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        let name = format!("{to}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            add_tree(archive, &entry.path(), &name)?;
+        } else {
+            archive.file(&name, 0o644, &read(&entry.path())?);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}

@@ -1,0 +1,252 @@
+//! Stock Debian kernels: which there are, fetching one, and what is kept of it.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::apt::Suite;
+use super::modules;
+use crate::packages;
+use crate::paths;
+use crate::step::{self, Step, say};
+
+/// A kernel of the matrix and the suite it is the newest of.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// What users call it: the beginning of its release.
+    pub name: &'static str,
+    suite: &'static str,
+}
+
+/// The kernels that every test runs on.
+pub const MATRIX: [Entry; 4] = [
+    Entry { name: "5.10", suite: "bullseye" },
+    Entry { name: "6.1", suite: "bookworm" },
+    Entry { name: "6.12", suite: "trixie" },
+    Entry { name: "7.3", suite: "trixie-backports" },
+];
+
+/// A kernel on disk, ready to boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// As it was asked for.
+    pub name: String,
+    /// What `uname -r` says in it.
+    pub release: String,
+    directory: PathBuf,
+}
+
+impl Kernel {
+    /// Its image.
+    pub fn image(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// Its modules, as under `/lib/modules/<release>`.
+    pub fn modules(&self) -> PathBuf {
+        self.directory.join("modules")
+    }
+
+    fn on_disk(name: &str, release: &str) -> Option<Self> {
+        let directory = store().join(release);
+        let kept = fs::read_to_string(directory.join("selection")).ok()?;
+        (kept == modules::SELECTION.join("\n")).then(|| Self {
+            name: name.to_owned(),
+            release: release.to_owned(),
+            directory,
+        })
+    }
+}
+
+/// Finds a kernel by the beginning of its release (`6.12`), its whole release or its package's name; fetches it
+/// once from the machine's package mirror.
+pub fn ensure(wanted: &str) -> Result<Kernel> {
+    let name = wanted.strip_prefix("linux-image-").unwrap_or(wanted);
+    if !name.starts_with(|first: char| first.is_ascii_digit()) {
+        bail!(
+            "no kernel is called {wanted:?}: give the beginning of a release, as 6.12 (`cargo xtask vm --list`)"
+        );
+    }
+    let here = fs::read_dir(store()).into_iter().flatten().flatten();
+    let mut here: Vec<String> = here
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|release| matches(release, name))
+        .collect();
+    here.sort_by_key(|release| Reverse(order(release)));
+    if let Some(kernel) = here.iter().find_map(|release| Kernel::on_disk(wanted, release)) {
+        return Ok(kernel);
+    }
+    packages::ensure_programs(
+        "kernels",
+        &[("dpkg-deb", "dpkg"), ("apt-get", "apt"), ("xz", "xz-utils"), ("zstd", "zstd")],
+    )?;
+    let (suite, release) = find(name)?;
+    fetch(wanted, &suite, &release)
+}
+
+/// Prints every kernel that can be fetched.
+pub fn list() -> Result<()> {
+    for entry in MATRIX {
+        let suite = Suite::open(entry.suite)?;
+        let mut releases = releases(&suite)?;
+        releases.sort_by_key(|release| order(release));
+        println!("{} (matrix: {})", entry.suite, entry.name);
+        for release in releases {
+            println!("  {release}");
+        }
+    }
+    Ok(())
+}
+
+/// The suite and release of the newest kernel that answers to this name.
+fn find(name: &str) -> Result<(Suite, String)> {
+    let newest = |suite: &Suite, name: &str| -> Result<Option<String>> {
+        let all = releases(suite)?.into_iter().filter(|release| matches(release, name));
+        Ok(all.max_by_key(|release| order(release)))
+    };
+    let entry = MATRIX.iter().find(|entry| entry.name == name);
+    let mut suites: Vec<&str> = entry.iter().map(|entry| entry.suite).collect();
+    suites.extend(MATRIX.iter().rev().map(|entry| entry.suite));
+    for suite in suites {
+        let suite = Suite::open(suite)?;
+        if let Some(release) = newest(&suite, name)? {
+            return Ok((suite, release));
+        }
+    }
+    if let Some(entry) = entry {
+        let suite = Suite::open(entry.suite)?;
+        if let Some(release) = releases(&suite)?.into_iter().filter(|r| is_cloud(r)).max_by_key(|r| order(r))
+        {
+            say(format!("{} has no {name} any more; {release} stands for it", entry.suite));
+            return Ok((suite, release));
+        }
+    }
+    bail!("no suite has a kernel {name}; `cargo xtask vm --list` shows what there is")
+}
+
+fn releases(suite: &Suite) -> Result<Vec<String>> {
+    let names = suite.packages("linux-image-")?;
+    let release = |name: &String| {
+        let release = name.strip_prefix("linux-image-")?;
+        let concrete = order(release).len() > 2 && release.starts_with(|c: char| c.is_ascii_digit());
+        let stock = concrete && release.ends_with("-amd64") && !release.contains("-rt-");
+        stock.then(|| release.to_owned())
+    };
+    Ok(names.iter().filter_map(release).collect())
+}
+
+/// Whether a release answers to a name; a name that leaves the flavour open means the cloud kernels.
+fn matches(release: &str, name: &str) -> bool {
+    if release == name {
+        return true;
+    }
+    release
+        .strip_prefix(name)
+        .is_some_and(|rest| is_cloud(release) && !rest.starts_with(|next: char| next.is_ascii_digit()))
+}
+
+fn is_cloud(release: &str) -> bool {
+    release.ends_with("-cloud-amd64")
+}
+
+/// The numbers in a release, by which releases are ordered.
+fn order(release: &str) -> Vec<u32> {
+    let version = release.strip_suffix("-amd64").unwrap_or(release);
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+}
+
+fn fetch(name: &str, suite: &Suite, release: &str) -> Result<Kernel> {
+    let step = Step::begin(format!("fetching kernel {release}"));
+    let directory = store().join(release);
+    let debs = store().join("debs").join(release);
+    let image = format!("linux-image-{release}");
+    let mut wanted: Vec<String> = suite.depends(&image)?;
+    // Since 6.19 the image's package is empty and these hold its parts.
+    wanted.retain(|package| {
+        ["linux-binary-", "linux-modules-", "linux-base-"]
+            .iter()
+            .any(|part| package.strip_prefix(part) == Some(release))
+    });
+    // Not every release has a base package of its own; without it, modprobe knows less of what is built in.
+    wanted.retain(|package| suite.has(package));
+    wanted.push(image);
+    let present = |package: &String| file_of(&debs, package).is_some();
+    if !wanted.iter().all(present) {
+        suite.download(&wanted, &debs)?;
+    }
+    let tree = store().join(format!("{release}.tree"));
+    let new = store().join(format!("{release}.new"));
+    for stale in [&tree, &new, &directory] {
+        remove(stale)?;
+    }
+    for package in &wanted {
+        let deb = file_of(&debs, package).with_context(|| format!("apt-get did not download {package}"))?;
+        step::run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&tree))?;
+    }
+    fs::create_dir_all(&new)?;
+    let of_release = |parents: &[&str]| {
+        let places = parents.iter().map(|parent| tree.join(parent.replace("RELEASE", release)));
+        places.into_iter().find(|place| place.exists())
+    };
+    let vmlinuz = of_release(&[
+        "boot/vmlinuz-RELEASE",
+        "usr/lib/modules/RELEASE/vmlinuz",
+        "lib/modules/RELEASE/vmlinuz",
+    ])
+    .with_context(|| format!("the packages of {release} hold no vmlinuz"))?;
+    fs::copy(vmlinuz, new.join("vmlinuz"))?;
+    let all = of_release(&["usr/lib/modules/RELEASE", "lib/modules/RELEASE"])
+        .with_context(|| format!("the packages of {release} hold no modules"))?;
+    modules::extract(&all, &new.join("modules"))?;
+    fs::write(new.join("selection"), modules::SELECTION.join("\n"))?;
+    // The rename is what makes it complete: an interrupted run leaves no half kernel under the final name.
+    fs::rename(&new, &directory).with_context(|| format!("moving {} into place", new.display()))?;
+    remove(&tree)?;
+    step.end();
+    Kernel::on_disk(name, release).with_context(|| format!("{} is not complete", directory.display()))
+}
+
+fn file_of(debs: &Path, package: &str) -> Option<PathBuf> {
+    let prefix = format!("{package}_");
+    fs::read_dir(debs).ok()?.flatten().map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.starts_with(&prefix) && path.extension().is_some_and(|extension| extension == "deb")
+    })
+}
+
+fn store() -> PathBuf {
+    paths::target("kernels")
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_means_cloud_kernels_of_that_release() {
+        assert!(matches("6.1.0-56-cloud-amd64", "6.1"));
+        assert!(!matches("6.12.117+deb13-cloud-amd64", "6.1"));
+        assert!(!matches("6.1.0-56-amd64", "6.1"));
+        assert!(matches("6.1.0-56-amd64", "6.1.0-56-amd64"));
+        assert!(matches("6.18.15+deb13-cloud-amd64", "6.18.15"));
+    }
+
+    #[test]
+    fn releases_are_ordered_by_number() {
+        assert!(order("6.18.15+deb13-cloud-amd64") > order("6.18.9+deb13-cloud-amd64"));
+        assert!(order("5.10.0-46-cloud-amd64") > order("5.10.0-9-cloud-amd64"));
+        assert!(order("6.12.90+deb13.1-cloud-amd64") > order("6.12.90+deb13-cloud-amd64"));
+    }
+}
