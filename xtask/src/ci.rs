@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 
+use crate::bench;
 use crate::build;
+use crate::prototypes;
 use crate::step::{self, Step};
 use crate::test::{self, Selection};
 
@@ -13,7 +15,9 @@ pub fn run() -> Result<()> {
     checked("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], None)?;
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
-    test::guests(&Selection::default())
+    prototypes::run()?;
+    test::guests(&Selection::default())?;
+    bench::check()
 }
 
 fn checked(what: &str, args: &[&str], variable: Option<(&str, &str)>) -> Result<()> {

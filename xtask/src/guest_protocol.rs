@@ -22,6 +22,8 @@ use nix::sys::termios::tcdrain;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 use serde::Deserialize;
 
+use crate::bench::figure::Figure;
+
 /// Where the guest finds its arguments.
 pub const ARGS_FILE: &str = "/etc/ctwatch-guest.json";
 /// The serial line for what the user sees and types.
@@ -59,6 +61,11 @@ pub enum Line {
         /// How long it took, in seconds of the guest.
         #[serde(default)]
         seconds: f64,
+    },
+    /// Something was measured.
+    Figure {
+        /// What.
+        figure: Figure,
     },
     /// All is done; a guest that stops without this line died.
     End {

@@ -1,11 +1,13 @@
 //! Builds, runs, tests and shows ctwatch. The same binary, linked statically, is the init of every guest.
 
+mod bench;
 mod build;
 mod ci;
 mod guest;
 mod guest_protocol;
 mod packages;
 mod paths;
+mod prototypes;
 mod step;
 mod test;
 mod toolchain;
@@ -82,6 +84,10 @@ enum Task {
         #[arg(short, long)]
         jobs: Option<usize>,
     },
+    /// Compare what each hook relies on with the types of every kernel of the matrix
+    Prototypes,
+    /// Measure what watching costs, in instructions of a guest per new flow
+    Bench(bench::Options),
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -149,6 +155,8 @@ fn run(task: Task) -> Result<ExitCode> {
             let selection = test::Selection { filter, kernels, jobs };
             if guests { test::guests(&selection)? } else { test::run(&selection)? }
         }
+        Task::Prototypes => prototypes::run()?,
+        Task::Bench(options) => bench::run(&options)?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)
@@ -173,6 +181,6 @@ fn demo(kernel: &str) -> Result<ExitCode> {
     let kernel = vm::kernels::ensure(kernel)?;
     let initramfs = vm::prepare()?;
     say(format!("a flood in a guest with {}, watched by `ctwatch live`; it ends by itself", kernel.release));
-    let args = vec!["demo".to_owned()];
+    let args = ["demo", "--seconds", "30"].map(str::to_owned).to_vec();
     vm::session(&Guest { limit: Duration::from_mins(3), ..Guest::new(&kernel, &initramfs, args) })
 }

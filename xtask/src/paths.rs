@@ -3,10 +3,11 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The root of the checkout that this xtask was built from.
+/// The root of the checkout: of the one that `cargo xtask` was called in, else of the one this was built from.
 pub fn root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_path_buf()
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().map_or_else(|| manifest.clone(), Path::to_path_buf)
 }
 
 /// What xtask makes itself (kernels, tools, static binaries) lies here wherever cargo's own target directory is.

@@ -1,9 +1,10 @@
 //! ctwatch as a child process, read through its promised JSON.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ pub(super) fn program() -> String {
 }
 
 /// Emulated guests relocate, verify and attach slowly.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A flow type as ctwatch's rows name it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +42,8 @@ pub(super) type Counts = BTreeMap<String, u64>;
 pub(super) struct Watch {
     child: Child,
     objects: Receiver<Value>,
-    stderr: Option<JoinHandle<String>>,
+    said: Arc<Mutex<String>>,
+    stderr: Option<JoinHandle<()>>,
     seen: Vec<Value>,
 }
 
@@ -58,6 +60,14 @@ pub(super) struct Totals {
     pub(super) status: ExitStatus,
 }
 
+/// What `--source` says where a scenario names none.
+static SOURCE: OnceLock<String> = OnceLock::new();
+
+/// Sets the source for all scenarios of this run.
+pub(super) fn use_source(name: String) {
+    SOURCE.get_or_init(|| name);
+}
+
 impl Watch {
     /// Starts it and waits until it is attached.
     pub(super) fn start(args: &[&str]) -> anyhow::Result<Self> {
@@ -71,13 +81,14 @@ impl Watch {
         let mut child = Command::new(program())
             .args(["live", "--json", "--interval", "0.5"])
             .args(args)
+            .args(SOURCE.get().filter(|_| !args.contains(&"--source")).into_iter().flat_map(|source| ["--source", source]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {}", program()))?;
         let stdout = child.stdout.take().context("its stdout")?;
-        let mut stderr = child.stderr.take().context("its stderr")?;
+        let stderr = child.stderr.take().context("its stderr")?;
         let (sender, objects) = channel();
         // Ends with the pipe: a line that is no JSON is handed on as a string and fails whoever reads it.
         thread::spawn(move || {
@@ -88,13 +99,16 @@ impl Watch {
                 }
             }
         });
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&said);
         let stderr = thread::spawn(move || {
-            let mut text = Vec::new();
-            // What came before an error is still worth showing.
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                said.push_str(&line);
+                said.push('\n');
+            }
         });
-        Ok(Self { child, objects, stderr: Some(stderr), seen: Vec::new() })
+        Ok(Self { child, objects, said, stderr: Some(stderr), seen: Vec::new() })
     }
 
     /// Waits for an object that `fits`, counting everything before it too.
@@ -180,8 +194,21 @@ impl Watch {
         })
     }
 
+    /// Waits until it has said something to its user.
+    pub(super) fn wait_said(&self) -> anyhow::Result<()> {
+        wait::until("a word from ctwatch", PATIENCE, || {
+            let silent = self.said.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            Ok(if silent { Err("silence".to_owned()) } else { Ok(()) })
+        })
+    }
+
+    /// All it wrote to stderr; for a child that has ended.
     fn stderr_text(&mut self) -> String {
-        self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+        if let Some(thread) = self.stderr.take() {
+            // It ends with the pipe; a panic in it leaves what came before.
+            let _ = thread.join();
+        }
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -239,6 +266,19 @@ impl Totals {
     }
 }
 
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (key, counts) in &self.rows {
+            write!(f, "[{} {} {}", key.netns, key.family, key.proto)?;
+            for (name, count) in counts.iter().filter(|(_, count)| **count > 0) {
+                write!(f, " {name}={count}")?;
+            }
+            f.write_str("] ")?;
+        }
+        Ok(())
+    }
+}
+
 fn sum_of(rows: &BTreeMap<Key, Counts>, field: &str) -> u64 {
     rows.values().map(|counts| field_of(counts, field)).sum()
 }
@@ -270,16 +310,12 @@ fn rows_of(objects: &[Value]) -> anyhow::Result<BTreeMap<Key, Counts>> {
 }
 
 fn flatten(name: &str, value: &Value, into: &mut Counts) -> anyhow::Result<()> {
-    match value {
-        Value::Object(fields) => {
-            fields.iter().try_for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, into))
-        }
-        _ => {
-            let count = value.as_u64().with_context(|| format!("{name} is no count: {value}"))?;
-            *into.entry(name.to_owned()).or_default() += count;
-            Ok(())
-        }
+    if let Value::Object(fields) = value {
+        return fields.iter().try_for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, into));
     }
+    let count = value.as_u64().with_context(|| format!("{name} is no count: {value}"))?;
+    *into.entry(name.to_owned()).or_default() += count;
+    Ok(())
 }
 
 fn key_of(row: &Value) -> anyhow::Result<Key> {

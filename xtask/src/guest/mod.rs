@@ -3,10 +3,12 @@
 //! Nothing in here may believe ctwatch: expectations come from the generators' own counts and from the kernel
 //! through `conntrack`, `nft` and `/proc`.
 
+mod bench;
 mod ctwatch;
 mod demo;
 mod init;
 mod modules;
+mod prototypes;
 mod report;
 mod scenarios;
 mod space;
@@ -49,8 +51,35 @@ enum Mode {
         /// Where the result lines go.
         #[arg(long, default_value = report::CHANNEL)]
         results: PathBuf,
+        /// The source that ctwatch is told to use where a scenario names none.
+        #[arg(long, default_value = "auto")]
+        source: String,
         /// Parts of scenario names.
         filters: Vec<String>,
+    },
+    /// What watching costs, on a guest whose clock counts instructions.
+    Bench {
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+        /// Parts of observers' names; all without one.
+        only: Vec<String>,
+    },
+    /// One million flows with the table full, once for each of these sources.
+    Million {
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+        /// `--source` of ctwatch.
+        sources: Vec<String>,
+    },
+    /// What this kernel says of these functions.
+    Prototypes {
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+        /// Their names.
+        functions: Vec<String>,
     },
     /// The names of all scenarios.
     List,
@@ -89,7 +118,13 @@ fn run(mode: Mode) -> anyhow::Result<ExitCode> {
         Mode::Command { no_conntrack, results, words } => {
             init::command(&words.join(" "), !no_conntrack, &results)
         }
-        Mode::Test { results, filters } => scenarios::run(&filters, &results),
+        Mode::Test { results, source, filters } => {
+            ctwatch::use_source(source);
+            scenarios::run(&filters, &results)
+        }
+        Mode::Bench { results, only } => bench::run(&only, &results),
+        Mode::Million { results, sources } => bench::million(&sources, &results),
+        Mode::Prototypes { results, functions } => prototypes::run(&functions, &results),
         Mode::List => {
             for scenario in scenarios::all() {
                 println!("{}", scenario.name);

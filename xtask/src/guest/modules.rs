@@ -58,7 +58,12 @@ fn remove(module: &str) -> anyhow::Result<()> {
     wait::until(&format!("the removal of {module}"), Duration::from_secs(20), || {
         match delete_module(&name, DeleteModuleFlags::O_NONBLOCK) {
             Ok(()) | Err(Errno::ENOENT) => Ok(Ok(())),
-            Err(errno @ (Errno::EAGAIN | Errno::EBUSY)) => Ok(Err(errno.to_string())),
+            Err(errno @ (Errno::EAGAIN | Errno::EBUSY)) => {
+                let text = fs::read_to_string("/proc/modules")?;
+                let users =
+                    text.lines().find(|line| line.split(' ').next() == Some(module)).unwrap_or_default();
+                Ok(Err(format!("{errno}: {users}")))
+            }
             Err(errno) => Err(errno).with_context(|| format!("remove {module}")),
         }
     })

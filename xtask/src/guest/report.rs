@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::json;
 
+use crate::bench::figure::Figure;
+
 /// The guest's second serial line.
 pub(super) const CHANNEL: &str = "/dev/ttyS1";
 
@@ -47,6 +49,11 @@ impl Report {
         let seconds = took.as_secs_f64();
         println!("{result:8} {name} ({seconds:.1} s) {detail}");
         self.line(&json!({ "test": name, "result": result, "detail": detail, "seconds": seconds }))
+    }
+
+    /// Something that was measured.
+    pub(super) fn figure(&mut self, figure: &Figure) -> anyhow::Result<()> {
+        self.line(&json!({ "figure": figure }))
     }
 
     /// The last line.

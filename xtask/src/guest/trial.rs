@@ -60,7 +60,9 @@ impl<'a> Trial<'a> {
     pub(super) fn finish(self) -> anyhow::Result<Finding> {
         let finding = self.finish_filtered()?;
         for (index, space) in finding.spaces.iter().enumerate() {
-            finding.identities(index, *space).with_context(|| finding.sides(index))?;
+            finding
+                .identities(index, *space)
+                .map_err(|error| anyhow::anyhow!("{error:#}\n{}", finding.sides(index)))?;
         }
         Ok(finding)
     }
@@ -154,11 +156,15 @@ impl Finding {
         ctwatch: T,
         witness: T,
     ) -> anyhow::Result<()> {
-        equal(what, ctwatch, witness).with_context(|| self.sides(0))
+        equal(what, ctwatch, witness).map_err(|error| anyhow::anyhow!("{error:#}\n{}", self.sides(0)))
     }
 }
 
 /// Compares what ctwatch said with what a witness said.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "callers compare counts, and `&` before each would be noise"
+)]
 pub(super) fn equal<T: PartialEq + Debug>(what: &str, ctwatch: T, witness: T) -> anyhow::Result<()> {
     anyhow::ensure!(ctwatch == witness, "{what}: ctwatch {ctwatch:?}, witness {witness:?}");
     Ok(())

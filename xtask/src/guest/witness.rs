@@ -46,6 +46,15 @@ impl Stats {
     }
 }
 
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, count) in self.0.iter().filter(|(_, count)| **count > 0) {
+            write!(f, "{name}={count} ")?;
+        }
+        Ok(())
+    }
+}
+
 /// The same counters from `/proc/net/stat/nf_conntrack`; `None` on kernels built without it.
 pub(super) fn proc_stats(space: &Space) -> anyhow::Result<Option<Stats>> {
     space.enter(|| {

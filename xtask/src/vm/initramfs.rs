@@ -14,7 +14,12 @@ use crate::paths::program;
 use crate::step;
 
 /// The host's programs that guests use, with the libraries they are linked with.
-const PROGRAMS: [&str; 4] = ["nft", "conntrack", "ip", "bpftool"];
+const PROGRAMS: [&str; 7] =
+    ["nft", "conntrack", "ip", "bpftool", "kmod", "xtables-nft-multi", "xtables-legacy-multi"];
+
+/// The names under which the two programs of iptables do their work.
+const XTABLES: [(&str, &str); 3] =
+    [("", "xtables-nft-multi"), ("-nft", "xtables-nft-multi"), ("-legacy", "xtables-legacy-multi")];
 
 /// The part of a guest's files that all kernels share.
 #[derive(Debug)]
@@ -23,10 +28,10 @@ pub struct Initramfs {
 }
 
 impl Initramfs {
-    /// Collects them.
-    pub fn new(init: &Path, ctwatch: &Path) -> Result<Self> {
+    /// Collects them; `more` are programs that only some guests need.
+    pub fn new(init: &Path, ctwatch: &Path, more: &[&str]) -> Result<Self> {
         let mut base = Archive::default();
-        for directory in ["dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
+        for directory in ["dev", "etc", "opt", "opt/kmod", "proc", "root", "run", "sys", "tmp", "var"] {
             base.directory(directory);
         }
         // The kernel opens it for init before anything is mounted.
@@ -35,9 +40,10 @@ impl Initramfs {
         base.file("bin/ctwatch", 0o755, &read(ctwatch)?);
         busybox(&mut base)?;
         let mut libraries = BTreeSet::new();
-        for name in PROGRAMS {
+        for name in PROGRAMS.iter().chain(more) {
             add_program(&mut base, name, &mut libraries)?;
         }
+        iptables(&mut base)?;
         for library in libraries {
             base.file(&library, 0o755, &read(Path::new(&library))?);
         }
@@ -79,7 +85,27 @@ fn busybox(base: &mut Archive) -> Result<()> {
     }
     // Where the kernel looks when it wants a module.
     base.symlink("sbin/modprobe", "/bin/busybox");
+    // For scenarios about modprobe's configuration, of which busybox knows only a part.
+    for name in ["depmod", "modprobe"] {
+        base.symlink(&format!("opt/kmod/{name}"), "/bin/kmod");
+    }
     Ok(())
+}
+
+/// Names and extensions of iptables; the extensions need no library that the programs do not.
+fn iptables(base: &mut Archive) -> Result<()> {
+    for (flavour, program) in XTABLES {
+        for family in ["iptables", "ip6tables"] {
+            for action in ["", "-save", "-restore"] {
+                base.symlink(&format!("bin/{family}{flavour}{action}"), program);
+            }
+        }
+    }
+    let directory = ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib64/xtables", "/usr/lib/xtables"]
+        .into_iter()
+        .find(|path| Path::new(path).is_dir())
+        .context("the extensions of iptables are not where they should be")?;
+    add_tree(base, Path::new(directory), directory.trim_start_matches('/'))
 }
 
 fn add_program(base: &mut Archive, name: &str, libraries: &mut BTreeSet<String>) -> Result<()> {

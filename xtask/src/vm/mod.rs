@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::build;
 use crate::guest_protocol::Line;
-use crate::packages;
+use crate::packages::{self, Need};
 use crate::step::say;
 use boot::{Guest, Terminal};
 use initramfs::Initramfs;
@@ -25,6 +25,12 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(30);
 
 /// Everything guests are made of, built once for any number of boots.
 pub fn prepare() -> Result<Initramfs> {
+    prepare_with(&[])
+}
+
+/// The same with more of the host's programs in it.
+pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
+    packages::ensure_programs("guests", more)?;
     packages::ensure_programs(
         "guests",
         &[
@@ -33,7 +39,9 @@ pub fn prepare() -> Result<Initramfs> {
             ("nft", "nftables"),
             ("conntrack", "conntrack"),
             ("ip", "iproute2"),
+            ("xtables-nft-multi", "iptables"),
             ("bpftool", "bpftool"),
+            ("kmod", "kmod"),
             ("xz", "xz-utils"),
             ("zstd", "zstd"),
             ("dpkg-deb", "dpkg"),
@@ -41,7 +49,8 @@ pub fn prepare() -> Result<Initramfs> {
     )?;
     let ctwatch = build::dist()?;
     let init = build::guest_init()?;
-    Initramfs::new(&init, &ctwatch)
+    let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
+    Initramfs::new(&init, &ctwatch, &names)
 }
 
 /// `cargo xtask vm`: a command, or a shell, on this terminal.

@@ -58,8 +58,8 @@ fn udp_reply_only() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || {
         let nat = format!(
-            "table ip turns {{ chain out {{ type nat hook output priority -100; \
-             udp dport {PORT} dnat to numgen inc mod 2 map {{ 0 : 127.0.0.2, 1 : 127.0.0.3 }}; }} }}\n"
+            "table ip turns {{\n chain out {{ type nat hook output priority -100; \
+             udp dport {PORT} dnat to numgen inc mod 2 map {{ 0 : 127.0.0.2, 1 : 127.0.0.3 }}; }}\n}}\n"
         );
         state::rules(&space, &(state::RULES.to_owned() + &nat))
     })?;
@@ -88,7 +88,7 @@ fn tcp_dropped() -> anyhow::Result<()> {
     let trial = Trial::start(&[&space], &[], || {
         // Behind conntrack, so that nobody answers and the entries stay.
         let block = format!(
-            "table ip block {{ chain in {{ type filter hook input priority 0; tcp dport {CLOSED} drop; }} }}\n"
+            "table ip block {{\n chain in {{ type filter hook input priority 0; tcp dport {CLOSED} drop; }}\n}}\n"
         );
         state::rules(&space, &(state::RULES.to_owned() + &block))
     })?;

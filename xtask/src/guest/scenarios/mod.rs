@@ -2,6 +2,7 @@
 
 mod causes;
 mod clash;
+mod doctor;
 mod filters;
 mod full;
 mod generators;
@@ -9,6 +10,7 @@ mod manners;
 mod modules;
 mod netlink;
 mod spaces;
+mod trace;
 mod traffic;
 
 use std::path::Path;
@@ -49,6 +51,7 @@ pub(super) fn all() -> Vec<Scenario> {
     // The guest boots without conntrack: what must not load it comes first.
     [
         manners::SCENARIOS_BEFORE,
+        doctor::SCENARIOS_BEFORE,
         generators::SCENARIOS,
         traffic::SCENARIOS,
         full::SCENARIOS,
@@ -57,8 +60,10 @@ pub(super) fn all() -> Vec<Scenario> {
         clash::SCENARIOS,
         spaces::SCENARIOS,
         filters::SCENARIOS,
+        trace::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
+        doctor::SCENARIOS,
     ]
     .concat()
 }

@@ -1,5 +1,7 @@
 //! Several namespaces, one that goes away, and translated addresses.
 
+use anyhow::Context;
+
 use super::super::space::{Space, checked};
 use super::super::state;
 use super::super::traffic::{Family, Flows, PORT, udp};
@@ -98,8 +100,8 @@ fn dnat() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || {
         let nat = format!(
-            "table ip redirect {{ chain out {{ type nat hook output priority -100; \
-             udp dport {PORT} dnat to 127.0.0.9:{BACKEND}; }} }}\n"
+            "table ip translate {{\n chain out {{ type nat hook output priority -100; \
+             udp dport {PORT} dnat to 127.0.0.9:{BACKEND}; }}\n}}\n"
         );
         state::rules(&space, &(state::RULES.to_owned() + &nat))
     })?;
@@ -110,9 +112,10 @@ fn dnat() -> anyhow::Result<()> {
     let translated =
         checked(space.command("conntrack").args(["-L", "-f", "ipv4", "--dst-nat"]))?.lines().count();
     finding.equal("translated entries", translated as u64, sent.passed)?;
+    let port = PORT.to_string();
     for object in &finding.totals.objects {
         let ranked = object["top"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let wrong = ranked.iter().find(|top| top["by"] == "dport" && top["key"] != PORT.to_string());
+        let wrong = ranked.iter().find(|top| top["by"] == "dport" && top["key"] != port);
         anyhow::ensure!(wrong.is_none(), "ranked by the translated port: {wrong:?}");
     }
     Ok(())
@@ -126,24 +129,23 @@ fn masquerade() -> anyhow::Result<()> {
     checked(client.command("ip").args(["route", "add", "default", "via", "198.51.100.1"]))?;
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     let trial = Trial::start(&[&router, &client, &server], &[], || {
-        let nat = "table ip hide { chain post { type nat hook postrouting priority 100; oifname \"to-server\" masquerade; } }\n";
+        let nat = "table ip hide {\n chain post { type nat hook postrouting priority 100; \
+                   oifname \"to-server\" masquerade; }\n}\n";
         state::rules(&router, &(state::RULES.to_owned() + nat))
     })?;
     let sink = server.enter(|| Ok(std::net::UdpSocket::bind(("203.0.113.2", PORT))?))?;
+    sink.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
     let flows: u16 = 500;
     client.enter(|| {
         for port in 0..flows {
             let socket = std::net::UdpSocket::bind(("198.51.100.2", 10_000 + port))?;
             socket.send_to(b"ctwatch", ("203.0.113.2", PORT))?;
+            // A datagram that arrives has been through all three tables.
+            let (_, from) = sink.recv_from(&mut [0; 16]).with_context(|| format!("datagram {port}"))?;
+            anyhow::ensure!(from.ip().to_string() == "203.0.113.1", "{from} was not translated");
         }
         Ok(())
     })?;
-    // Each datagram that arrives has been through all three tables.
-    sink.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
-    for _ in 0..flows {
-        let (_, from) = sink.recv_from(&mut [0; 16])?;
-        anyhow::ensure!(from.ip().to_string() == "203.0.113.1", "{from} was not translated");
-    }
     let finding = trial.finish()?;
     for space in [&router, &client, &server] {
         let inserts = finding.get_in(space.inode, Family::V4, 17, "insert");

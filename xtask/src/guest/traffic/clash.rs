@@ -12,7 +12,7 @@ use super::{Family, Flows, PORT, Sent, pin, raw, udp};
 /// One datagram from each of two CPUs, from one socket, to each destination: both see a flow that is not there yet.
 pub(in super::super) fn udp_pairs(flows: Flows) -> anyhow::Result<Sent> {
     let socket = UdpSocket::bind((flows.family.home(), 0)).context("bind the sender")?;
-    pairs(flows, |number, sent| udp::one(&socket, SocketAddr::new(flows.family.target(number), PORT), sent))
+    pairs(flows, |number, tally| udp::one(&socket, SocketAddr::new(flows.family.target(number), PORT), tally))
 }
 
 /// The same with TCP SYNs by raw socket. TCP allows no resolution: of two that race, one is dropped.
@@ -26,7 +26,7 @@ pub(in super::super) fn tcp_pairs(flows: Flows, port: u16) -> anyhow::Result<Sen
     syn.extend([0; 4]);
     // Five words long, SYN, window 1024. The checksum stays 0: conntrack looks at it on the way in only.
     syn.extend([0x50, 0x02, 4, 0, 0, 0, 0, 0]);
-    pairs(flows, |number, sent| raw::one(&socket, flows.family.target(number), &syn, sent))
+    pairs(flows, |number, tally| raw::one(&socket, flows.family.target(number), &syn, tally))
 }
 
 fn pairs(flows: Flows, send: impl Fn(u32, &mut Sent) -> anyhow::Result<()> + Sync) -> anyhow::Result<Sent> {
@@ -34,29 +34,29 @@ fn pairs(flows: Flows, send: impl Fn(u32, &mut Sent) -> anyhow::Result<()> + Syn
     let failed = AtomicU32::new(0);
     let racer = |cpu| {
         pin(cpu)?;
-        let mut sent = Sent::default();
+        let mut mine = Sent::default();
         for (round, number) in flows.numbers().enumerate() {
-            let both = u32::try_from(2 * (round + 1))?;
+            let all = u32::try_from(2 * (round + 1))?;
             arrived.fetch_add(1, Ordering::AcqRel);
             let mut spins = 0_u32;
-            while arrived.load(Ordering::Acquire) < both && failed.load(Ordering::Acquire) == 0 {
+            while arrived.load(Ordering::Acquire) < all && failed.load(Ordering::Acquire) == 0 {
                 // A guest's CPU may itself be off its host CPU for a while.
                 spins += 1;
                 if spins.is_multiple_of(1 << 16) {
                     thread::yield_now();
                 }
             }
-            if let Err(error) = send(number, &mut sent) {
+            if let Err(error) = send(number, &mut mine) {
                 failed.store(1, Ordering::Release);
                 return Err(error);
             }
         }
-        Ok(sent)
+        Ok(mine)
     };
     thread::scope(|scope| {
         let other = scope.spawn(|| racer(1));
-        let mut sent = racer(0)?;
-        sent += other.join().map_err(|_| anyhow::anyhow!("a racer panicked"))??;
-        Ok(sent)
+        let mut both = racer(0)?;
+        both += other.join().map_err(|_| anyhow::anyhow!("a racer panicked"))??;
+        Ok(both)
     })
 }

@@ -1,0 +1,132 @@
+//! The committed figures that `bench --check` compares with.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::{Measured, table};
+use crate::paths;
+use crate::step::say;
+
+/// By how much a figure may grow.
+const GROWTH: f64 = 0.05;
+/// What two runs of the same code may differ by, as a part of the whole flow: timers fall differently.
+const NOISE: f64 = 0.001;
+
+/// By kernel, then by observer and scenario.
+type Baseline = BTreeMap<String, BTreeMap<String, Entry>>;
+
+/// Instructions per flow.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    /// With nobody watching.
+    base: f64,
+    /// By watching.
+    added: f64,
+}
+
+impl Entry {
+    fn bound(self) -> f64 {
+        self.added * (1.0 + GROWTH) + (self.base + self.added) * NOISE
+    }
+}
+
+fn file() -> PathBuf {
+    paths::root().join("docs/bench-baseline.json")
+}
+
+fn of(all: &[Measured]) -> Baseline {
+    let figures = |measured: &Measured| {
+        let added =
+            table::added(measured).into_iter().filter(|(_, observer, ..)| observer.starts_with("ctwatch-"));
+        added
+            .map(|(scenario, observer, base, added)| {
+                (format!("{observer} {scenario}"), Entry { base: base.round(), added: added.round() })
+            })
+            .collect()
+    };
+    all.iter().map(|measured| (measured.kernel.clone(), figures(measured))).collect()
+}
+
+/// Replaces the figures of the kernels that were measured.
+pub(super) fn write(all: &[Measured]) -> Result<()> {
+    let file = file();
+    let mut baseline: Baseline = match fs::read_to_string(&file) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?,
+        Err(_) => Baseline::new(),
+    };
+    baseline.extend(of(all));
+    fs::write(&file, serde_json::to_string_pretty(&baseline)? + "\n")
+        .with_context(|| format!("writing {}", file.display()))?;
+    say(format!("{} is the new baseline", file.display()));
+    Ok(())
+}
+
+/// Fails where a figure grew by more than its bound, or is missing.
+pub(super) fn check(all: &[Measured]) -> Result<()> {
+    let file = file();
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let baseline: Baseline =
+        serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
+    let problems = compare(&baseline, &of(all));
+    if problems.is_empty() {
+        say("no figure has grown by more than 5 %");
+        return Ok(());
+    }
+    bail!("cost has grown:\n  {}\n`cargo xtask bench --write-baseline` accepts it", problems.join("\n  "))
+}
+
+fn compare(baseline: &Baseline, now: &Baseline) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (kernel, figures) in now {
+        let Some(expected) = baseline.get(kernel) else {
+            problems.push(format!("{kernel} has no baseline"));
+            continue;
+        };
+        for (name, expected) in expected {
+            match figures.get(name) {
+                None => problems.push(format!("{kernel} {name} was not measured")),
+                Some(now) if now.added > expected.bound() => {
+                    problems.push(format!(
+                        "{kernel} {name}: {} added instructions a flow; the baseline has {}, its bound is {:.0}",
+                        now.added,
+                        expected.added,
+                        expected.bound()
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(added: f64) -> Baseline {
+        BTreeMap::from([(
+            "6.1".to_owned(),
+            BTreeMap::from([("ctwatch-fexit udp-full".to_owned(), Entry { base: 12_300.0, added })]),
+        )])
+    }
+
+    #[test]
+    fn growth_beyond_the_bound_is_a_problem() {
+        assert!(compare(&one(700.0), &one(700.0)).is_empty());
+        assert!(compare(&one(700.0), &one(747.0)).is_empty());
+        assert_eq!(compare(&one(700.0), &one(749.0)).len(), 1);
+        assert!(compare(&one(700.0), &one(500.0)).is_empty());
+    }
+
+    #[test]
+    fn what_was_not_measured_is_a_problem() {
+        let nothing = BTreeMap::from([("6.1".to_owned(), BTreeMap::new())]);
+        assert_eq!(compare(&one(700.0), &nothing).len(), 1);
+        assert_eq!(compare(&BTreeMap::new(), &one(700.0)).len(), 1);
+    }
+}

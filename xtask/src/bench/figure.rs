@@ -1,0 +1,129 @@
+//! What a guest measures: the lines between the bench on the host and its half in the guest.
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Figure {
+    /// The cost of new flows under one observer.
+    Cost(Cost),
+    /// The share of each program in that cost, from the kernel's own statistics.
+    Hooks(Hooks),
+    /// What an observer's own process does, outside the flows.
+    Process(Process),
+    /// How many of the events an observer has told of.
+    Told(Told),
+    /// One million flows: both sides of each comparison.
+    Million(Million),
+    /// What the kernel says of the hooked functions.
+    Kernel(Box<KernelTypes>),
+    /// An observer that cannot run on this kernel.
+    Absent {
+        /// Which.
+        observer: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Instructions of new flows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// The traffic and the state of the table.
+    pub scenario: String,
+    /// Who watched.
+    pub observer: String,
+    /// Flows in each window.
+    pub flows: u64,
+    /// Instructions per flow of each window.
+    pub windows: Vec<f64>,
+    /// Entries that left the table, per flow.
+    pub deletes: f64,
+    /// The kernel's early_drop, per flow.
+    pub early_drops: f64,
+}
+
+impl Cost {
+    /// The second lowest window: what the kernel does in the background only ever adds to one.
+    pub fn instructions(&self) -> f64 {
+        let mut sorted = self.windows.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(1).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Where an observer's instructions go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hooks {
+    /// The traffic and the state of the table.
+    pub scenario: String,
+    /// Who watched.
+    pub observer: String,
+    /// Flows during which it was counted.
+    pub flows: u64,
+    /// Each program.
+    pub programs: Vec<Program>,
+}
+
+/// One program's share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name, as far as the kernel keeps it.
+    pub name: String,
+    /// Runs during these flows.
+    pub runs: u64,
+    /// Instructions in them, with the kernel's own measuring (the floor's programs show how much that is) and
+    /// without what calls the program.
+    pub instructions: u64,
+}
+
+/// A process beside the flows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Which.
+    pub observer: String,
+    /// Instructions of its own from its start until it is attached.
+    pub attach: u64,
+    /// Instructions of one report, kernel's part included.
+    pub report: u64,
+    /// `VmHWM`: the most memory it had resident, in KiB.
+    pub resident: u64,
+}
+
+/// How complete an observer's account is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// Who watched.
+    pub observer: String,
+    /// Events that happened: inserts and deletes.
+    pub happened: u64,
+    /// Events among them that it gave an account of.
+    pub accounted: u64,
+}
+
+/// One million flows on two CPUs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Million {
+    /// Who watched.
+    pub observer: String,
+    /// What ctwatch knows that it missed.
+    pub lost: u64,
+    /// Name, ctwatch's side, the witness's side.
+    pub sides: Vec<(String, u64, u64)>,
+    /// How long the traffic took, in seconds of the guest.
+    pub seconds: f64,
+}
+
+/// A kernel's own account of functions and members.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KernelTypes {
+    /// `ctwatch facts`.
+    pub facts: serde_json::Value,
+    /// Functions of `/proc/kallsyms` whose name begins like a hooked one's.
+    pub symbols: Vec<String>,
+    /// Prototypes as bpftool's dump tells them; empty without BTF of the functions.
+    pub prototypes: std::collections::BTreeMap<String, String>,
+    /// Member offsets in bytes as bpftool's dump tells them, as `structure.member`.
+    pub offsets: std::collections::BTreeMap<String, u32>,
+}

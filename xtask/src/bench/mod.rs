@@ -1,0 +1,157 @@
+//! `cargo xtask bench`: what watching costs, in guest instructions per new flow.
+//!
+//! The guest's clock counts instructions, so that a figure depends on the kernel and on ctwatch, and not on the
+//! machine or its load. What an observer adds is its figure less the one of nobody in the same boot.
+
+mod baseline;
+pub mod figure;
+mod million;
+mod table;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::guest_protocol::Line;
+use crate::step::{Step, say};
+use crate::vm;
+use crate::vm::boot::{Guest, Terminal};
+use crate::vm::initramfs::Initramfs;
+use crate::vm::kernels::{self, Kernel};
+use figure::Figure;
+
+/// A guest counts every instruction: slow, but bounded.
+const GUEST_LIMIT: Duration = Duration::from_mins(20);
+
+/// The kernels whose cost is promised.
+const KERNELS: [&str; 2] = ["6.1", "7.3"];
+
+/// The programs that only this bench needs in a guest.
+const BPFTRACE: crate::packages::Need = ("bpftrace", "bpftrace");
+
+/// Flags of `bench`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Options {
+    /// Only on this kernel (may be repeated)
+    #[arg(long = "kernel")]
+    kernels: Vec<String>,
+    /// Only observers whose names contain this (may be repeated); nobody is always measured
+    #[arg(long)]
+    only: Vec<String>,
+    /// Fail where ctwatch costs more than the committed baseline says
+    #[arg(long)]
+    check: bool,
+    /// Write the measured figures as the new baseline
+    #[arg(long, conflicts_with_all = ["check", "only"])]
+    write_baseline: bool,
+    /// Write everything measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// One million flows on two CPUs with the table full instead: are the totals exact?
+    #[arg(long, conflicts_with_all = ["check", "only", "write_baseline"])]
+    million: bool,
+}
+
+/// What was measured on one kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    /// As the kernel was asked for.
+    pub kernel: String,
+    /// What it is.
+    pub release: String,
+    /// In the order of measuring.
+    pub figures: Vec<Figure>,
+}
+
+/// Measures, shows, and compares where that was asked for.
+pub fn run(options: &Options) -> Result<()> {
+    if options.million {
+        return million::run(&options.kernels);
+    }
+    let names: Vec<String> = if options.kernels.is_empty() {
+        KERNELS.map(str::to_owned).to_vec()
+    } else {
+        options.kernels.clone()
+    };
+    let kernels = names.iter().map(|name| kernels::ensure(name)).collect::<Result<Vec<_>>>()?;
+    // bpftrace brings LLVM: a guest boots faster without it.
+    let bpftrace =
+        options.only.is_empty() || options.only.iter().any(|part| "bpftrace-".contains(part.as_str()));
+    let initramfs = vm::prepare_with(if bpftrace { &[BPFTRACE] } else { &[] })?;
+    let mut args = vec!["bench".to_owned()];
+    args.extend(options.only.iter().cloned());
+    let all = measure(&kernels, &initramfs, &args)?;
+    for measured in &all {
+        print!("{}", table::costs(measured));
+    }
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_string_pretty(&all)? + "\n")
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    if options.write_baseline {
+        baseline::write(&all)?;
+    }
+    if options.check { baseline::check(&all) } else { Ok(()) }
+}
+
+/// What `ci` runs: ctwatch alone, against the baseline.
+pub fn check() -> Result<()> {
+    run(&Options { only: vec!["ctwatch".to_owned()], check: true, ..Options::default() })
+}
+
+/// Boots each kernel once, two at a time: a guest that counts instructions has one CPU.
+fn measure(kernels: &[Kernel], initramfs: &Initramfs, args: &[String]) -> Result<Vec<Measured>> {
+    let step = Step::begin(format!("measuring on {} kernels", kernels.len()));
+    let failures = Mutex::new(Vec::new());
+    let all: Vec<Measured> = thread::scope(|scope| {
+        let guests: Vec<_> = kernels
+            .iter()
+            .map(|kernel| scope.spawn(|| one(&counting(kernel, initramfs, args.to_vec()))))
+            .collect();
+        let outcomes = guests.into_iter().map(|guest| match guest.join() {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow::anyhow!("a measuring thread panicked")),
+        });
+        outcomes
+            .filter_map(|outcome| {
+                outcome.map_err(|error| failures.lock().map(|mut all| all.push(error))).ok()
+            })
+            .collect()
+    });
+    if let Some(error) = failures.into_inner().ok().and_then(|all| all.into_iter().next()) {
+        return Err(error);
+    }
+    step.end();
+    Ok(all)
+}
+
+fn counting<'a>(kernel: &'a Kernel, initramfs: &'a Initramfs, args: Vec<String>) -> Guest<'a> {
+    Guest { count_instructions: true, limit: GUEST_LIMIT, ..Guest::new(kernel, initramfs, args) }
+}
+
+/// Boots a guest and collects its figures.
+pub fn one(guest: &Guest<'_>) -> Result<Measured> {
+    let mut figures = Vec::new();
+    let name = &guest.kernel.name;
+    let end = guest.boot(Terminal::None, |line| {
+        if let Line::Figure { figure } = line {
+            match &figure {
+                Figure::Cost(cost) => {
+                    say(format!("{name} {} {}: {:.0}", cost.scenario, cost.observer, cost.instructions()));
+                }
+                Figure::Absent { observer, why } => say(format!("{name} {observer}: {why}")),
+                _ => {}
+            }
+            figures.push(figure);
+        }
+    })?;
+    if !end.complete {
+        bail!("the guest with {} did not finish: {}", guest.kernel.release, end.explain());
+    }
+    Ok(Measured { kernel: name.clone(), release: guest.kernel.release.clone(), figures })
+}

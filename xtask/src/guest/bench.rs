@@ -1,0 +1,244 @@
+//! Measures what watching costs, in instructions: the guest's clock counts them (`-icount shift=0,sleep=off`, one CPU).
+
+mod floor;
+mod million;
+mod observer;
+mod programs;
+mod workload;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use nix::time::{ClockId, clock_gettime};
+
+use super::modules;
+use super::report::Report;
+use super::space::Space;
+use super::traffic::{Family, Flows, Sent};
+use super::witness::{self, Stats};
+use crate::bench::figure::{Cost, Figure, Process, Told};
+use observer::{Observer, Running};
+use workload::Workload;
+
+pub(super) use million::run as million;
+
+/// Flows of one window.
+const FLOWS: u32 = 6000;
+/// How many of the lowest windows have to agree, and how closely.
+const AGREEING: usize = 3;
+const AGREEMENT: f64 = 0.002;
+/// The most windows of one measurement, and of a guest's first minutes.
+const WINDOWS: usize = 10;
+const BOOT_WINDOWS: usize = 60;
+/// Flows between an observer's or a witness's own work and the first window.
+const SETTLE: u32 = 600;
+/// Reports that an observer's process is measured over.
+const REPORTS: u64 = 10;
+
+/// Every workload under every observer whose name contains one of `only` (all where that is empty).
+pub(super) fn run(only: &[String], results: &Path) -> anyhow::Result<ExitCode> {
+    let mut report = Report::open(results)?;
+    modules::load()?;
+    let mut bench =
+        Bench { space: Space::init(), flows: Flows::new(Family::V4, 0), inserts: 0, report: &mut report };
+    let wanted = |observer: &Observer| {
+        *observer == Observer::Nothing
+            || only.is_empty()
+            || only.iter().any(|part| observer.name().contains(part.as_str()))
+    };
+    bench.quiet()?;
+    for observer in Observer::ALL.into_iter().filter(wanted) {
+        match observer.start() {
+            Ok(running) => bench.observe(observer, running)?,
+            Err(error) => {
+                let absent =
+                    Figure::Absent { observer: observer.name().to_owned(), why: format!("{error:#}") };
+                bench.report.figure(&absent)?;
+            }
+        }
+    }
+    report.end(0)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The guest's clock in nanoseconds, which are instructions.
+fn clock() -> anyhow::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
+}
+
+struct Bench<'a> {
+    space: Space,
+    /// The number of the next flow.
+    flows: Flows,
+    /// Entries made since the observer came.
+    inserts: u64,
+    report: &'a mut Report,
+}
+
+impl Bench<'_> {
+    fn observe(&mut self, observer: Observer, running: Running) -> anyhow::Result<()> {
+        self.inserts = 0;
+        let before = witness::count(&self.space)?;
+        for workload in Workload::ALL {
+            let cost = self.measure(observer, workload)?;
+            self.report.figure(&Figure::Cost(cost))?;
+        }
+        // Every entry that came, and all that are there no more.
+        let events = self.inserts + before + self.inserts - witness::count(&self.space)?;
+        self.account(observer, running, events)?;
+        if let Some(source) = observer.source() {
+            self.process(observer, source)?;
+        }
+        if observer.source().is_some() || observer == Observer::Floor {
+            self.hooks(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Runs flows until what the boot has left behind is done: on 7.3 that made the first flows two times as dear.
+    fn quiet(&mut self) -> anyhow::Result<()> {
+        self.arrange(Workload::UdpFull)?;
+        self.windows(Workload::UdpFull, BOOT_WINDOWS)
+            .and_then(|(windows, _)| {
+                anyhow::ensure!(agree(&windows), "flows cost {windows:?} instructions");
+                Ok(())
+            })
+            .context("the guest does not become quiet")
+    }
+
+    fn arrange(&mut self, workload: Workload) -> anyhow::Result<()> {
+        let sent = workload.arrange(&self.space, &mut self.flows)?;
+        self.inserts += sent.passed;
+        Ok(())
+    }
+
+    fn run(&mut self, workload: Workload, flows: u32) -> anyhow::Result<Sent> {
+        let sent = workload.run(&mut self.flows, flows)?;
+        self.inserts += sent.passed;
+        Ok(sent)
+    }
+
+    /// Instructions per flow of one window after the other, until enough of the lowest agree: the kernel's own work
+    /// in the background only ever adds to a window.
+    fn windows(&mut self, workload: Workload, limit: usize) -> anyhow::Result<(Vec<f64>, Sent)> {
+        let (mut windows, mut sent) = (Vec::new(), Sent::default());
+        while windows.len() < limit && !agree(&windows) {
+            let began = clock()?;
+            sent += self.run(workload, FLOWS)?;
+            windows.push((clock()? - began) as f64 / f64::from(FLOWS));
+        }
+        Ok((windows, sent))
+    }
+
+    /// Instructions per flow of a workload.
+    fn measure(&mut self, observer: Observer, workload: Workload) -> anyhow::Result<Cost> {
+        self.arrange(workload)?;
+        let (stats, entries) = (Stats::read(&self.space)?, witness::count(&self.space)?);
+        let mut sent = self.run(workload, SETTLE)?;
+        let (windows, more) = self.windows(workload, WINDOWS)?;
+        sent += more;
+        let left = (entries + sent.passed).saturating_sub(witness::count(&self.space)?);
+        let evicted = Stats::read(&self.space)?.since(&stats).get("early_drop").unwrap_or(0);
+        let (deletes, early_drops) = (left as f64 / sent.passed as f64, evicted as f64 / sent.passed as f64);
+        workload::verify(workload, sent, deletes, early_drops)
+            .with_context(|| format!("{} under {}", workload.name(), observer.name()))?;
+        Ok(Cost {
+            scenario: workload.name().to_owned(),
+            observer: observer.name().to_owned(),
+            flows: FLOWS.into(),
+            windows,
+            deletes,
+            early_drops,
+        })
+    }
+
+    /// Stops an observer and compares what it told of with what happened: one that saw nothing cost nothing.
+    fn account(&mut self, observer: Observer, running: Running, happened: u64) -> anyhow::Result<()> {
+        let accounted = match observer {
+            Observer::Nothing => return Ok(()),
+            Observer::Floor => {
+                let [_, confirmed, _, removed] = running.floor.as_ref().context("the floor")?.counts()?;
+                confirmed + removed
+            }
+            Observer::CtwatchFexit | Observer::CtwatchKprobe => {
+                let text = running.stop()?;
+                observer::total(&text, "insert")? + observer::total(&text, "delete")?
+            }
+            Observer::BpftraceFentry | Observer::BpftraceKprobe => {
+                let text = running.stop()?;
+                number(&text, "@insert: ")? + number(&text, "@delete: ")?
+            }
+            Observer::ConntrackEvents => {
+                let text = running.stop()?;
+                let line = text.lines().find(|line| line.contains("flow events have been shown"));
+                let words = line.with_context(|| format!("conntrack -E: {text}"))?.split_whitespace();
+                words.filter_map(|word| word.parse().ok()).next_back().context("conntrack -E")?
+            }
+        };
+        // What conntrack -E loses is one of the figures.
+        anyhow::ensure!(
+            observer == Observer::ConntrackEvents || accounted * 100 >= happened * 99,
+            "{} told of {accounted} of {happened} events",
+            observer.name()
+        );
+        let told = Told { observer: observer.name().to_owned(), happened, accounted };
+        self.report.figure(&Figure::Told(told))
+    }
+
+    /// What ctwatch's process does beside the flows.
+    fn process(&mut self, observer: Observer, source: &str) -> anyhow::Result<()> {
+        let mut running = observer::ctwatch(source, "0.2")?;
+        let pid = running.pid().context("its process")?;
+        let ran = || -> anyhow::Result<u64> {
+            let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+            text.split_whitespace().next().and_then(|word| word.parse().ok()).context("schedstat")
+        };
+        let attach = ran()?;
+        running.line()?;
+        let before = ran()?;
+        for _ in 0..REPORTS {
+            running.line()?;
+        }
+        let report = (ran()? - before) / REPORTS;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident = number(&status, "VmHWM:")?;
+        running.stop()?;
+        let process = Process { observer: observer.name().to_owned(), attach, report, resident };
+        self.report.figure(&Figure::Process(process))
+    }
+
+    /// Each program's share, measured apart since the measuring costs.
+    fn hooks(&mut self, observer: Observer) -> anyhow::Result<()> {
+        let _running = observer.start()?;
+        let _measuring = programs::Statistics::switch_on()?;
+        for workload in Workload::ALL {
+            self.arrange(workload)?;
+            let before = programs::read()?;
+            self.run(workload, FLOWS)?;
+            let hooks = programs::since(&before, &programs::read()?);
+            self.report.figure(&Figure::Hooks(crate::bench::figure::Hooks {
+                scenario: workload.name().to_owned(),
+                observer: observer.name().to_owned(),
+                flows: FLOWS.into(),
+                programs: hooks,
+            }))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether enough windows came out alike.
+fn agree(windows: &[f64]) -> bool {
+    let mut sorted = windows.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    matches!((sorted.first(), sorted.get(AGREEING - 1)), (Some(low), Some(high)) if high - low <= low * AGREEMENT)
+}
+
+/// The number behind `name` on the line that begins with it; 0 without such a line.
+fn number(text: &str, name: &str) -> anyhow::Result<u64> {
+    let Some(rest) = text.lines().find_map(|line| line.trim().strip_prefix(name)) else { return Ok(0) };
+    rest.split_whitespace().next().and_then(|word| word.parse().ok()).with_context(|| format!("{name}{rest}"))
+}

@@ -1,0 +1,62 @@
+//! One million flows on two CPUs with the table full: ctwatch's totals against the kernel's and the senders'.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::super::ctwatch::Watch;
+use super::super::report::Report;
+use super::super::space::Space;
+use super::super::traffic::{Family, Flows, spread, udp};
+use super::super::witness::{self, Stats};
+use super::super::{modules, state};
+use super::clock;
+use crate::bench::figure::{Figure, Million};
+
+/// How many.
+const FLOWS: u32 = 1_000_000;
+
+/// Runs it with each of these sources.
+pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Result<ExitCode> {
+    let mut report = Report::open(results)?;
+    modules::load()?;
+    for source in sources {
+        report.figure(&match one(source) {
+            Ok(million) => Figure::Million(million),
+            Err(error) => Figure::Absent { observer: source.clone(), why: format!("{error:#}") },
+        })?;
+    }
+    report.end(0)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn one(source: &str) -> anyhow::Result<Million> {
+    let space = Space::init();
+    state::fresh(&space)?;
+    state::buckets(8192)?;
+    state::set("nf_conntrack_max", 3000)?;
+    let before = Stats::read(&space)?;
+    let watch = Watch::start(&["--source", source])?;
+    let began = clock()?;
+    let sent = spread(Flows::new(Family::V4, FLOWS), 2, udp::send)?;
+    let seconds = (clock()? - began) as f64 / 1e9;
+    let totals = watch.stop()?;
+    let kernel = Stats::read(&space)?.since(&before);
+    let entries = witness::count(&space)?;
+    anyhow::ensure!(sent.passed + sent.refused == u64::from(FLOWS), "{sent:?} of {FLOWS}");
+    let report = totals.objects.last().context("ctwatch printed nothing")?;
+    let lost = report["source"]["lost"].as_u64().context("ctwatch does not say what it lost")?;
+    let watched = |field: &str| totals.sum(field);
+    let of_kernel = |name: &str| kernel.get(name).with_context(|| format!("no counter {name}"));
+    let sides = [
+        ("insert, and what the senders could send", watched("insert"), sent.passed),
+        ("drop, and what the senders were refused", watched("drop"), sent.refused),
+        ("drop, and the kernel's drop", watched("drop"), of_kernel("drop")?),
+        ("early_drop, and the kernel's", watched("early_drop"), of_kernel("early_drop")?),
+        ("delete, and inserts less entries left", watched("delete"), sent.passed - entries),
+    ];
+    let sides =
+        sides.into_iter().map(|(name, ctwatch, witness)| (name.to_owned(), ctwatch, witness)).collect();
+    Ok(Million { observer: format!("ctwatch-{source}"), lost, sides, seconds })
+}

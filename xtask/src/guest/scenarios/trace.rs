@@ -1,0 +1,397 @@
+//! `trace`: every line names the flow that the generator made, and what is not shown is counted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::super::ctwatch::{PATIENCE, program};
+use super::super::space::{Space, checked};
+use super::super::traffic::{Family, Flows, PORT, Sent, raw, spread, udp};
+use super::super::trial::equal;
+use super::super::witness::Stats;
+use super::super::{modules, state, wait};
+use super::{Scenario, Skip, init, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("trace::burst_fexit", || burst("fexit")),
+    scenario("trace::burst_kprobe", || burst("kprobe")),
+    scenario("trace::burst_auto", || burst("auto")),
+    scenario("trace::icmp", icmp),
+    scenario("trace::suppressed", suppressed),
+    scenario("trace::filters", filters),
+    scenario("trace::netlink_and_flush", netlink_and_flush),
+    scenario("trace::chaintoolong", chaintoolong),
+    scenario("trace::sigterm_and_closed_pipe", ends),
+];
+
+/// Flows sent to see whether tracing has begun go to destinations from here on.
+const MARKER: u32 = 0x3f_0000;
+
+/// `ctwatch trace --json`, running and attached.
+struct Trace {
+    child: Child,
+    objects: Receiver<Value>,
+    stderr: Option<JoinHandle<String>>,
+    seen: Vec<Value>,
+}
+
+/// What one run said.
+struct Told {
+    /// Events, markers left out.
+    events: Vec<Value>,
+    suppressed: u64,
+    lost: u64,
+}
+
+impl Trace {
+    /// Starts it and sends flows, one at a time, until one is told of: from then on nothing may be missing. The flows
+    /// are out of the table at the end.
+    fn start(args: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(program())
+            .args(["trace", "--json", "--events", "insert"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("start {}", program()))?;
+        let stdout = child.stdout.take().context("its stdout")?;
+        let mut stderr = child.stderr.take().context("its stderr")?;
+        let (sender, objects) = channel();
+        // Ends with the pipe; a line that is no JSON fails whoever reads it.
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let object = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send(object).is_err() {
+                    break;
+                }
+            }
+        });
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            // What came before an error is still worth showing.
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        let mut trace = Self { child, objects, stderr: Some(stderr), seen: Vec::new() };
+        let start = Instant::now();
+        for number in MARKER.. {
+            anyhow::ensure!(start.elapsed() < PATIENCE, "ctwatch traced nothing in {PATIENCE:?}");
+            udp::send(Flows::new(Family::V4, 1).from(number))?;
+            match trace.objects.recv_timeout(Duration::from_secs(1)) {
+                Ok(object) => {
+                    trace.seen.push(object);
+                    break;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = trace.child.wait()?;
+                    anyhow::bail!("ctwatch ended: {status}: {}", trace.stderr_text());
+                }
+            }
+        }
+        Ok(trace)
+    }
+
+    fn stop(self) -> anyhow::Result<Told> {
+        self.stop_with(Signal::SIGINT)
+    }
+
+    fn stop_with(mut self, signal: Signal) -> anyhow::Result<Told> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        let mut status = None;
+        let child = &mut self.child;
+        wait::until("the end of ctwatch", PATIENCE, || {
+            status = child.try_wait()?;
+            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
+        })?;
+        self.seen.extend(self.objects.iter());
+        let text = self.stderr_text();
+        anyhow::ensure!(status.is_some_and(|status| status.success()), "{status:?}: {text}");
+        anyhow::ensure!(text.is_empty(), "it wrote to stderr: {text}");
+        let mut told = Told { events: Vec::new(), suppressed: 0, lost: 0 };
+        for object in std::mem::take(&mut self.seen) {
+            let count = || object["count"].as_u64().with_context(|| format!("no count in {object}"));
+            match object["event"].as_str().with_context(|| format!("no event in {object}"))? {
+                "suppressed" => told.suppressed += count()?,
+                "lost" => told.lost += count()?,
+                "insert" if is_marker(&object)? => {}
+                _ => told.events.push(object),
+            }
+        }
+        Ok(told)
+    }
+
+    fn stderr_text(&mut self) -> String {
+        self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // A scenario that failed half-way; gone already in every other case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_marker(event: &Value) -> anyhow::Result<bool> {
+    let text = event["dst"].as_str().with_context(|| format!("no dst in {event}"))?;
+    let first: std::net::IpAddr = Family::V4.target(MARKER);
+    let address: std::net::IpAddr = text.parse().with_context(|| format!("dst {text}"))?;
+    Ok(address.is_ipv4() == first.is_ipv4() && address >= first)
+}
+
+impl Told {
+    fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.events.iter().filter(move |event| event["event"] == name)
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.of(name).map(|_| 1).sum()
+    }
+}
+
+/// A fresh table with these bounds, tracing begun, and the markers gone again.
+fn begin(args: &[&str], max: u32, buckets: u32) -> anyhow::Result<(Space, Trace, Stats)> {
+    let space = init();
+    modules::load()?;
+    state::fresh(&space)?;
+    let trace = Trace::start(args)?;
+    state::buckets(buckets)?;
+    checked(space.command("conntrack").arg("-F"))?;
+    state::set("nf_conntrack_max", max)?;
+    let before = Stats::read(&space)?;
+    Ok((space, trace, before))
+}
+
+/// What makes one generated flow different from the next: its destination.
+fn key(event: &Value) -> anyhow::Result<String> {
+    Ok(event["dst"].as_str().with_context(|| format!("no dst in {event}"))?.to_owned())
+}
+
+/// The fields of a tuple that all of a generator's flows have in common.
+fn check_udp(tuple: &Value) -> anyhow::Result<()> {
+    let v6 = tuple["dst"].as_str().is_some_and(|dst| dst.contains(':'));
+    let family = if v6 { Family::V6 } else { Family::V4 };
+    equal("family", tuple["family"].as_str(), Some(family.name()))?;
+    equal("proto", tuple["proto"].as_str(), Some("udp"))?;
+    equal("src", tuple["src"].as_str(), Some(family.home().to_string().as_str()))?;
+    equal("dport", tuple["dport"].as_u64(), Some(u64::from(PORT)))?;
+    anyhow::ensure!(tuple["sport"].as_u64().is_some_and(|port| port > 0), "sport of {tuple}");
+    Ok(())
+}
+
+/// By destination; each may be told of once.
+fn by_key<'a>(events: impl Iterator<Item = &'a Value>) -> anyhow::Result<BTreeMap<String, &'a Value>> {
+    let mut all = BTreeMap::new();
+    for event in events {
+        let other = all.insert(key(event)?, event);
+        anyhow::ensure!(other.is_none(), "told twice: {event} and {other:?}");
+    }
+    Ok(all)
+}
+
+/// A table-full burst in both families from two CPUs: what happened to each flow, whom it evicted, who did it.
+fn burst(source: &str) -> anyhow::Result<()> {
+    const V4: u32 = 1500;
+    const V6: u32 = 700;
+    modules::load()?;
+    if source == "fexit" && !Path::new("/sys/kernel/btf/nf_conntrack").exists() {
+        return Err(Skip("no type information of the module, which fexit needs".to_owned()).into());
+    }
+    let (space, trace, before) = begin(&["--max-events", "100000", "--source", source], 300, 4096)?;
+    let mut sent = spread(Flows::new(Family::V4, V4), 2, udp::send)?;
+    sent += spread(Flows::new(Family::V6, V6), 2, udp::send)?;
+    let kernel = Stats::read(&space)?.since(&before);
+    let told = trace.stop()?;
+    equal("suppressed", told.suppressed, 0)?;
+
+    let (inserts, drops, evictions) =
+        (by_key(told.of("insert"))?, by_key(told.of("drop"))?, by_key(told.of("early_drop"))?);
+    let counted = sent.passed + sent.refused + kernel.get("early_drop").unwrap_or(0);
+    equal("events and those lost", told.events.len() as u64 + told.lost, counted)?;
+    if told.lost == 0 {
+        equal("inserts", inserts.len() as u64, sent.passed)?;
+        equal("drops and refusals", drops.len() as u64, sent.refused)?;
+        equal("drops and the kernel's", Some(drops.len() as u64), kernel.get("drop"))?;
+        equal("evictions and the kernel's", Some(evictions.len() as u64), kernel.get("early_drop"))?;
+        let targets = |family: Family, count| (0..count).map(move |number| family.target(number).to_string());
+        for target in targets(Family::V4, V4).chain(targets(Family::V6, V6)) {
+            let (entered, refused) = (inserts.contains_key(&target), drops.contains_key(&target));
+            anyhow::ensure!(entered != refused, "{target}: inserted {entered}, refused {refused}");
+        }
+    }
+    anyhow::ensure!(!drops.is_empty() && !evictions.is_empty(), "{} drops, {} evictions", drops.len(), evictions.len());
+
+    let me = fs::read_to_string("/proc/self/comm")?;
+    for event in &told.events {
+        check_udp(event)?;
+        equal("netns", event["netns"].as_u64(), Some(space.inode))?;
+        equal("comm", event["comm"].as_str(), Some(me.trim()))?;
+        equal("assured", event["assured"].as_bool(), Some(false))?;
+        anyhow::ensure!(event["cpu"].as_u64().is_some_and(|cpu| cpu < 2), "cpu of {event}");
+    }
+    for drop in drops.values() {
+        equal("reason", drop["reason"].as_str(), Some("table_full"))?;
+    }
+    let time = |event: &Value| event["time"].as_str().unwrap_or_default().to_owned();
+    for (victim, eviction) in &evictions {
+        let newcomer = &eviction["newcomer"];
+        if newcomer.is_null() {
+            anyhow::ensure!(told.lost > 0, "no newcomer: {eviction}");
+            continue;
+        }
+        check_udp(newcomer)?;
+        // Its coming in follows the eviction, and the victim's came before.
+        match (inserts.get(victim), inserts.get(&key(newcomer)?)) {
+            (Some(before), Some(after)) => anyhow::ensure!(
+                time(before) <= time(eviction) && time(eviction) <= time(after),
+                "out of order: {before} {eviction} {after}"
+            ),
+            _ => anyhow::ensure!(told.lost > 0, "victim or newcomer never came in: {eviction}"),
+        }
+    }
+    Ok(())
+}
+
+/// ICMP has type, code and id in the place of ports.
+fn icmp() -> anyhow::Result<()> {
+    const EACH: u32 = 60;
+    let (_, trace, _) = begin(&["--max-events", "100000"], 40, 4096)?;
+    let mut sent = raw::echo(Flows::new(Family::V4, EACH).from(1))?;
+    sent += raw::echo(Flows::new(Family::V6, EACH).from(1))?;
+    let told = trace.stop()?;
+    equal("inserts", told.count("insert"), sent.passed)?;
+    equal("drops", told.count("drop"), sent.refused)?;
+    for (family, proto, kind) in [("ipv4", "icmp", 8), ("ipv6", "icmpv6", 128)] {
+        let mut ids: Vec<u64> = Vec::new();
+        for event in told.events.iter().filter(|event| event["family"] == family) {
+            equal("proto", event["proto"].as_str(), Some(proto))?;
+            equal("type", event["type"].as_u64(), Some(kind))?;
+            equal("code", event["code"].as_u64(), Some(0))?;
+            anyhow::ensure!(event.get("sport").is_none() && event.get("dport").is_none(), "ports in {event}");
+            if event["event"] != "early_drop" {
+                ids.push(event["id"].as_u64().with_context(|| format!("no id in {event}"))?);
+            }
+        }
+        ids.sort_unstable();
+        equal(proto, ids, (1..=u64::from(EACH)).collect())?;
+    }
+    Ok(())
+}
+
+/// A small budget: shown and suppressed together are everything.
+fn suppressed() -> anyhow::Result<()> {
+    let (space, trace, before) = begin(&["--max-events", "20"], 300, 4096)?;
+    let sent = spread(Flows::new(Family::V4, 5000), 2, udp::send)?;
+    let kernel = Stats::read(&space)?.since(&before);
+    let told = trace.stop()?;
+    equal("lost", told.lost, 0)?;
+    anyhow::ensure!(told.suppressed > 0 && !told.events.is_empty(), "{} suppressed", told.suppressed);
+    let counted = sent.passed + sent.refused + kernel.get("early_drop").unwrap_or(0);
+    equal("shown and suppressed", told.events.len() as u64 + told.suppressed, counted)
+}
+
+/// What the filters ask for is shown, and nothing else is.
+fn filters() -> anyhow::Result<()> {
+    let marker = format!("{}/16", Family::V4.target(MARKER));
+    let near = format!("127.64.0.0/28,{marker}");
+    let far = format!("fd00:c7::/64,{marker}");
+    let port = PORT.to_string();
+    for (args, v4, v6) in [
+        (&["--net", near.as_str()][..], 16, 0),
+        (&["--net", far.as_str()], 0, 30),
+        (&["--port", &format!("1,{port}")], 40, 30),
+        (&["--port", &port, "--net", "127.0.0.1"], 40, 0),
+        (&["--family", "ipv4", "--proto", "udp"], 40, 0),
+        (&["--netns", "self"], 40, 30),
+    ] {
+        let (_, trace, _) = begin(args, 10_000, 4096)?;
+        udp::send(Flows::new(Family::V4, 40))?;
+        udp::send(Flows::new(Family::V6, 30))?;
+        let told = trace.stop()?;
+        let of = |family: &str| told.of("insert").filter(|event| event["family"] == family).count();
+        equal(&format!("{args:?}, IPv4 and IPv6"), (of("ipv4"), of("ipv6")), (v4, v6))?;
+        equal(&format!("{args:?}, events"), told.events.len(), v4 + v6)?;
+    }
+    Ok(())
+}
+
+/// What comes and goes through ctnetlink, each told once.
+fn netlink_and_flush() -> anyhow::Result<()> {
+    let (space, trace, _) = begin(&["--events", "all"], 10_000, 4096)?;
+    let sent: Sent = udp::send(Flows::new(Family::V4, 50))?;
+    checked(space.command("conntrack").args([
+        "-I", "-p", "udp", "-s", "192.0.2.1", "-d", "192.0.2.2", "--sport", "1", "--dport", "2", "-t", "60",
+    ]))?;
+    checked(space.command("conntrack").arg("-F"))?;
+    let told = trace.stop()?;
+    equal("inserts", told.count("insert"), sent.passed)?;
+    let made: Vec<_> = told.of("insert_netlink").map(key).collect::<anyhow::Result<_>>()?;
+    equal("inserts by netlink", made, vec!["192.0.2.2".to_owned()])?;
+    let mut gone = 0;
+    for event in told.of("delete") {
+        equal("cause", event["cause"].as_str(), Some("netlink"))?;
+        equal("comm", event["comm"].as_str(), Some("conntrack"))?;
+        gone += u64::from(!is_marker(event)?);
+    }
+    equal("deletes", gone, sent.passed + 1)
+}
+
+/// Chains that are too long: each failed insert has its reason, and what the budget left out is counted.
+fn chaintoolong() -> anyhow::Result<()> {
+    modules::load()?;
+    if Stats::read(&init())?.get("chaintoolong").is_none() {
+        return Err(Skip("this kernel has no limit on chains (it came with 5.15)".to_owned()).into());
+    }
+    let (space, trace, before) = begin(&["--max-events", "100000"], 262_144, 512)?;
+    let sent = spread(Flows::new(Family::V4, 30_000), 2, udp::send)?;
+    let kernel = Stats::read(&space)?.since(&before);
+    let told = trace.stop()?;
+    let all = told.events.len() as u64 + told.suppressed + told.lost;
+    equal("shown, suppressed and lost", all, sent.passed + sent.refused)?;
+    equal("refusals and the kernel's chaintoolong", Some(sent.refused), kernel.get("chaintoolong"))?;
+    anyhow::ensure!(told.count("insert_failed") > 0, "no insert failed");
+    for event in told.of("insert_failed") {
+        check_udp(event)?;
+        equal("reason", event["reason"].as_str(), Some("chaintoolong"))?;
+    }
+    Ok(())
+}
+
+/// SIGTERM ends it well, with what came last; so does a reader that went away.
+fn ends() -> anyhow::Result<()> {
+    let (_, trace, _) = begin(&[], 10_000, 4096)?;
+    let sent = udp::send(Flows::new(Family::V4, 100))?;
+    let told = trace.stop_with(Signal::SIGTERM)?;
+    equal("inserts", told.count("insert"), sent.passed)?;
+    for format in ["--json", "--plain"] {
+        let mut child = Command::new(program())
+            .args(["trace", format, "--events", "insert"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        drop(child.stdout.take());
+        let mut status = None;
+        wait::until("the end after the pipe was closed", PATIENCE, || {
+            status = child.try_wait()?;
+            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
+        })
+        .inspect_err(|_| drop(child.kill()))?;
+        let output = child.wait_with_output()?;
+        anyhow::ensure!(output.status.success(), "{format}: {}", output.status);
+        anyhow::ensure!(output.stderr.is_empty(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
