@@ -10,6 +10,7 @@ use super::entry::status::{ASSURED, NAT_CLASH, SEEN_REPLY};
 use super::event::{Ending, Event};
 use super::statistics::{Statistic, Sums};
 use crate::model::any_flow;
+use crate::model::diff::Sum;
 
 /// Rows of one namespace; what finds none is counted on the namespace's row for any flow type.
 const MOST_ROWS: usize = 128;
@@ -22,8 +23,29 @@ struct Row {
     counters: Counters,
     /// Ended un-ASSURED with time left and at nobody's request: evicted, unless something else removed it.
     alive: u64,
+    /// The same, from before the last settlement, held back because evictions were going on: the kernel counts one
+    /// after it has announced the removal.
+    held: u64,
     /// Ended un-ASSURED without a second left: expired, unless it was evicted in its last second.
     expired: u64,
+}
+
+impl Row {
+    fn new(flow: FlowType) -> Self {
+        Self { flow, counters: Counters::default(), alive: 0, held: 0, expired: 0 }
+    }
+
+    fn count(&mut self, event: Counted, count: u64) {
+        self.counters.0[event as usize] += count;
+    }
+}
+
+/// What becomes of removals that were no evictions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Is(Counted),
+    /// It is decided at the next settlement.
+    Waits,
 }
 
 /// One namespace's book.
@@ -33,7 +55,7 @@ pub struct Account {
     /// Place of a row by family and protocol; 0 means none yet.
     places: Box<[u8; 512]>,
     rows: Vec<Row>,
-    any: Counters,
+    any: Row,
     /// Whether the events of this kernel tell the time that was left (since 5.12).
     tells_time_left: bool,
     heard_inserts: u64,
@@ -57,7 +79,7 @@ impl Account {
             netns,
             places: Box::new([0; 512]),
             rows: Vec::new(),
-            any: Counters::default(),
+            any: Row::new(any_flow(netns)),
             tells_time_left: false,
             heard_inserts: 0,
             heard_deletes: 0,
@@ -68,6 +90,11 @@ impl Account {
             refused: 0,
             ahead: 0,
         }
+    }
+
+    /// Whose book it is.
+    pub const fn netns(&self) -> u32 {
+        self.netns
     }
 
     /// This kernel's events are known to carry the time that was left.
@@ -120,7 +147,7 @@ impl Account {
             (Some(counted), Some(row)) => row.counters.0[counted as usize] += 1,
             (None, Some(row)) if ending.alive || !tells_time_left => row.alive += 1,
             (None, Some(row)) => row.expired += 1,
-            (counted, None) => self.any.0[counted.unwrap_or(Counted::DeleteOther) as usize] += 1,
+            (counted, None) => self.any.count(counted.unwrap_or(Counted::DeleteOther), 1),
         }
     }
 
@@ -128,7 +155,7 @@ impl Account {
     pub fn lose_inserts(&mut self, count: u64) {
         self.lost += count;
         self.heard_inserts += count;
-        self.any.0[Counted::Insert as usize] += count;
+        self.any.count(Counted::Insert, count);
     }
 
     /// Removals whose events were missed.
@@ -143,7 +170,9 @@ impl Account {
     ///
     /// Since 5.19 an entry made while nobody listened ends without an event (`nf_conntrack_events` = 2).
     pub fn compare_with_count(&mut self, inserts: u64, count_before: u64, count: u64) {
-        let unheard = i128::from(inserts) + i128::from(count_before) - i128::from(self.heard_deletes) - i128::from(count);
+        let unheard = i128::from(inserts) + i128::from(count_before)
+            - i128::from(self.heard_deletes)
+            - i128::from(count);
         let unheard = u64::try_from(unheard).unwrap_or(0);
         if let Some(new) = unheard.checked_sub(self.unheard_deletes) {
             self.unheard_deletes = unheard;
@@ -152,29 +181,57 @@ impl Account {
     }
 
     /// Distributes the removals that wait for their cause. `statistics` are the kernel's, read before the last events
-    /// were; `None` where they cannot be compared, because only some flow types are listened to.
-    pub fn settle(&mut self, statistics: Option<Sums>) {
-        let evicted = statistics.map_or(0, |now| self.take_statistics(now));
-        let evicted = self.distribute(evicted, |row| &mut row.alive, Counted::DeleteOther);
+    /// were; `None` where they cannot be compared, because only some flow types are listened to. `calm` says that no
+    /// eviction was counted meanwhile.
+    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
+        let mut evicted = statistics.map_or(0, |now| self.take_statistics(now));
+        evicted = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
+        let rest = if calm { Rest::Is(Counted::DeleteOther) } else { Rest::Waits };
+        evicted = self.distribute(evicted, |row| &mut row.alive, rest);
+
         let lost = std::mem::take(&mut self.lost_deletes);
         let lost_evicted = evicted.min(lost);
-        self.any.0[Counted::DeleteEarlyDrop as usize] += lost_evicted;
-        self.any.0[Counted::DeleteOther as usize] += lost - lost_evicted;
+        let lost_others = lost - lost_evicted;
+        let paid = self.pay(lost_others);
+        self.any.count(Counted::DeleteEarlyDrop, lost_evicted);
+        self.any.count(Counted::DeleteOther, lost_others - paid);
+
         let expiry = if self.tells_time_left { Counted::DeleteTimeout } else { Counted::DeleteOther };
-        let evicted = self.distribute(evicted - lost_evicted, |row| &mut row.expired, expiry);
-        self.any.0[Counted::DeleteEarlyDrop as usize] += evicted;
+        evicted = self.distribute(evicted - lost_evicted, |row| &mut row.expired, Rest::Is(expiry));
+        self.any.count(Counted::DeleteEarlyDrop, evicted);
         self.ahead += evicted;
     }
 
-    /// The namespace ended and took its entries with it.
+    /// Whether more removals wait for their cause than these statistics have evictions.
+    pub fn is_undecided(&self, statistics: Sums) -> bool {
+        let evicted =
+            statistics.get(Statistic::EarlyDrop).saturating_sub(self.statistics.get(Statistic::EarlyDrop));
+        let waiting: u64 = self.rows.iter().chain([&self.any]).map(|row| row.alive + row.held).sum();
+        evicted > 0 && waiting > evicted
+    }
+
+    /// The namespace ended and took its entries with it. Where every one of them was heard of, their flow types are
+    /// known.
     pub fn end(&mut self, entries: u64) {
-        self.any.0[Counted::DeleteOther as usize] += entries;
+        let left = |row: &Row| {
+            let entered = row.counters.get(Counted::Insert) + row.counters.get(Counted::InsertNetlink);
+            entered.checked_sub(Sum::Delete.of(&row.counters))
+        };
+        let rows: Option<Vec<u64>> = self.rows.iter().chain([&self.any]).map(left).collect();
+        match rows {
+            Some(rows) if rows.iter().sum::<u64>() == entries => {
+                for (row, left) in self.rows.iter_mut().chain([&mut self.any]).zip(rows) {
+                    row.count(Counted::DeleteOther, left);
+                }
+            }
+            _ => self.any.count(Counted::DeleteOther, entries),
+        }
     }
 
     /// What was counted, by flow type.
     pub fn rows(&self) -> impl Iterator<Item = (FlowType, Counters)> {
-        let any = (self.any != Counters::default()).then_some((any_flow(self.netns), self.any));
-        self.rows.iter().map(|row| (row.flow, row.counters)).chain(any)
+        let any = (self.any.counters != Counters::default()).then_some(&self.any);
+        self.rows.iter().chain(any).map(|row| (row.flow, row.counters))
     }
 
     /// Counts what statistics alone tell, and gives the number of new evictions.
@@ -182,49 +239,60 @@ impl Account {
         let before = std::mem::replace(&mut self.statistics, now);
         let grown = |which| now.get(which).saturating_sub(before.get(which));
         let long = grown(Statistic::ChainTooLong);
-        self.any.0[Counted::ClashResolve as usize] += grown(Statistic::ClashResolve);
-        self.any.0[Counted::FailedChaintoolong as usize] += long;
-        self.any.0[Counted::FailedOther as usize] += grown(Statistic::InsertFailed).saturating_sub(long);
+        self.any.count(Counted::ClashResolve, grown(Statistic::ClashResolve));
+        self.any.count(Counted::FailedChaintoolong, long);
+        self.any.count(Counted::FailedOther, grown(Statistic::InsertFailed).saturating_sub(long));
         // An unresolved clash raises both `drop` and `insert_failed`; the one is not a refusal (5.10 to 7.3).
         let clashed = now.get(Statistic::InsertFailed).saturating_sub(now.get(Statistic::ChainTooLong));
         let refused = now.get(Statistic::Drop).saturating_sub(clashed);
-        self.any.0[Counted::DropTableFull as usize] += refused.saturating_sub(self.refused);
+        self.any.count(Counted::DropTableFull, refused.saturating_sub(self.refused));
         self.refused = self.refused.max(refused);
         grown(Statistic::EarlyDrop)
     }
 
-    /// Of the removals in these pools, `evicted` were evictions and the others were `rest`. Each row gets of both what
-    /// is certain whichever removals they were; the doubtful ones are counted without their flow type. Gives the
-    /// evictions that are not among them.
-    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Counted) -> u64 {
-        let total: u64 = self.rows.iter_mut().map(|row| *pool(row)).sum();
+    /// Of the removals in these pools, `evicted` were evictions, and `rest` says what the others were. Each row gets of
+    /// both what is certain whichever removals they were; the doubtful ones are counted without their flow type. Gives
+    /// the evictions that are not among them.
+    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Rest) -> u64 {
+        let total: u64 = self.rows.iter_mut().chain([&mut self.any]).map(|row| *pool(row)).sum();
         let evicted_here = evicted.min(total);
-        let (mut evictions_left, mut rest_left) = (evicted_here, total - evicted_here);
-        let rest_here = rest_left;
-        for row in &mut self.rows {
-            let held = std::mem::take(pool(row));
-            let evictions = evicted_here.saturating_sub(total - held);
-            let others = held.saturating_sub(evicted_here);
-            row.counters.0[Counted::DeleteEarlyDrop as usize] += evictions;
-            // Counted as evictions already, before their event came.
-            let paid = others.min(self.ahead);
-            self.ahead -= paid;
-            row.counters.0[rest as usize] += others - paid;
+        let (mut evictions_left, mut others_left) = (evicted_here, total - evicted_here);
+        let mut ahead = self.ahead;
+        let mut settle = |row: &mut Row, evictions: u64, others: u64| {
+            row.count(Counted::DeleteEarlyDrop, evictions);
+            match rest {
+                Rest::Is(event) => {
+                    let paid = others.min(ahead);
+                    ahead -= paid;
+                    row.count(event, others - paid);
+                }
+                Rest::Waits => row.held += others,
+            }
+        };
+        for row in self.rows.iter_mut().chain([&mut self.any]) {
+            let removals = std::mem::take(pool(row));
+            let evictions = evicted_here.saturating_sub(total - removals);
+            let others = removals.saturating_sub(evicted_here);
+            settle(row, evictions, others);
             evictions_left -= evictions;
-            rest_left -= others;
+            others_left -= others;
         }
-        debug_assert!(rest_left <= rest_here);
-        self.any.0[Counted::DeleteEarlyDrop as usize] += evictions_left;
-        let paid = rest_left.min(self.ahead);
-        self.ahead -= paid;
-        self.any.0[rest as usize] += rest_left - paid;
+        settle(&mut self.any, evictions_left, others_left);
+        self.ahead = ahead;
         evicted - evicted_here
+    }
+
+    /// How many of these removals were counted already, as evictions whose event had not come.
+    fn pay(&mut self, removals: u64) -> u64 {
+        let paid = removals.min(self.ahead);
+        self.ahead -= paid;
+        paid
     }
 
     fn counters(&mut self, event: Event) -> &mut Counters {
         match self.place(event) {
             Some(place) => &mut self.rows[place].counters,
-            None => &mut self.any,
+            None => &mut self.any.counters,
         }
     }
 
@@ -243,7 +311,7 @@ impl Account {
                 return None;
             }
             let flow = FlowType { netns: self.netns, family: event.family, proto: event.proto };
-            self.rows.push(Row { flow, counters: Counters::default(), alive: 0, expired: 0 });
+            self.rows.push(Row::new(flow));
             self.places[slot] = u8::try_from(self.rows.len()).ok()?;
         }
         Some(usize::from(self.places[slot]) - 1)

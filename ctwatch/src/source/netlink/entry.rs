@@ -86,7 +86,12 @@ impl Entry {
         let mut packets = None;
         let mut rest = Self {
             family: message.family()?,
-            original: Tuple { src: Ipv4Addr::UNSPECIFIED.into(), dst: Ipv4Addr::UNSPECIFIED.into(), proto: 0, l4: L4::None },
+            original: Tuple {
+                src: Ipv4Addr::UNSPECIFIED.into(),
+                dst: Ipv4Addr::UNSPECIFIED.into(),
+                proto: 0,
+                l4: L4::None,
+            },
             reply: None,
             status: 0,
             timeout: None,
@@ -212,7 +217,14 @@ mod tests {
             kind,
             &[
                 nest(1, &[attribute(1, &src), attribute(2, &dst)]),
-                nest(2, &[attribute(1, &[proto]), attribute(2, &ports.0.to_be_bytes()), attribute(3, &ports.1.to_be_bytes())]),
+                nest(
+                    2,
+                    &[
+                        attribute(1, &[proto]),
+                        attribute(2, &ports.0.to_be_bytes()),
+                        attribute(3, &ports.1.to_be_bytes()),
+                    ],
+                ),
             ],
         )
     }
@@ -257,7 +269,10 @@ mod tests {
             1,
             &[
                 nest(1, &[attribute(3, &address(1)), attribute(4, &address(2))]),
-                nest(2, &[attribute(1, &[58]), attribute(7, &[1, 2]), attribute(8, &[128]), attribute(9, &[0])]),
+                nest(
+                    2,
+                    &[attribute(1, &[58]), attribute(7, &[1, 2]), attribute(8, &[128]), attribute(9, &[0])],
+                ),
             ],
         );
         let entry = parse(&[original], 10).unwrap();

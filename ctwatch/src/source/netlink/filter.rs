@@ -4,8 +4,8 @@
 //! makes the message all the same.
 
 use nix::libc::{
-    self, BPF_ABS, BPF_B, BPF_IMM, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MISC, BPF_RET, BPF_TAX, BPF_W,
-    sock_filter,
+    self, BPF_ABS, BPF_B, BPF_IMM, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MISC, BPF_RET,
+    BPF_TAX, BPF_W, sock_filter,
 };
 
 use super::entry::cta;
@@ -20,8 +20,13 @@ const FIND_NESTED: u32 = (libc::SKF_AD_OFF + 16).cast_unsigned();
 const TAKE: u32 = u32::MAX;
 const REFUSE: u32 = 0;
 
+/// Where the family and the first attribute lie.
+const FAMILY_AT: u32 = 16;
+const ATTRIBUTES_AT: u32 = 20;
+const _: () = assert!(FAMILY_AT as usize == HEADER && ATTRIBUTES_AT as usize == HEADER + FAMILY_HEADER);
+
+#[expect(clippy::cast_possible_truncation, reason = "operation codes have 16 bits")]
 const fn op(code: u32, k: u32) -> sock_filter {
-    // Operation codes have 16 bits.
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
@@ -36,12 +41,12 @@ fn if_equal(program: &mut Vec<sock_filter>, value: u32, verdict: u32) {
 pub fn program(filter: &Filter) -> Vec<sock_filter> {
     let mut program = Vec::new();
     if let Some(family) = filter.family {
-        program.push(op(BPF_LD | BPF_B | BPF_ABS, HEADER as u32));
+        program.push(op(BPF_LD | BPF_B | BPF_ABS, FAMILY_AT));
         program.push(sock_filter { jt: 1, jf: 0, ..op(BPF_JMP | BPF_JEQ | BPF_K, family.into()) });
         program.push(op(BPF_RET | BPF_K, REFUSE));
     }
     if let Some(protos) = &filter.protos {
-        program.push(op(BPF_LD | BPF_IMM, (HEADER + FAMILY_HEADER) as u32));
+        program.push(op(BPF_LD | BPF_IMM, ATTRIBUTES_AT));
         let path = [
             (cta::TUPLE_ORIG, FIND_ATTRIBUTE),
             (cta::TUPLE_PROTO, FIND_NESTED),

@@ -189,9 +189,10 @@ const fn aligned(length: usize) -> usize {
 
 /// A request without attributes.
 pub fn request(kind: u16, flags: u16, sequence: u32, family: u8) -> [u8; HEADER + FAMILY_HEADER] {
-    let mut bytes = [0; HEADER + FAMILY_HEADER];
-    // 20 fits in any integer.
-    bytes[..4].copy_from_slice(&((HEADER + FAMILY_HEADER) as u32).to_ne_bytes());
+    const LENGTH: u32 = 20;
+    const { assert!(LENGTH as usize == HEADER + FAMILY_HEADER) }
+    let mut bytes = [0; LENGTH as usize];
+    bytes[..4].copy_from_slice(&LENGTH.to_ne_bytes());
     bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
     bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
     bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
@@ -238,7 +239,8 @@ mod tests {
 
     #[test]
     fn messages_of_one_datagram_come_one_by_one() {
-        let datagram = [message(CT_NEW, 7, 2, &[attribute(3, &[0, 0, 0, 8])]), message(CT_DELETE, 0, 10, &[])].concat();
+        let datagram =
+            [message(CT_NEW, 7, 2, &[attribute(3, &[0, 0, 0, 8])]), message(CT_DELETE, 0, 10, &[])].concat();
         let mut messages = Messages::new(&datagram);
         let first = messages.next().unwrap();
         assert_eq!((first.kind, first.portid, first.family()), (CT_NEW, 7, Some(2)));

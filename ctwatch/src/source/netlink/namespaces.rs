@@ -18,8 +18,9 @@ pub type Found = BTreeMap<u32, Vec<PathBuf>>;
 
 /// The calling thread's own namespace.
 pub fn own() -> io::Result<u32> {
-    inode_of_link(Path::new("/proc/thread-self/ns/net"))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "cannot read /proc/thread-self/ns/net: is /proc mounted?"))
+    inode_of_link(Path::new("/proc/thread-self/ns/net")).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "cannot read /proc/thread-self/ns/net: is /proc mounted?")
+    })
 }
 
 /// Every namespace with a mount or a process that can be seen. One that only a descriptor or a socket keeps alive, as
@@ -31,7 +32,9 @@ pub fn find() -> Found {
         add(&mut found, inode, path);
     }
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes.filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit)) {
+    for process in
+        processes.filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit))
+    {
         let path = process.path().join("ns/net");
         if let Some(inode) = inode_of_link(&path) {
             add(&mut found, inode, path);
@@ -80,18 +83,30 @@ fn inode_in(text: &str) -> Option<u32> {
 
 /// Runs `work` in each of these namespaces, in a thread that ends instead of moving back: nothing can then be left in a
 /// foreign namespace.
-pub fn in_each<T: Send>(places: &Found, work: impl Fn(u32) -> io::Result<T> + Sync) -> Vec<(u32, io::Result<T>)> {
+pub fn in_each<T: Send>(
+    places: &Found,
+    work: impl Fn(u32) -> io::Result<T> + Sync,
+) -> Vec<(u32, io::Result<T>)> {
     if places.is_empty() {
         return Vec::new();
     }
     std::thread::scope(|scope| {
-        let worker = std::thread::Builder::new().name("netns".into()).stack_size(256 << 10).spawn_scoped(scope, || {
-            places.iter().map(|(inode, ways)| (*inode, enter(*inode, ways).and_then(|()| work(*inode)))).collect()
-        });
+        let worker = std::thread::Builder::new().name("netns".into()).stack_size(256 << 10).spawn_scoped(
+            scope,
+            || {
+                places
+                    .iter()
+                    .map(|(inode, ways)| (*inode, enter(*inode, ways).and_then(|()| work(*inode))))
+                    .collect()
+            },
+        );
         match worker.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Vec::new(),
-            Err(error) => places.keys().map(|inode| (*inode, Err(io::Error::new(error.kind(), error.to_string())))).collect(),
+            Err(error) => places
+                .keys()
+                .map(|inode| (*inode, Err(io::Error::new(error.kind(), error.to_string()))))
+                .collect(),
         }
     })
 }

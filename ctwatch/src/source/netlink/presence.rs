@@ -19,17 +19,20 @@ pub enum Missing {
 }
 
 impl Missing {
-    /// What is missing and what brings it.
+    /// What brings it.
+    pub const fn way_out(self) -> &'static str {
+        match self {
+            Self::Conntrack => "it loads when a firewall rule or NAT needs it; ctwatch never loads it",
+            Self::Ctnetlink => "to load it: sudo modprobe nf_conntrack_netlink",
+            Self::Unproven => "needed: a kernel that has it, or that shows its symbols (CONFIG_KALLSYMS)",
+        }
+    }
+
+    /// What is missing.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Conntrack => {
-                "connection tracking (nf_conntrack) is not loaded: there is nothing to watch. \
-                 It loads when a firewall rule or NAT needs it; ctwatch never loads it"
-            }
-            Self::Ctnetlink => {
-                "the module nf_conntrack_netlink is not loaded, and ctwatch loads no module; \
-                 to load it: sudo modprobe nf_conntrack_netlink (any conntrack -L loads it too)"
-            }
+            Self::Conntrack => "connection tracking (nf_conntrack) is not loaded: there is nothing to watch",
+            Self::Ctnetlink => "the module nf_conntrack_netlink is not loaded, and ctwatch loads no module",
             Self::Unproven => {
                 "nothing shows that this kernel has ctnetlink (CONFIG_NF_CT_NETLINK), and trying could load a module"
             }
@@ -61,7 +64,8 @@ fn is_built_in() -> bool {
 }
 
 fn find_built_in() -> bool {
-    let release = nix::sys::utsname::uname().ok().map(|system| system.release().to_string_lossy().into_owned());
+    let release =
+        nix::sys::utsname::uname().ok().map(|system| system.release().to_string_lossy().into_owned());
     let listed = release
         .and_then(|release| fs::read_to_string(format!("/lib/modules/{release}/modules.builtin")).ok())
         .is_some_and(|list| list.lines().any(|line| line.ends_with("/nf_conntrack_netlink.ko")));

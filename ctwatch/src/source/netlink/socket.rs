@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -101,13 +102,11 @@ impl Requests {
             let length = self.receive_part()?;
             let mut messages = Messages::new(&self.buffer[..length]);
             if let Some(message) = messages.by_ref().find(|message| message.sequence == sequence) {
-                return match message.kind {
-                    message::ERROR => Err(io::Error::from_raw_os_error(message.error().max(1))),
-                    _ => {
-                        receive(&message);
-                        Ok(())
-                    }
-                };
+                if message.kind == message::ERROR {
+                    return Err(io::Error::from_raw_os_error(message.error().max(1)));
+                }
+                receive(&message);
+                return Ok(());
             }
             if messages.is_malformed() {
                 return Err(malformed());
@@ -133,12 +132,23 @@ impl Requests {
     }
 }
 
+impl AsFd for Requests {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "an answer of ctnetlink that cannot be read")
 }
 
 fn open(flags: SockFlag) -> nix::Result<OwnedFd> {
-    socket(AddressFamily::Netlink, SockType::Raw, flags | SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags | SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )
 }
 
 /// A socket that receives one group's events, and counts exactly those that it had no room for.
@@ -227,18 +237,22 @@ fn set_option<T: Copy>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, va
     let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
     // SAFETY: the kernel reads `length` bytes of a live value; the instructions that a filter points to live as long
     // as the caller's slice.
-    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const *value).cast(), length) };
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const *value).cast(), length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// How many events one system call may bring.
 const BATCH: usize = 128;
+const BATCH_CALL: libc::c_uint = 128;
+const ADDRESS: libc::socklen_t = 12;
+const _: () = assert!(BATCH_CALL as usize == BATCH && ADDRESS as usize == size_of::<libc::sockaddr_nl>());
 /// An event of an entry with everything switched on (labels, security context, two NAT sides) has under 700 bytes.
 const EVENT: usize = 1024;
 
 /// Room for the events of one system call, used again for each.
 pub struct Batch {
-    bytes: Box<[[u8; EVENT]; BATCH]>,
+    bytes: Box<[[u8; EVENT]]>,
     lengths: [usize; BATCH],
     received: usize,
 }
@@ -251,7 +265,7 @@ impl std::fmt::Debug for Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { bytes: Box::new([[0; EVENT]; BATCH]), lengths: [0; BATCH], received: 0 }
+        Self { bytes: vec![[0; EVENT]; BATCH].into_boxed_slice(), lengths: [0; BATCH], received: 0 }
     }
 }
 
@@ -265,19 +279,21 @@ impl Batch {
         let mut senders: [libc::sockaddr_nl; BATCH] = unsafe { mem::zeroed() };
         // SAFETY: as above.
         let mut slices: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
-        for (((header, sender), slice), bytes) in headers.iter_mut().zip(&mut senders).zip(&mut slices).zip(&mut *self.bytes) {
+        for (((header, sender), slice), bytes) in
+            headers.iter_mut().zip(&mut senders).zip(&mut slices).zip(&mut *self.bytes)
+        {
             *slice = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: EVENT };
             header.msg_hdr.msg_iov = slice;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_name = (&raw mut *sender).cast();
-            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+            header.msg_hdr.msg_namelen = ADDRESS;
         }
         // SAFETY: each header describes a buffer and an address that live until the call returns.
         let received = unsafe {
             libc::recvmmsg(
                 events.fd.as_raw_fd(),
                 headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                BATCH_CALL,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -291,7 +307,8 @@ impl Batch {
             };
         }
         self.received = usize::try_from(received).unwrap_or(0);
-        for ((length, header), sender) in self.lengths.iter_mut().zip(&headers[..self.received]).zip(&senders) {
+        for ((length, header), sender) in self.lengths.iter_mut().zip(&headers[..self.received]).zip(&senders)
+        {
             // Another process may send to us (with CAP_NET_ADMIN): only the kernel has port 0.
             let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0 && sender.nl_pid == 0;
             *length = if whole { header.msg_len as usize } else { 0 };

@@ -107,7 +107,9 @@ pub fn entries(requests: &mut Requests) -> io::Result<u64> {
     requests.get(CT_GET_STATS, |message| {
         count = message.attributes().find(ENTRIES).and_then(|entries| entries.u32());
     })?;
-    count.map(u64::from).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "ctnetlink gave no count of entries"))
+    count
+        .map(u64::from)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "ctnetlink gave no count of entries"))
 }
 
 #[cfg(test)]
@@ -117,7 +119,8 @@ mod tests {
     use super::*;
 
     fn cpu(number: u16, values: &[(u16, u32)]) -> Vec<u8> {
-        let parts: Vec<Vec<u8>> = values.iter().map(|(kind, value)| attribute(*kind, &value.to_be_bytes())).collect();
+        let parts: Vec<Vec<u8>> =
+            values.iter().map(|(kind, value)| attribute(*kind, &value.to_be_bytes())).collect();
         let mut bytes = message(CT_GET_STATS_CPU, 0, 0, &parts);
         bytes[18..20].copy_from_slice(&number.to_be_bytes());
         bytes

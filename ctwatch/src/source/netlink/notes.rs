@@ -1,0 +1,111 @@
+//! What users are told of this source: why no better one runs, what it costs, what it cannot tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ctwatch_ebpf::Event;
+
+use super::watched::{Announced, Watched};
+use crate::model::Filter;
+
+const LISTENING_COSTS: &str = "listening makes the kernel prepare a message for each entry that comes or goes, \
+                               which costs a new flow several times what probes would";
+
+const DELETES: [Event; 6] = [
+    Event::DeleteTimeout,
+    Event::DeleteClosed,
+    Event::DeletePressure,
+    Event::DeleteNetlink,
+    Event::DeleteCleanup,
+    Event::DeleteOther,
+];
+
+/// What `why` and `unknown` say. `better` is why no better source runs, `left_out` why a namespace is not listened to.
+pub(super) fn notes<'a>(
+    better: &str,
+    filter: &Filter,
+    watched: impl Iterator<Item = &'a Watched>,
+    left_out: &BTreeMap<u32, String>,
+) -> (Option<String>, BTreeMap<Event, String>) {
+    let watched: Vec<&Watched> = watched.collect();
+    let mut why = vec![better.to_owned(), LISTENING_COSTS.to_owned()];
+    let mut unknown = BTreeMap::new();
+    let silent: Vec<&Watched> =
+        watched.iter().filter(|watched| watched.announced != Announced::On).copied().collect();
+    if let Some(first) = silent.first() {
+        let note = silence(first.announced);
+        if silent.len() == watched.len() {
+            for event in [Event::Insert, Event::InsertNetlink].into_iter().chain(DELETES) {
+                unknown.insert(event, note.to_owned());
+            }
+        } else {
+            let which = listed(silent.iter().map(|watched| watched.netns));
+            why.push(format!("inserts and deletes are unknown in {which}: {note}"));
+        }
+    }
+    if !left_out.is_empty() {
+        let reasons: BTreeSet<&str> = left_out.values().map(String::as_str).collect();
+        let reasons: Vec<&str> = reasons.into_iter().take(3).collect();
+        why.push(format!("left out: {} ({})", listed(left_out.keys().copied()), reasons.join("; ")));
+    }
+    tell_unknown(&mut unknown, filter, &watched);
+    (Some(why.join("; ")), unknown)
+}
+
+const fn silence(announced: Announced) -> &'static str {
+    match announced {
+        Announced::Never => "this kernel was built without CONFIG_NF_CONNTRACK_EVENTS",
+        _ => {
+            "net.netfilter.nf_conntrack_events is 0; to hear events: sudo sysctl -w net.netfilter.nf_conntrack_events=1"
+        }
+    }
+}
+
+/// At most five inodes, and how many more there are.
+fn listed(all: impl Iterator<Item = u32>) -> String {
+    let all: Vec<u32> = all.collect();
+    let shown: Vec<String> = all.iter().take(5).map(u32::to_string).collect();
+    let more = all.len() - shown.len();
+    let rest = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let noun = if all.len() == 1 { "network namespace" } else { "network namespaces" };
+    format!("{noun} {}{rest}", shown.join(", "))
+}
+
+/// What neither events nor statistics say.
+fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched: &[&Watched]) {
+    let mut note = |events: &[Event], note: &str| {
+        for event in events {
+            unknown.entry(*event).or_insert_with(|| note.to_owned());
+        }
+    };
+    note(&[Event::ClashReplyOnly], "ctnetlink announces no entry that enters by a clash");
+    note(
+        &[Event::DeleteClosed, Event::DeletePressure, Event::DeleteCleanup],
+        "the end of an entry is announced without its cause: counted as delete.other",
+    );
+    if !watched.is_empty() && !watched.iter().any(|watched| watched.account.tells_time_left()) {
+        note(
+            &[Event::DeleteTimeout],
+            "this kernel does not announce whether time was left (before 5.12): counted as delete.other",
+        );
+    }
+    if filter.protos.is_some() || filter.family.is_some() {
+        note(
+            &[
+                Event::ClashResolve,
+                Event::FailedClash,
+                Event::FailedChaintoolong,
+                Event::FailedDying,
+                Event::FailedOther,
+                Event::DropTableFull,
+                Event::DropNoMemory,
+                Event::DeleteEarlyDrop,
+            ],
+            "the kernel's statistics hold all flow types together: leave out --proto and --family to see it",
+        );
+    }
+    note(&[Event::FailedClash, Event::FailedDying], "the kernel counts them as one: see insert_failed.other");
+    note(&[Event::DropNoMemory], "the kernel's `drop` holds it too: see drop.table_full");
+    if watched.iter().any(|watched| !watched.has_clash_resolve()) {
+        note(&[Event::ClashResolve], "this kernel does not count it (before 5.9)");
+    }
+}

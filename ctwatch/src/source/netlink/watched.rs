@@ -1,0 +1,227 @@
+//! One network namespace that is listened to: its sockets and its book.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use ctwatch_ebpf::FlowType;
+use nix::libc::sock_filter;
+
+use super::account::Account;
+use super::event::{Ending, Event};
+use super::message::{self, Messages};
+use super::socket::{Batch, Events, Group, Requests};
+use super::statistics::{self, Statistics};
+use crate::model::Filter;
+
+/// Beyond so many system calls in a row the other namespaces get their turn: a flood may bring events as fast as they
+/// are taken.
+const MOST_CALLS: usize = 512;
+
+/// How often statistics and events are read until both agree; under a flood of evictions they never do.
+const MOST_READINGS: usize = 3;
+/// Between announcing a removal and counting it lie some microseconds, but a preemption too where there are few CPUs.
+const KERNEL_COUNTS: Duration = Duration::from_millis(2);
+
+/// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// For every entry, or since 5.19 for those made while somebody listens.
+    On,
+    /// Switched off.
+    Off,
+    /// The kernel was built without CONFIG_NF_CONNTRACK_EVENTS.
+    Never,
+}
+
+impl Announced {
+    /// The calling thread's namespace. One that hides its settings (an unprivileged user's may) is taken to have the
+    /// default.
+    fn here() -> Self {
+        const DIRECTORY: &str = "/proc/sys/net/netfilter";
+        match fs::read_to_string(format!("{DIRECTORY}/nf_conntrack_events")) {
+            Ok(text) if text.trim() == "0" => Self::Off,
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && fs::exists(format!("{DIRECTORY}/nf_conntrack_count")).unwrap_or(false) =>
+            {
+                Self::Never
+            }
+            _ => Self::On,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Sockets {
+    new: Events,
+    destroy: Events,
+}
+
+/// A namespace with what listens in it.
+#[derive(Debug)]
+pub struct Watched {
+    /// Its inode.
+    pub netns: u32,
+    /// Whether there are events at all.
+    pub announced: Announced,
+    /// What was counted.
+    pub account: Account,
+    sockets: Option<Sockets>,
+    requests: Requests,
+    /// `None` where only some flow types are listened to, with which no statistic can be compared.
+    statistics: Option<Statistics>,
+    count_before: u64,
+    filter: Filter,
+}
+
+impl Watched {
+    /// Opens the sockets in the calling thread's namespace.
+    pub fn open(netns: u32, filter: &Filter, program: &[sock_filter], buffer: usize) -> io::Result<Self> {
+        let mut requests = Requests::open()?;
+        let announced = Announced::here();
+        let listens = announced == Announced::On;
+        // Removals are heard before the count is read and inserts after it: what happens in between makes the book
+        // expect too few removals, never too many.
+        let destroy = listens.then(|| Events::open(Group::Destroy, buffer, program)).transpose()?;
+        let statistics = Statistics::start(&mut requests)?;
+        let count_before = statistics::entries(&mut requests)?;
+        let new = listens.then(|| Events::open(Group::New, buffer, program)).transpose()?;
+        let mut account = Account::new(netns);
+        // Chain statistics came (5.15) after DESTROY events had learnt to tell the time left (5.12).
+        if statistics.has_chaintoolong {
+            account.set_tells_time_left();
+        }
+        Ok(Self {
+            netns,
+            announced,
+            account,
+            sockets: new.zip(destroy).map(|(new, destroy)| Sockets { new, destroy }),
+            requests,
+            statistics: (filter.protos.is_none() && filter.family.is_none()).then_some(statistics),
+            count_before,
+            filter: *filter,
+        })
+    }
+
+    /// The sockets that events come from.
+    pub fn events(&self) -> impl Iterator<Item = &Events> {
+        self.sockets.iter().flat_map(|sockets| [&sockets.new, &sockets.destroy])
+    }
+
+    /// Whether the kernel counts resolved clashes (5.9).
+    pub fn has_clash_resolve(&self) -> bool {
+        self.statistics.as_ref().is_none_or(|statistics| statistics.has_clash_resolve)
+    }
+
+    /// Takes the events that wait, and tells how many there were.
+    pub fn drain(&mut self, batch: &mut Batch) -> io::Result<u64> {
+        let Some(sockets) = &self.sockets else { return Ok(0) };
+        let mut taken = 0;
+        for (events, group) in [(&sockets.destroy, Group::Destroy), (&sockets.new, Group::New)] {
+            for _ in 0..MOST_CALLS {
+                let more = batch.receive(events)?;
+                for datagram in batch.datagrams() {
+                    taken += 1;
+                    take(&mut self.account, &self.filter, group, datagram);
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Brings the book up to this moment.
+    pub fn settle(&mut self, batch: &mut Batch) -> io::Result<u64> {
+        let inserts = self.account.heard_inserts();
+        let Some(statistics) = &mut self.statistics else {
+            let taken = self.drain(batch)?;
+            self.take_drops()?;
+            self.account.settle(None, true);
+            return Ok(taken);
+        };
+        let count = statistics::entries(&mut self.requests)?;
+        let mut sums = statistics.read(&mut self.requests)?;
+        let mut taken = 0;
+        let mut calm = false;
+        // The kernel announces a removal before it counts it as an eviction: so both are read until they agree, and
+        // where evictions are fewer than removals that could be some, the kernel gets the time to count.
+        for _ in 0..MOST_READINGS {
+            taken += self.drain(batch)?;
+            if self.account.is_undecided(sums) {
+                std::thread::sleep(KERNEL_COUNTS);
+            }
+            let Some(statistics) = &mut self.statistics else { break };
+            let now = statistics.read(&mut self.requests)?;
+            calm = now == sums;
+            if calm {
+                break;
+            }
+            sums = now;
+        }
+        if !calm {
+            taken += self.drain(batch)?;
+        }
+        self.take_drops()?;
+        if self.sockets.is_some() {
+            self.account.compare_with_count(inserts, self.count_before, count);
+        }
+        self.account.settle(Some(sums), calm);
+        Ok(taken)
+    }
+
+    /// Brings the book to its end: whatever the namespace still holds goes with it.
+    pub fn end(&mut self, batch: &mut Batch) -> io::Result<u64> {
+        let taken = self.settle(batch)?;
+        if self.sockets.is_some() && self.statistics.is_some() {
+            let left = statistics::entries(&mut self.requests)?;
+            self.account.end(left);
+        }
+        Ok(taken)
+    }
+
+    /// Ends the book without the kernel's statistics, which can no longer be asked for.
+    pub fn give_up(&mut self, batch: &mut Batch) {
+        // An error here has nobody left to act on it: the sockets are about to be closed.
+        let _ = self.drain(batch);
+        let _ = self.take_drops();
+        self.account.settle(None, true);
+    }
+
+    fn take_drops(&mut self) -> io::Result<()> {
+        if let Some(Sockets { new, destroy }) = &mut self.sockets {
+            self.account.lose_inserts(new.take_drops()?.into());
+            self.account.lose_deletes(destroy.take_drops()?.into());
+        }
+        Ok(())
+    }
+}
+
+fn take(account: &mut Account, filter: &Filter, group: Group, datagram: &[u8]) {
+    let mut messages = Messages::new(datagram);
+    for message in messages.by_ref() {
+        let event = match (group, message.kind) {
+            (Group::New, message::CT_NEW) | (Group::Destroy, message::CT_DELETE) => Event::parse(&message),
+            _ => continue,
+        };
+        match (event, group) {
+            (Some(Event { family, proto, .. }), _)
+                if !filter.wants(FlowType { netns: account.netns(), family, proto }) => {}
+            (Some(event), Group::New) => account.insert(event),
+            (Some(event), Group::Destroy) => account.delete(event, Ending::parse(&message)),
+            (None, _) => lose(account, group),
+        }
+    }
+    if messages.is_malformed() || datagram.is_empty() {
+        lose(account, group);
+    }
+}
+
+fn lose(account: &mut Account, group: Group) {
+    match group {
+        Group::New => account.lose_inserts(1),
+        Group::Destroy => account.lose_deletes(1),
+    }
+}
