@@ -1,5 +1,8 @@
 //! The one definition of commands and flags; help, completions and the man page come from it.
 
+mod doctor;
+mod trace;
+
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
@@ -8,6 +11,9 @@ use ctwatch_ebpf::{AF_INET, AF_INET6};
 
 use crate::model::{Filter, Protocols, protocol};
 use crate::source::tables;
+
+pub use doctor::{DoctorArgs, DoctorCommand};
+pub use trace::{TraceArgs, TraceOptions};
 
 const ABOUT_FILTERS: &str = "What to watch";
 const ABOUT_OUTPUT: &str = "Output";
@@ -35,6 +41,10 @@ impl Cli {
 pub enum Command {
     /// Live rates: inserts, deletes, evictions, drops and failed inserts of each flow type
     Live(LiveArgs),
+    /// Each event as it happens: refused flows, evictions with victim and newcomer, failed inserts
+    Trace(TraceArgs),
+    /// Is connection tracking hurting this machine, why, and exactly what to do; it changes nothing
+    Doctor(DoctorArgs),
     /// What this kernel offers for watching, as JSON
     Facts,
     /// Write a completion script to stdout
@@ -117,6 +127,8 @@ pub enum Format {
     /// The full-screen view on a terminal, plain lines otherwise.
     #[default]
     Auto,
+    /// The full-screen view.
+    Screen,
     /// Plain lines.
     Plain,
     /// One JSON object a line.
@@ -140,6 +152,18 @@ pub struct Options {
     pub filter: Filter,
     /// Which source was asked for.
     pub source: SourceChoice,
+}
+
+impl Options {
+    /// The defaults of `live` with this source; its cost is measured.
+    pub fn of_source(source: SourceChoice) -> Self {
+        let defaults = Self::from(Cli::parse_from(["ctwatch"]).live);
+        Self {
+            source,
+            format: Format::Json,
+            ..defaults
+        }
+    }
 }
 
 impl From<LiveArgs> for Options {

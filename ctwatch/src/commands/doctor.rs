@@ -41,6 +41,9 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
         save(facts.clone(), file)?;
     }
     let diagnosis = diagnose(&facts);
+    if args.capture.as_deref() == Some(Path::new("-")) {
+        return Ok(diagnosis.status.exit_code());
+    }
     let text = if args.json {
         view::json(&diagnosis, &context(args, &facts)?, args.all)?
     } else {
@@ -54,8 +57,10 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
 
 fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
     let wishes = Wishes { sample: args.sample, source: args.source, netns: args.netns() };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
     runtime.block_on(gather::read(wishes))
 }
 
@@ -66,7 +71,12 @@ fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {
         None => Some(nix::unistd::gethostname()?.to_string_lossy().into_owned()),
         Some(_) => None,
     };
-    Ok(Context { time: format!("{time:.3}"), host, kernel: facts.release.clone(), sample_s: facts.live.seconds })
+    Ok(Context {
+        time: format!("{time:.3}"),
+        host,
+        kernel: facts.release.clone(),
+        sample_s: facts.live.seconds,
+    })
 }
 
 fn load(file: &Path) -> anyhow::Result<Facts> {

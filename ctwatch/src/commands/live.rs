@@ -8,16 +8,17 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
-use super::tell;
+use super::{live_screen, tell};
 use crate::cli::{Format, Options};
 use crate::model::Tracker;
 use crate::source::{self, Source, Status};
 use crate::view::json::Json;
 use crate::view::lines::Lines;
+use crate::view::tui::{App, Settings, Theme};
 use crate::view::{Machine, View};
 
 /// How soon the appearance of connection tracking is seen.
@@ -33,10 +34,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
+    let options = &Options { format: format(options), ..options.clone() };
     let ended = runtime.block_on(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
-        let stop = stop_on_signals()?;
+        let stop = stop_on_signals(options.format == Format::Screen)?;
         let mut source = source::open(options)?;
+        if options.format == Format::Screen {
+            return screen(&mut *source, options, stop).await;
+        }
         let mut view = view(options)?;
         watch(&mut *source, options, &mut *view, tokio::io::stdout(), stdout_is_closed, stop).await
     });
@@ -45,33 +50,77 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     ended
 }
 
-fn view(options: &Options) -> anyhow::Result<Box<dyn View>> {
+/// What `Auto` comes to: the screen where somebody looks at it and nothing else writes there.
+fn format(options: &Options) -> Format {
+    let logs = options.verbose && io::stderr().is_terminal();
+    match options.format {
+        Format::Auto if io::stdout().is_terminal() && io::stdin().is_terminal() && !logs => Format::Screen,
+        Format::Auto => Format::Plain,
+        named => named,
+    }
+}
+
+/// The full-screen view, then the exact totals where a shell can show them.
+async fn screen(
+    source: &mut dyn Source,
+    options: &Options,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let settings = Settings {
+        machine: machine()?,
+        zone: jiff::tz::TimeZone::system(),
+        theme: Theme {
+            color: color(options),
+            blocks: live_screen::shows_blocks(|name| std::env::var(name).ok()),
+        },
+    };
+    let app = App::new(settings, source.info().clone(), options.interval);
+    if let Some(last) = live_screen::watch_screen(source, app, options.count, stop).await? {
+        super::print(view(options)?.end(&last, source.info()).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn machine() -> anyhow::Result<Machine> {
     let host = nix::unistd::gethostname().context("cannot read the host name")?;
     let system = nix::sys::utsname::uname().context("cannot read the kernel release")?;
-    let machine = Machine {
+    Ok(Machine {
         host: host.to_string_lossy().into_owned(),
         kernel: system.release().to_string_lossy().into_owned(),
-    };
+    })
+}
+
+fn color(options: &Options) -> bool {
+    // NO_COLOR counts when it is set to anything but nothing (no-color.org).
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    options.color && !refused && io::stdout().is_terminal()
+}
+
+fn view(options: &Options) -> anyhow::Result<Box<dyn View>> {
+    let machine = machine()?;
     Ok(match options.format {
         Format::Json => Box::new(Json::new(machine)),
-        Format::Plain | Format::Auto => {
-            // NO_COLOR counts when it is set to anything but nothing (no-color.org).
-            let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let color = options.color && !refused && io::stdout().is_terminal();
-            Box::new(Lines::new(machine, jiff::tz::TimeZone::system(), color))
+        Format::Plain | Format::Auto | Format::Screen => {
+            Box::new(Lines::new(machine, jiff::tz::TimeZone::system(), color(options)))
         }
     })
 }
 
-/// Becomes true on SIGINT or SIGTERM.
-fn stop_on_signals() -> anyhow::Result<watch::Receiver<bool>> {
+/// Becomes true on SIGINT or SIGTERM, and with a screen, which ends with its terminal, on SIGHUP and SIGQUIT. Without one
+/// SIGHUP is left as it is: `nohup` has it ignored.
+pub(super) fn stop_on_signals(screen: bool) -> anyhow::Result<watch::Receiver<bool>> {
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let of_screen = |kind| if screen { signal(kind).map(Some) } else { Ok(None) };
+    let mut hangup = of_screen(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    let mut quit = of_screen(SignalKind::quit()).context("cannot handle SIGQUIT")?;
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            Some(()) = received(&mut hangup) => {}
+            Some(()) = received(&mut quit) => {}
         }
         // It fails when the watching has ended already.
         let _ = stop.send(true);
@@ -79,13 +128,21 @@ fn stop_on_signals() -> anyhow::Result<watch::Receiver<bool>> {
     Ok(stopped)
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Never where the signal is not handled here.
+async fn received(signal: &mut Option<Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that nobody can say stop any more, which the signal task does only after it has said so.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Whether stdout is a pipe or socket that nobody reads any more; seen without writing to it.
-fn stdout_is_closed() -> bool {
+pub(super) fn stdout_is_closed() -> bool {
     let stdout = io::stdout();
     let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     poll(&mut fds, PollTimeout::ZERO).is_ok()
@@ -238,7 +295,7 @@ impl<W: AsyncWrite + Unpin> Watch<'_, W> {
     }
 }
 
-fn every(period: Duration) -> Interval {
+pub(super) fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     interval

@@ -1,8 +1,12 @@
 //! One file per subcommand: each wires a source to the model to a view.
 
+pub mod doctor;
 pub mod live;
+pub mod live_screen;
+pub mod trace;
 
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 
@@ -10,13 +14,16 @@ use crate::cli::{self, Command};
 use crate::kernel::facts::Facts;
 
 /// Runs a command to its end.
-pub fn run(command: Command) -> anyhow::Result<()> {
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Doctor(args) => return Ok(doctor::run(&args)),
         Command::Live(args) => live::run(&args.into()),
+        Command::Trace(args) => trace::run(&args.into()),
         Command::Facts => facts(),
         Command::Completions { shell } => print(&cli::completions(shell)),
         Command::Man => print(&cli::man().context("cannot render the man page")?),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn facts() -> anyhow::Result<()> {
@@ -29,11 +36,15 @@ fn facts() -> anyhow::Result<()> {
 pub fn print(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to stdout")
-        }
+        Err(error) if !nobody_reads(&error) => Err(error).context("cannot write to stdout"),
         _ => Ok(()),
     }
+}
+
+/// A pipe whose reader went away, or a terminal that hung up.
+pub fn nobody_reads(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+        || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
 }
 
 /// Shows a line on stderr; nobody is left to tell when that fails.

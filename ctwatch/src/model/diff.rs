@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use ctwatch_ebpf::{Counters, Event, FlowType};
 
+use super::ranking::{self, LossEvent, Top};
 use super::sample::{Cost, Sample, Table};
 use super::{family_name, protocol_name};
 
 /// Below this a single event would read as a peak of hundreds a second.
-const SHORTEST_FOR_PEAK: Duration = Duration::from_millis(50);
+pub(super) const SHORTEST_FOR_PEAK: Duration = Duration::from_millis(50);
 
 /// The sums that users watch, from the counters of one flow type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +142,10 @@ pub struct Report {
     pub lost: u64,
     /// What watching cost, where the source can tell.
     pub cost: Option<CostReport>,
+    /// Ports and addresses ranked over the interval, worst first, where the source ranks them.
+    pub top: Option<Vec<Top>>,
+    /// Single losses of the interval, oldest first, where the source tells them.
+    pub losses: Option<Vec<LossEvent>>,
 }
 
 /// The totals are the highest counts seen: a source may read a counter that it corrects a moment later (an insert that
@@ -160,6 +165,7 @@ pub struct Tracker {
     watched: Duration,
     lost: u64,
     cost: Option<Cost>,
+    top: Option<Vec<Top>>,
 }
 
 impl Tracker {
@@ -172,6 +178,7 @@ impl Tracker {
             watched: Duration::ZERO,
             lost: 0,
             cost: None,
+            top: None,
         }
     }
 
@@ -188,6 +195,8 @@ impl Tracker {
         self.lost = self.lost.max(sample.lost);
         let cost = sample.cost.map(|now| self.cost_since(now, elapsed));
         self.cost = sample.cost;
+        let top = sample.top.as_deref().map(|now| ranking::since(self.top.as_deref().unwrap_or_default(), now));
+        self.top = sample.top;
 
         let counts = self.take_rows(&sample.rows, elapsed);
         self.keep_names(&sample.tables);
@@ -213,6 +222,8 @@ impl Tracker {
             names: self.names.clone(),
             lost: self.lost,
             cost,
+            top,
+            losses: sample.losses,
         }
     }
 

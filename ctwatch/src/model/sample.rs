@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use ctwatch_ebpf::{Counters, Event, FlowType};
 
+use super::ranking::{LossEvent, Top};
+
 /// One reading of a source. All counts are totals since the source started.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
@@ -19,6 +21,10 @@ pub struct Sample {
     pub lost: u64,
     /// What watching cost, where the source can tell.
     pub cost: Option<Cost>,
+    /// Ports and addresses ranked, where the source ranks them.
+    pub top: Option<Vec<Top>>,
+    /// Losses since the sample before, oldest first, where the source tells them singly. Bounded by the source.
+    pub losses: Option<Vec<LossEvent>>,
 }
 
 /// Occupation of one namespace's connection tracking table.

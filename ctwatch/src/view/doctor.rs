@@ -24,17 +24,32 @@ pub struct Style {
 pub fn plain(diagnosis: &Diagnosis, style: Style) -> String {
     let mut out = String::new();
     let status = paint(style, diagnosis.status, &diagnosis.status.name().to_uppercase());
-    wrap(&mut out, "", &format!("{status}: {}", diagnosis.verdict));
+    // One line, however long: monitoring systems show the first.
+    let _ = writeln!(out, "{status}: {}", diagnosis.verdict);
     let shown = diagnosis.findings.iter().filter(|finding| style.all || finding.status != Status::Ok);
     let mut told: Vec<(&Remedy, usize)> = Vec::new();
     for (number, finding) in (1..).zip(shown) {
         out.push('\n');
+        let _ = writeln!(
+            out,
+            "{number}. {} ({})",
+            finding.id,
+            paint(style, finding.status, finding.status.name())
+        );
+        // The verdict has told the first one already.
+        if number > 1 || !diagnosis.verdict.starts_with(&finding.what) {
+            wrap(&mut out, INDENT, &sentence(&finding.what));
+        }
         finding_text(&mut out, number, finding, style, &mut told);
     }
     let hidden = diagnosis.findings.iter().filter(|finding| finding.status == Status::Ok).count();
     if diagnosis.status != Status::Ok && !style.all {
-        let more = if hidden > 0 { format!("; {hidden} more worth knowing with --all") } else { String::new() };
-        let _ = write!(out, "\ndoctor has changed nothing. `ctwatch doctor explain ID` tells all about a finding{more}.\n");
+        let more =
+            if hidden > 0 { format!("; {hidden} more worth knowing with --all") } else { String::new() };
+        let _ = write!(
+            out,
+            "\ndoctor has changed nothing. `ctwatch doctor explain ID` tells all about a finding{more}.\n"
+        );
     }
     out
 }
@@ -46,10 +61,6 @@ fn finding_text<'a>(
     style: Style,
     told: &mut Vec<(&'a Remedy, usize)>,
 ) {
-    let status = paint(style, finding.status, finding.status.name());
-    let _ = writeln!(out, "{number}. {} ({status})", finding.id);
-    // The verdict has told the first one already.
-    wrap(out, INDENT, &sentence(&finding.what));
     wrap(out, INDENT, &finding.meaning);
     for (name, figure) in &finding.evidence {
         let Some(value) = shown(&figure.value) else { continue };
@@ -68,7 +79,11 @@ fn finding_text<'a>(
             continue;
         }
         told.push((remedy, number));
-        remedy_text(out, remedy);
+        if remedy.alternative && !style.all {
+            wrap(out, INDENT, &format!("  or: {} (commands with --all).", remedy.what));
+        } else {
+            remedy_text(out, remedy);
+        }
     }
 }
 
@@ -118,7 +133,9 @@ fn paint(style: Style, status: Status, text: &str) -> String {
 fn wrap(out: &mut String, indent: &str, text: &str) {
     let mut line = String::new();
     for word in text.split_whitespace() {
-        if !line.is_empty() && indent.chars().count() + line.chars().count() + 1 + word.chars().count() > WIDTH {
+        if !line.is_empty()
+            && indent.chars().count() + line.chars().count() + 1 + word.chars().count() > WIDTH
+        {
             let _ = writeln!(out, "{indent}{line}");
             line.clear();
         }

@@ -131,8 +131,12 @@ impl View for Lines {
         if let Some(why) = &info.why {
             let _ = writeln!(text, "not by a better source: {why}");
         }
-        for (event, note) in &info.unknown {
-            let _ = writeln!(text, "unknown here: {}: {note}", json::field(*event));
+        for (at, note) in info.unknown.values().enumerate() {
+            if !info.unknown.values().take(at).any(|earlier| earlier == note) {
+                let same = info.unknown.iter().filter(|(_, other)| *other == note);
+                let events: Vec<&str> = same.map(|(event, _)| json::field(*event)).collect();
+                let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
+            }
         }
         text
     }
@@ -299,6 +303,9 @@ fn name_of(report: &Report, flow: FlowType) -> &str {
 fn flow_name(flow: FlowType) -> String {
     if flow == FlowType::OVERFLOW {
         return "overflow".into();
+    }
+    if flow.family == 0 {
+        return "any".into();
     }
     format!("{} {}", family_name(flow.family), protocol_name(flow))
 }

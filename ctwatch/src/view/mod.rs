@@ -1,7 +1,11 @@
 //! Ways to show a report. A view decides nothing and reads nothing.
 
+pub mod doctor;
 pub mod json;
 pub mod lines;
+pub mod trace_json;
+pub mod trace_lines;
+pub mod tui;
 
 use crate::model::{Report, SourceInfo};
 
@@ -28,3 +32,5 @@ pub struct Machine {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trace_tests;

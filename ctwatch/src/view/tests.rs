@@ -47,6 +47,7 @@ fn at(seconds: u64, rows: &[(FlowType, Counters)], tables: &[Table]) -> Sample {
         tables: tables.to_vec(),
         lost: 0,
         cost: Some(Cost { run_ns: seconds * 2_124_200, runs: seconds * 16_340 }),
+        ..Sample::default()
     }
 }
 

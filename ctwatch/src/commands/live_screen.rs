@@ -1,0 +1,337 @@
+//! `ctwatch live` on a terminal: keys, reports and signals drive the full-screen view.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ratatui::backend::{Backend, CrosstermBackend};
+use ratatui::crossterm::event::{self, Event, KeyEvent};
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use ratatui::crossterm::{cursor, execute};
+use ratatui::layout::Rect;
+use ratatui::{Terminal, TerminalOptions, Viewport};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::live::{every, stopped};
+use crate::model::{Report, Tracker};
+use crate::source::{Source, Status};
+use crate::view::tui::{self, App, Outcome};
+
+/// How soon the appearance of connection tracking is seen.
+const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
+/// How soon it is seen that it went away, or went away and came back.
+const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
+/// How long a terminal that takes nothing may hold up our end.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Keys typed ahead of the screen; more wait in the terminal.
+const KEYS_AHEAD: usize = 16;
+
+/// What the terminal tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Key(KeyEvent),
+    Resized,
+    /// Continued after a stop: a shell may have changed the terminal meanwhile.
+    Continued,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Quit,
+    Counted,
+    /// Nobody sees the screen any more.
+    Gone,
+}
+
+/// Watches until quit, stopped or counted to the end; the report is that of the last, partial interval.
+///
+/// The terminal is as it was before when this returns, and when it panics.
+pub async fn watch_screen(
+    source: &mut dyn Source,
+    app: App,
+    count: Option<u64>,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Option<Report>> {
+    let pending = Pending::default();
+    let backend = CrosstermBackend::new(pending.clone());
+    let guard = Guard::enter()?;
+    let terminal = terminal(backend).context("cannot read the terminal's size")?;
+    let (tell, told) = mpsc::channel(KEYS_AHEAD);
+    read_keys(tell.clone());
+    tell_continued(tell)?;
+    let tracker = Tracker::new(source.sample()?.mono_ns);
+    let tty = Tty { pending, out: tokio::io::stdout(), guard };
+    let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, last: None };
+    let end = screen.until_end(count).await?;
+    Ok(if end == End::Gone { None } else { screen.finish()? })
+}
+
+/// A serial line has no size of its own (0 by 0) until somebody sets it: then the one that every terminal has.
+fn terminal<B: Backend>(backend: B) -> Result<Terminal<B>, B::Error> {
+    if backend.size()?.area() > 0 {
+        return Terminal::new(backend);
+    }
+    let viewport = Viewport::Fixed(Rect::new(0, 0, 80, 24));
+    Terminal::with_options(backend, TerminalOptions { viewport })
+}
+
+/// Whether block characters can be shown: the locale says UTF-8, and it is not the kernel's own console, whose font has
+/// few of them.
+pub fn shows_blocks(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let set = |name: &&str| variable(name).filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(set).unwrap_or_default().to_ascii_lowercase();
+    let utf8 = locale.contains("utf-8") || locale.contains("utf8");
+    utf8 && variable("TERM").is_none_or(|term| term != "linux")
+}
+
+/// Reads the terminal on a thread of its own: it ends with the process, since a read cannot be called off.
+fn read_keys(tell: mpsc::Sender<Told>) {
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            let told = match event {
+                Event::Key(key) => Told::Key(key),
+                Event::Resize(..) => Told::Resized,
+                _ => continue,
+            };
+            if tell.blocking_send(told).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+fn tell_continued(tell: mpsc::Sender<Told>) -> anyhow::Result<()> {
+    let kind = SignalKind::from_raw(nix::sys::signal::Signal::SIGCONT as i32);
+    let mut continued = signal(kind).context("cannot handle SIGCONT")?;
+    tokio::spawn(async move {
+        while continued.recv().await.is_some() && tell.send(Told::Continued).await.is_ok() {}
+    });
+    Ok(())
+}
+
+/// What ratatui has drawn and the terminal has not got yet. Written by the loop, which can still be stopped while a
+/// terminal takes nothing.
+#[derive(Clone, Debug, Default)]
+struct Pending(Rc<RefCell<Vec<u8>>>);
+
+impl io::Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Keeps the terminal in raw mode and on its other screen; dropping it, in a panic too, gives the terminal back.
+struct Guard {
+    /// Whether the terminal takes nothing: then only its mode is set back, which waits for nobody.
+    stuck: bool,
+}
+
+impl Guard {
+    fn enter() -> anyhow::Result<Self> {
+        let guard = Self { stuck: false };
+        enter()?;
+        // The message of a panic would be drawn over, or be lost with the other screen.
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            leave();
+            before(panic);
+        }));
+        Ok(guard)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.stuck {
+            let _ = disable_raw_mode();
+        } else {
+            leave();
+        }
+    }
+}
+
+/// Whether the terminal is on its other screen. Leaving that twice would put the cursor back to where it was when it was
+/// entered, over what was written since.
+static ENTERED: AtomicBool = AtomicBool::new(false);
+
+fn enter() -> anyhow::Result<()> {
+    enable_raw_mode().context("cannot set the terminal to raw mode")?;
+    ENTERED.store(true, Ordering::Relaxed);
+    execute!(io::stdout(), EnterAlternateScreen, cursor::Hide).context("cannot write to the terminal")
+}
+
+fn leave() {
+    // Nothing can be done where this fails: the terminal is gone.
+    let _ = disable_raw_mode();
+    if !ENTERED.swap(false, Ordering::Relaxed) {
+        return;
+    }
+    let _ = execute!(io::stdout(), LeaveAlternateScreen, cursor::Show);
+}
+
+/// Where the screen goes.
+trait Surface {
+    /// Brings what was drawn to the terminal; false where nobody sees it any more.
+    async fn show(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<bool>;
+
+    /// Hands the terminal to the shell until continued.
+    fn suspend(&mut self) -> anyhow::Result<()>;
+
+    /// Takes the terminal back after a stop.
+    fn resume(&mut self) -> anyhow::Result<()>;
+}
+
+struct Tty<W> {
+    pending: Pending,
+    out: W,
+    guard: Guard,
+}
+
+impl<W: AsyncWrite + Unpin> Surface for Tty<W> {
+    async fn show(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<bool> {
+        let bytes = std::mem::take(&mut *self.pending.0.borrow_mut());
+        let out = &mut self.out;
+        let mut writing = std::pin::pin!(async {
+            out.write_all(&bytes).await?;
+            out.flush().await
+        });
+        let written = tokio::select! {
+            biased;
+            written = &mut writing => written,
+            () = stopped(stop) => {
+                let Ok(written) = timeout(PATIENCE, writing).await else {
+                    self.guard.stuck = true;
+                    return Ok(false);
+                };
+                written
+            }
+        };
+        match written {
+            Ok(()) => Ok(true),
+            // SIGHUP is on its way, or was not meant for us.
+            Err(error) if super::nobody_reads(&error) => Ok(false),
+            Err(error) => Err(error).context("cannot write to the terminal"),
+        }
+    }
+
+    fn suspend(&mut self) -> anyhow::Result<()> {
+        leave();
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTSTP).context("cannot stop")
+    }
+
+    fn resume(&mut self) -> anyhow::Result<()> {
+        enter()
+    }
+}
+
+struct Screen<'a, B: Backend, S> {
+    source: &'a mut dyn Source,
+    app: App,
+    tracker: Tracker,
+    terminal: Terminal<B>,
+    tty: S,
+    told: mpsc::Receiver<Told>,
+    stop: watch::Receiver<bool>,
+    last: Option<Report>,
+}
+
+impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
+    async fn until_end(&mut self, mut count: Option<u64>) -> anyhow::Result<End> {
+        let mut status = Status::Watching;
+        let mut ticks = every(self.app.interval());
+        let mut looks = every(LOOK_WHILE_WATCHING);
+        let mut look = true;
+        loop {
+            if std::mem::take(&mut look) {
+                let was = std::mem::replace(&mut status, self.source.look()?);
+                match (&was, &status) {
+                    (Status::Watching, Status::Waiting(why)) => {
+                        if self.last.is_some() {
+                            // What was counted up to the moment of its going is a report of its own.
+                            self.report(&mut count)?;
+                        }
+                        self.app.waiting(Some(why.clone()));
+                        looks = every(LOOK_WHILE_WAITING);
+                    }
+                    (Status::Waiting(_), Status::Watching) => {
+                        self.app.waiting(None);
+                        self.tracker.restart_interval(self.source.sample()?.mono_ns);
+                        ticks = every(self.app.interval());
+                        looks = every(LOOK_WHILE_WATCHING);
+                    }
+                    (Status::Waiting(before), Status::Waiting(why)) if before != why => {
+                        self.app.waiting(Some(why.clone()));
+                    }
+                    _ => {}
+                }
+            }
+            if count == Some(0) {
+                return Ok(End::Counted);
+            }
+            let app = &self.app;
+            self.terminal.draw(|frame| tui::draw(frame, app)).context("cannot draw")?;
+            if !self.tty.show(&mut self.stop).await? {
+                return Ok(End::Gone);
+            }
+            tokio::select! {
+                biased;
+                () = stopped(&mut self.stop) => return Ok(End::Quit),
+                Some(told) = self.told.recv() => match self.hear(told)? {
+                    Outcome::Quit => return Ok(End::Quit),
+                    Outcome::Interval(interval) => ticks = every(interval),
+                    _ => {}
+                },
+                _ = ticks.tick(), if status == Status::Watching => self.report(&mut count)?,
+                _ = looks.tick() => look = true,
+            }
+        }
+    }
+
+    fn hear(&mut self, told: Told) -> anyhow::Result<Outcome> {
+        let outcome = match told {
+            Told::Key(key) => self.app.key(key),
+            Told::Resized => Outcome::Draw,
+            Told::Continued => {
+                self.tty.resume()?;
+                Outcome::Redraw
+            }
+        };
+        match outcome {
+            Outcome::Redraw => self.terminal.clear().context("cannot draw")?,
+            Outcome::Suspend => self.tty.suspend()?,
+            _ => {}
+        }
+        Ok(outcome)
+    }
+
+    fn report(&mut self, count: &mut Option<u64>) -> anyhow::Result<()> {
+        let report = self.tracker.advance(self.source.sample()?);
+        self.app.report(report.clone(), self.source.info());
+        self.last = Some(report);
+        *count = count.map(|left| left.saturating_sub(1));
+        Ok(())
+    }
+
+    /// The exact totals at the end.
+    fn finish(mut self) -> anyhow::Result<Option<Report>> {
+        Ok(Some(self.tracker.advance(self.source.sample()?)))
+    }
+}
+
+#[cfg(test)]
+#[path = "live_screen_tests.rs"]
+mod tests;

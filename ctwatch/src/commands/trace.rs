@@ -1,0 +1,252 @@
+//! `ctwatch trace`: one line an event, as it happens.
+
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::live::{every, stdout_is_closed, stop_on_signals, stopped};
+use super::tell;
+use crate::cli::{Format, TraceOptions};
+use crate::model::trace::{Name, Record};
+use crate::source::Status;
+use crate::source::trace::Tracer;
+use crate::view::trace_json;
+use crate::view::trace_lines::TraceLines;
+
+/// How soon the appearance of connection tracking is seen.
+const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
+/// How soon it is seen that it went away, that events were held back, or that nobody reads any more.
+const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
+/// How long a reader that does not read may hold up our end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs until stopped, until the count is reached or until nobody reads.
+pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = runtime.block_on(async {
+        // Signals first: one that comes while probes are attached must not skip the detaching.
+        let stop = stop_on_signals(false)?;
+        let tracer = Tracer::open(options)?;
+        let mut trace = Trace {
+            tracer,
+            view: view(options),
+            out: tokio::io::stdout(),
+            stop,
+            left: options.count,
+            suppressed: 0,
+            lost: 0,
+        };
+        trace.watch(options).await
+    });
+    // A write that hangs on a reader that does not read would otherwise be waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+enum View {
+    Json,
+    Lines(TraceLines),
+}
+
+fn view(options: &TraceOptions) -> View {
+    if options.format == Format::Json {
+        return View::Json;
+    }
+    // NO_COLOR counts when it is set to anything but nothing (no-color.org).
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let color = options.color && !refused && io::stdout().is_terminal();
+    View::Lines(TraceLines::new(jiff::tz::TimeZone::system(), color))
+}
+
+impl View {
+    fn record(&self, record: &Record, netns_name: &str) -> String {
+        match self {
+            Self::Json => trace_json::record(record, netns_name),
+            Self::Lines(lines) => lines.record(record, netns_name),
+        }
+    }
+
+    fn suppressed(&self, count: u64) -> String {
+        match self {
+            Self::Json => trace_json::suppressed(count),
+            Self::Lines(lines) => lines.suppressed(count),
+        }
+    }
+
+    fn lost(&self, count: u64) -> String {
+        match self {
+            Self::Json => trace_json::lost(count),
+            Self::Lines(lines) => lines.lost(count),
+        }
+    }
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    /// The count was reached, or nobody reads any more.
+    Home,
+}
+
+struct Trace {
+    tracer: Tracer,
+    view: View,
+    out: tokio::io::Stdout,
+    stop: watch::Receiver<bool>,
+    /// How many events are still to be shown.
+    left: Option<u64>,
+    /// Held back and missed, as far as it was told.
+    suppressed: u64,
+    lost: u64,
+}
+
+impl Trace {
+    async fn watch(&mut self, options: &TraceOptions) -> anyhow::Result<()> {
+        let mut status = None;
+        let mut looks = every(LOOK_WHILE_WATCHING);
+        let mut look = true;
+        loop {
+            if look {
+                let now = self.tracer.look()?;
+                if status.as_ref() != Some(&now) {
+                    let go = self.turn(&now, status.is_some(), options).await?;
+                    if go == Go::Home {
+                        return Ok(());
+                    }
+                    looks = every(match now {
+                        Status::Watching => LOOK_WHILE_WATCHING,
+                        Status::Waiting(_) => LOOK_WHILE_WAITING,
+                    });
+                    status = Some(now);
+                }
+                if self.tell_counts().await? == Go::Home || stdout_is_closed() {
+                    return Ok(());
+                }
+            }
+            let go = tokio::select! {
+                biased;
+                () = stopped(&mut self.stop) => break,
+                _ = looks.tick() => {
+                    look = true;
+                    continue;
+                }
+                records = self.tracer.next() => {
+                    look = false;
+                    self.show(records?).await?
+                }
+            };
+            match go {
+                Go::On => {}
+                Go::Home if self.left == Some(0) => return self.tell_counts().await.map(drop),
+                Go::Home => return Ok(()),
+            }
+        }
+        self.finish().await
+    }
+
+    /// Tells that there is something to watch, or nothing.
+    async fn turn(&mut self, now: &Status, again: bool, options: &TraceOptions) -> anyhow::Result<Go> {
+        match now {
+            Status::Waiting(why) => {
+                tell(why);
+                Ok(Go::On)
+            }
+            Status::Watching => {
+                if again {
+                    tell("connection tracking is loaded: watching");
+                }
+                let info = self.tracer.info();
+                for name in options.wanted.names.iter() {
+                    if let Some(why) = unknown(info, name) {
+                        tell(&format!("{} cannot be told here: {why}", name.text()));
+                    }
+                }
+                let text = match &self.view {
+                    View::Lines(lines) => {
+                        lines.start(info, options.wanted.names, options.wanted.per_second)
+                    }
+                    View::Json => String::new(),
+                };
+                self.print(&text).await
+            }
+        }
+    }
+
+    async fn show(&mut self, mut records: Vec<(Record, String)>) -> anyhow::Result<Go> {
+        if let Some(left) = &mut self.left {
+            records.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= records.len() as u64;
+        }
+        let text: String =
+            records.iter().map(|(record, name)| self.view.record(record, name)).collect();
+        let go = self.print(&text).await?;
+        Ok(if self.left == Some(0) { Go::Home } else { go })
+    }
+
+    /// Tells what was held back or missed since the last time, after what was shown before it.
+    async fn tell_counts(&mut self) -> anyhow::Result<Go> {
+        let (suppressed, lost) = (self.tracer.suppressed()?, self.tracer.lost()?);
+        let mut text = String::new();
+        if suppressed > self.suppressed {
+            text += &self.view.suppressed(suppressed - self.suppressed);
+            self.suppressed = suppressed;
+        }
+        if lost > self.lost {
+            text += &self.view.lost(lost - self.lost);
+            self.lost = lost;
+        }
+        self.print(&text).await
+    }
+
+    /// What happened up to the moment of stopping is shown too.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        self.tracer.detach()?;
+        loop {
+            let records = self.tracer.read()?;
+            if records.is_empty() {
+                break;
+            }
+            if self.show(records).await? == Go::Home {
+                return Ok(());
+            }
+        }
+        self.tell_counts().await.map(drop)
+    }
+
+    async fn print(&mut self, text: &str) -> anyhow::Result<Go> {
+        if text.is_empty() {
+            return Ok(Go::On);
+        }
+        let out = &mut self.out;
+        let mut writing = std::pin::pin!(async {
+            out.write_all(text.as_bytes()).await?;
+            out.flush().await
+        });
+        let written = tokio::select! {
+            biased;
+            written = &mut writing => written,
+            () = stopped(&mut self.stop) => match timeout(PATIENCE, writing).await {
+                Ok(written) => written,
+                Err(_) => return Ok(Go::Home),
+            },
+        };
+        match written {
+            Ok(()) => Ok(Go::On),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Go::Home),
+            Err(error) => Err(error).context("cannot write to stdout"),
+        }
+    }
+}
+
+/// Why an event cannot be told on this kernel, or not all of it.
+fn unknown(info: &crate::model::SourceInfo, name: Name) -> Option<&str> {
+    name.events().iter().find_map(|event| info.unknown.get(event)).map(String::as_str)
+}

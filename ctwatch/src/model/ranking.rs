@@ -1,0 +1,133 @@
+//! Who causes it: the ports and addresses that insert, evict and are refused most, and single losses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ctwatch_ebpf::Event;
+
+/// What a ranking is by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum By {
+    /// Destination port of the original direction.
+    Dport,
+    /// Source address of the original direction.
+    Src,
+    /// Destination address of the original direction.
+    Dst,
+}
+
+impl By {
+    /// As JSON and flags spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dport => "dport",
+            Self::Src => "src",
+            Self::Dst => "dst",
+        }
+    }
+}
+
+/// One line of a ranking: counts of one port or address. In a sample they are totals, in a report those of the interval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Top {
+    /// What the key is.
+    pub by: By,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// [`ctwatch_ebpf::AF_INET`] or [`ctwatch_ebpf::AF_INET6`].
+    pub family: u8,
+    /// L4 protocol number.
+    pub proto: u8,
+    /// The port in decimal, or the address.
+    pub key: String,
+    /// Entries from the packet path.
+    pub insert: u64,
+    /// Live entries evicted.
+    pub early_drop: u64,
+    /// New flows refused.
+    pub drop: u64,
+}
+
+impl Top {
+    fn identity(&self) -> (By, u32, u8, u8, String) {
+        (self.by, self.netns, self.family, self.proto, self.key.clone())
+    }
+}
+
+/// What of a ranking is new since the sample before, most losses first, then most inserts.
+///
+/// The kernel's ranking is bounded: a key may leave it and come back with its counts begun anew, so a total that fell is
+/// all new.
+pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
+    let before: BTreeMap<_, _> = before.iter().map(|top| (top.identity(), top)).collect();
+    let mut new: Vec<Top> = now
+        .iter()
+        .filter_map(|top| {
+            let mut new = top.clone();
+            if let Some(old) = before.get(&top.identity()).filter(|old| {
+                old.insert <= top.insert && old.early_drop <= top.early_drop && old.drop <= top.drop
+            }) {
+                new.insert -= old.insert;
+                new.early_drop -= old.early_drop;
+                new.drop -= old.drop;
+            }
+            (new.insert | new.early_drop | new.drop > 0).then_some(new)
+        })
+        .collect();
+    new.sort_by(|a, b| {
+        let weight = |top: &Top| (top.drop.saturating_add(top.early_drop), top.insert);
+        (a.by, std::cmp::Reverse(weight(a)), a.identity()).cmp(&(
+            b.by,
+            std::cmp::Reverse(weight(b)),
+            b.identity(),
+        ))
+    });
+    new
+}
+
+/// What stands beside the addresses of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// TCP, UDP and whatever else has ports: source, destination.
+    Ports(u16, u16),
+    /// ICMP and ICMPv6: type, code, id.
+    Icmp(u8, u8, u16),
+    /// Any other protocol.
+    Nothing,
+}
+
+/// The original direction of one flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Ports or their like.
+    pub ends: Ends,
+}
+
+/// One loss, as it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LossEvent {
+    /// Wall clock, nanoseconds since the Unix epoch.
+    pub wall_ns: i128,
+    /// A drop, an eviction or a failed insert.
+    pub event: Event,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Whose flow was lost.
+    pub tuple: Tuple,
+    /// Whether the entry had seen traffic that makes it worth keeping (`IPS_ASSURED`).
+    pub assured: bool,
+    /// Whether a reply had been seen (`IPS_SEEN_REPLY`).
+    pub replied: bool,
+    /// The new flow that an eviction made room for.
+    pub newcomer: Option<Tuple>,
+}
+
+#[cfg(test)]
+#[path = "ranking_tests.rs"]
+mod tests;

@@ -1,0 +1,50 @@
+use ctwatch_ebpf::AF_INET;
+use proptest::prelude::*;
+
+use super::*;
+
+fn top(key: &str, insert: u64, early_drop: u64, drop: u64) -> Top {
+    Top { by: By::Dport, netns: 7, family: AF_INET, proto: 17, key: key.into(), insert, early_drop, drop }
+}
+
+#[test]
+fn only_what_is_new_counts() {
+    let before = [top("53", 100, 2, 1), top("443", 50, 0, 0)];
+    let now = [top("443", 50, 0, 0), top("53", 110, 2, 4), top("80", 3, 0, 0)];
+    assert_eq!(since(&before, &now), [top("53", 10, 0, 3), top("80", 3, 0, 0)]);
+}
+
+#[test]
+fn losses_outrank_inserts() {
+    let keys: Vec<String> = since(&[], &[top("1", 1_000_000, 0, 0), top("2", 1, 0, 1), top("3", 1, 5, 0)])
+        .into_iter()
+        .map(|top| top.key)
+        .collect();
+    assert_eq!(keys, ["3", "2", "1"]);
+}
+
+#[test]
+fn a_key_that_came_back_begins_anew() {
+    assert_eq!(since(&[top("53", 100, 0, 0)], &[top("53", 7, 0, 1)]), [top("53", 7, 0, 1)]);
+}
+
+proptest! {
+    #[test]
+    fn totals_are_the_sum_of_the_differences(steps in prop::collection::vec((0_u64..100, 0_u64..5, 0_u64..5), 1..20)) {
+        let mut before: Vec<Top> = Vec::new();
+        let mut now = top("53", 0, 0, 0);
+        let mut sum = top("53", 0, 0, 0);
+        for (insert, early_drop, drop) in steps {
+            now.insert += insert;
+            now.early_drop += early_drop;
+            now.drop += drop;
+            for new in since(&before, std::slice::from_ref(&now)) {
+                sum.insert += new.insert;
+                sum.early_drop += new.early_drop;
+                sum.drop += new.drop;
+            }
+            before = vec![now.clone()];
+        }
+        prop_assert_eq!(sum, now);
+    }
+}

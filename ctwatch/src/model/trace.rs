@@ -1,0 +1,413 @@
+//! Single events: which are asked for, and what the programs' bytes say.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ctwatch_ebpf::loss::{
+    Net, TRACE_PORTS, TraceFilter, Traced, Tuple, has_ports, is_icmp,
+};
+use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
+
+/// `IPS_SEEN_REPLY` and `IPS_ASSURED` of uapi/linux/netfilter/nf_conntrack_common.h.
+const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+
+/// An event as users name it. Several of the kernel's share a name and differ in their reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Name {
+    /// An entry entered from the packet path.
+    Insert,
+    /// An entry entered through ctnetlink or a BPF helper.
+    InsertNetlink,
+    /// A packet dropped because its entry could not enter.
+    InsertFailed,
+    /// Two packets raced for one flow and both live.
+    ClashResolve,
+    /// A new flow refused.
+    Drop,
+    /// A live entry evicted to make room.
+    EarlyDrop,
+    /// An entry left the table.
+    Delete,
+}
+
+impl Name {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Insert,
+        Self::InsertNetlink,
+        Self::InsertFailed,
+        Self::ClashResolve,
+        Self::Drop,
+        Self::EarlyDrop,
+        Self::Delete,
+    ];
+
+    /// As flags and JSON spell it.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::InsertNetlink => "insert_netlink",
+            Self::InsertFailed => "insert_failed",
+            Self::ClashResolve => "clash_resolve",
+            Self::Drop => "drop",
+            Self::EarlyDrop => "early_drop",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// The kernel events behind it. An eviction is a delete too.
+    pub const fn events(self) -> &'static [Event] {
+        match self {
+            Self::Insert => &[Event::Insert],
+            Self::InsertNetlink => &[Event::InsertNetlink],
+            Self::InsertFailed => {
+                &[Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying, Event::FailedOther]
+            }
+            Self::ClashResolve => &[Event::ClashResolve, Event::ClashReplyOnly],
+            Self::Drop => &[Event::DropTableFull, Event::DropNoMemory],
+            Self::EarlyDrop => &[Event::DeleteEarlyDrop],
+            Self::Delete => &[
+                Event::DeleteTimeout,
+                Event::DeleteClosed,
+                Event::DeleteEarlyDrop,
+                Event::DeletePressure,
+                Event::DeleteNetlink,
+                Event::DeleteCleanup,
+                Event::DeleteOther,
+            ],
+        }
+    }
+}
+
+/// Which events are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names(u8);
+
+impl Default for Names {
+    /// What is lost: refusals, evictions, failed inserts.
+    fn default() -> Self {
+        let mut names = Self(0);
+        for name in [Name::Drop, Name::EarlyDrop, Name::InsertFailed] {
+            names.insert(name);
+        }
+        names
+    }
+}
+
+impl Names {
+    /// Asks for one more.
+    pub const fn insert(&mut self, name: Name) {
+        self.0 |= 1 << name as u8;
+    }
+
+    /// Asks for one less.
+    pub const fn remove(&mut self, name: Name) {
+        self.0 &= !(1 << name as u8);
+    }
+
+    /// Whether it is asked for.
+    pub const fn contains(self, name: Name) -> bool {
+        self.0 >> name as u8 & 1 != 0
+    }
+
+    /// Whether nothing is.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Those asked for.
+    pub fn iter(self) -> impl Iterator<Item = Name> {
+        Name::ALL.into_iter().filter(move |name| self.contains(*name))
+    }
+
+    /// The kernel events behind them, one bit each.
+    pub fn events(self) -> u32 {
+        self.iter().flat_map(Name::events).fold(0, |bits, event| bits | 1 << *event as u32)
+    }
+
+    /// What an event is shown as. An eviction is one line, even where deletes are asked for as well.
+    const fn name_of(self, event: Event) -> Name {
+        match event {
+            Event::Insert => Name::Insert,
+            Event::InsertNetlink => Name::InsertNetlink,
+            Event::ClashResolve | Event::ClashReplyOnly => Name::ClashResolve,
+            Event::FailedClash | Event::FailedChaintoolong | Event::FailedDying | Event::FailedOther => {
+                Name::InsertFailed
+            }
+            Event::DropTableFull | Event::DropNoMemory => Name::Drop,
+            Event::DeleteEarlyDrop if self.contains(Name::EarlyDrop) => Name::EarlyDrop,
+            Event::DeleteTimeout
+            | Event::DeleteClosed
+            | Event::DeleteEarlyDrop
+            | Event::DeletePressure
+            | Event::DeleteNetlink
+            | Event::DeleteCleanup
+            | Event::DeleteOther => Name::Delete,
+        }
+    }
+}
+
+/// What the programs shall hand over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The events.
+    pub names: Names,
+    /// At most this many in a second on each CPU.
+    pub per_second: u32,
+    /// Ports and networks that a flow must have at either end.
+    pub filter: TraceFilter,
+}
+
+/// A network from text: an address, or an address and the length of its prefix.
+pub fn parse_net(text: &str) -> Result<Net, String> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("no network `{text}`; give one as 10.0.0.0/8, 2001:db8::/32 or an address"))?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let length = match length {
+        None => longest,
+        Some(length) => length
+            .parse()
+            .ok()
+            .filter(|given| *given <= longest && length.bytes().all(|byte| byte.is_ascii_digit()))
+            .ok_or_else(|| format!("a prefix of `{text}` has 0 to {longest} bits"))?,
+    };
+    let mut bits = u128::MAX.checked_shl(128 - length).unwrap_or(0).to_be_bytes();
+    let (family, octets) = match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            (AF_INET, octets)
+        }
+        IpAddr::V6(address) => (AF_INET6, address.octets()),
+    };
+    let mask = words(bits);
+    for (bit, octet) in bits.iter_mut().zip(octets) {
+        *bit &= octet;
+    }
+    Ok(Net { address: words(bits), mask, family: family.into() })
+}
+
+/// The filter for these ports and networks, of which the first 16 and 8 count.
+pub fn filter(ports: &[u16], nets: &[Net]) -> TraceFilter {
+    let port_count = ports.len().min(TRACE_PORTS) as u64;
+    let mut filter = TraceFilter { port_count, ..TraceFilter::default() };
+    for (to, from) in filter.ports.iter_mut().zip(ports) {
+        *to = from.to_be_bytes();
+    }
+    for (to, from) in filter.nets.iter_mut().zip(nets) {
+        *to = *from;
+    }
+    filter
+}
+
+/// One event, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When, in nanoseconds since the Unix epoch.
+    pub wall_ns: i128,
+    /// As users name it.
+    pub name: Name,
+    /// As the kernel half names it.
+    pub event: Event,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Whom it happened to.
+    pub flow: Flow,
+    /// Whether the entry was ASSURED; false where there is none.
+    pub assured: bool,
+    /// Whether it had seen an answer.
+    pub replied: bool,
+    /// Whom an evicted entry made room for.
+    pub newcomer: Option<Flow>,
+    /// The CPU it happened on.
+    pub cpu: u32,
+    /// The local process whose doing it was.
+    pub comm: Option<String>,
+}
+
+/// The two ends of a flow, as its first packet went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// [`AF_INET`] or [`AF_INET6`].
+    pub family: u8,
+    /// L4 protocol number.
+    pub proto: u8,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// What tells flows between the same addresses apart.
+    pub detail: Detail,
+    /// Conntrack zone; 0 unless rules set one.
+    pub zone: u16,
+}
+
+/// The protocol's own part of a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Source and destination port.
+    Ports(u16, u16),
+    /// ICMP or `ICMPv6`.
+    Icmp {
+        /// Message type.
+        kind: u8,
+        /// Its code.
+        code: u8,
+        /// The query's id.
+        id: u16,
+    },
+    /// Nothing but the addresses.
+    None,
+}
+
+impl Record {
+    /// The reason as the contract words it, where the event has one.
+    pub const fn reason(&self) -> Option<&'static str> {
+        Some(match self.event {
+            Event::FailedClash => "clash",
+            Event::FailedChaintoolong => "chaintoolong",
+            Event::FailedDying => "dying",
+            Event::FailedOther => "other",
+            Event::DropTableFull => "table_full",
+            Event::DropNoMemory => "no_memory",
+            Event::ClashResolve => "merged",
+            Event::ClashReplyOnly => "reply_only",
+            _ => return None,
+        })
+    }
+
+    /// Why an entry left, where the record is shown as a delete.
+    pub const fn cause(&self) -> Option<&'static str> {
+        match (self.name, self.event) {
+            (Name::Delete, Event::DeleteTimeout) => Some("timeout"),
+            (Name::Delete, Event::DeleteClosed) => Some("closed"),
+            (Name::Delete, Event::DeleteEarlyDrop) => Some("early_drop"),
+            (Name::Delete, Event::DeletePressure) => Some("pressure"),
+            (Name::Delete, Event::DeleteNetlink) => Some("netlink"),
+            (Name::Delete, Event::DeleteCleanup) => Some("cleanup"),
+            (Name::Delete, _) => Some("other"),
+            _ => None,
+        }
+    }
+}
+
+/// The record in the bytes of a [`Traced`], shown under the names asked for. `wall_minus_mono` is what to add to the
+/// kernel's monotonic clock. `None` for bytes that are none of our programs'.
+pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Record> {
+    let traced = from_bytes(bytes)?;
+    let event = Event::ALL.into_iter().find(|event| *event as u32 == traced.event)?;
+    // A timeout or the collector's round meets whatever process happens to run: none of its doing.
+    let bystander = matches!(event, Event::DeleteTimeout | Event::DeletePressure);
+    Some(Record {
+        wall_ns: i128::from(traced.ktime_ns) + wall_minus_mono,
+        name: names.name_of(event),
+        event,
+        netns: traced.netns,
+        flow: flow(&traced.tuple)?,
+        assured: traced.status & ASSURED != 0,
+        replied: traced.status & SEEN_REPLY != 0,
+        newcomer: flow(&traced.newcomer),
+        cpu: traced.cpu,
+        comm: if bystander { None } else { comm(&traced.comm) },
+    })
+}
+
+fn flow(tuple: &Tuple) -> Option<Flow> {
+    let address = |words: [u64; 2]| {
+        let octets = octets(words);
+        match tuple.family {
+            AF_INET => Some(IpAddr::V4(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]))),
+            AF_INET6 => Some(IpAddr::V6(Ipv6Addr::from(octets))),
+            _ => None,
+        }
+    };
+    let detail = if has_ports(tuple.proto) {
+        Detail::Ports(u16::from_be_bytes(tuple.src_part), u16::from_be_bytes(tuple.dst_part))
+    } else if is_icmp(tuple.proto) {
+        let [kind, code] = tuple.dst_part;
+        Detail::Icmp { kind, code, id: u16::from_be_bytes(tuple.src_part) }
+    } else {
+        Detail::None
+    };
+    Some(Flow {
+        family: tuple.family,
+        proto: tuple.proto,
+        src: address(tuple.src)?,
+        dst: address(tuple.dst)?,
+        detail,
+        zone: tuple.zone,
+    })
+}
+
+/// A process names itself: any bytes, up to the first zero.
+fn comm(bytes: &[u8; 16]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+fn words(octets: [u8; 16]) -> [u64; 2] {
+    let mut words = [0; 2];
+    for (word, part) in words.iter_mut().zip(octets.as_chunks::<8>().0) {
+        *word = u64::from_ne_bytes(*part);
+    }
+    words
+}
+
+fn octets(words: [u64; 2]) -> [u8; 16] {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&words[0].to_ne_bytes());
+    octets[8..].copy_from_slice(&words[1].to_ne_bytes());
+    octets
+}
+
+/// Takes bytes off the front, in the kernel's byte order.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (part, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*part)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn tuple(&mut self) -> Option<Tuple> {
+        Some(Tuple {
+            src: words(self.take()?),
+            dst: words(self.take()?),
+            src_part: self.take()?,
+            dst_part: self.take()?,
+            zone: u16::from_ne_bytes(self.take()?),
+            family: u8::from_ne_bytes(self.take()?),
+            proto: u8::from_ne_bytes(self.take()?),
+        })
+    }
+}
+
+fn from_bytes(bytes: &[u8]) -> Option<Traced> {
+    let mut reader = Reader(bytes);
+    let traced = Traced {
+        ktime_ns: reader.take().map(u64::from_ne_bytes)?,
+        netns: reader.u32()?,
+        event: reader.u32()?,
+        status: reader.u32()?,
+        cpu: reader.u32()?,
+        tuple: reader.tuple()?,
+        newcomer: reader.tuple()?,
+        comm: reader.take()?,
+    };
+    reader.0.is_empty().then_some(traced)
+}
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;

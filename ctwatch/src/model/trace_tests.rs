@@ -1,0 +1,180 @@
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// As the programs write it.
+fn bytes(traced: &Traced) -> Vec<u8> {
+    let mut out = traced.ktime_ns.to_ne_bytes().to_vec();
+    for word in [traced.netns, traced.event, traced.status, traced.cpu] {
+        out.extend(word.to_ne_bytes());
+    }
+    for tuple in [&traced.tuple, &traced.newcomer] {
+        for word in tuple.src.iter().chain(&tuple.dst) {
+            out.extend(word.to_ne_bytes());
+        }
+        out.extend(tuple.src_part.iter().chain(&tuple.dst_part));
+        out.extend(tuple.zone.to_ne_bytes());
+        out.extend([tuple.family, tuple.proto]);
+    }
+    out.extend(traced.comm);
+    out
+}
+
+fn tuple(src: &str, dst: &str, proto: u8, src_part: [u8; 2], dst_part: [u8; 2]) -> Tuple {
+    let at = |text: &str| match text.parse().unwrap() {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            words(octets)
+        }
+        IpAddr::V6(address) => words(address.octets()),
+    };
+    let family = if src.contains(':') { AF_INET6 } else { AF_INET };
+    Tuple { src: at(src), dst: at(dst), src_part, dst_part, zone: 0, family, proto }
+}
+
+fn everything() -> Names {
+    let mut names = Names::default();
+    Name::ALL.into_iter().for_each(|name| names.insert(name));
+    names
+}
+
+#[test]
+fn the_layout_is_the_programs_own() {
+    assert_eq!(bytes(&Traced::default()).len(), size_of::<Traced>());
+}
+
+#[test]
+fn an_eviction_names_victim_newcomer_and_process() {
+    let mut comm = [0; 16];
+    comm[..4].copy_from_slice(b"ngin");
+    let traced = Traced {
+        ktime_ns: 5,
+        netns: 4_026_531_840,
+        event: Event::DeleteEarlyDrop as u32,
+        status: SEEN_REPLY,
+        cpu: 1,
+        tuple: tuple("10.0.0.1", "10.0.0.2", 17, 3333_u16.to_be_bytes(), 6881_u16.to_be_bytes()),
+        newcomer: tuple("fd00::1", "fd00::2", 58, [0x12, 0x34], [128, 0]),
+        comm,
+    };
+    let record = decode(&bytes(&traced), Names::default(), 100).unwrap();
+    assert_eq!(record.wall_ns, 105);
+    assert_eq!((record.name, record.reason(), record.cause()), (Name::EarlyDrop, None, None));
+    assert_eq!((record.assured, record.replied), (false, true));
+    assert_eq!(record.flow.src.to_string(), "10.0.0.1");
+    assert_eq!(record.flow.detail, Detail::Ports(3333, 6881));
+    let newcomer = record.newcomer.unwrap();
+    assert_eq!(newcomer.dst.to_string(), "fd00::2");
+    assert_eq!(newcomer.detail, Detail::Icmp { kind: 128, code: 0, id: 0x1234 });
+    assert_eq!(record.comm.as_deref(), Some("ngin"));
+}
+
+#[test]
+fn an_eviction_is_a_delete_where_only_deletes_are_asked_for() {
+    let traced = Traced {
+        event: Event::DeleteEarlyDrop as u32,
+        tuple: tuple("10.0.0.1", "10.0.0.2", 253, [0; 2], [0; 2]),
+        ..Traced::default()
+    };
+    let mut names = Names::default();
+    names.remove(Name::EarlyDrop);
+    names.insert(Name::Delete);
+    let record = decode(&bytes(&traced), names, 0).unwrap();
+    assert_eq!((record.name, record.cause()), (Name::Delete, Some("early_drop")));
+    assert_eq!(record.flow.detail, Detail::None);
+    assert_eq!(record.newcomer, None);
+    assert_eq!(record.comm, None);
+}
+
+#[test]
+fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
+    let names = everything();
+    assert_eq!(names.events(), (1 << Event::COUNT) - 1);
+    for event in Event::ALL {
+        assert!(names.name_of(event).events().contains(&event), "{event:?}");
+    }
+    for name in Name::ALL {
+        let mut one = Names::default();
+        Name::ALL.into_iter().for_each(|other| one.remove(other));
+        assert!(one.is_empty());
+        one.insert(name);
+        for event in name.events() {
+            assert_eq!(one.name_of(*event), name, "{event:?}");
+        }
+    }
+    assert!(!Names::default().contains(Name::Insert) && !Names::default().contains(Name::Delete));
+}
+
+#[test]
+fn a_filter_asks_for_ports_and_networks() {
+    let flow = tuple("10.0.0.1", "10.0.0.2", 17, 4000_u16.to_be_bytes(), 53_u16.to_be_bytes());
+    let near = parse_net("10.0.0.2").unwrap();
+    assert!(filter(&[], &[]).is_empty());
+    assert!(filter(&[80, 53], &[near]).passes(&flow));
+    assert!(!filter(&[80], &[near]).passes(&flow));
+    assert!(!filter(&[53], &[parse_net("10.0.0.3").unwrap()]).passes(&flow));
+}
+
+#[test]
+fn networks_are_read_with_and_without_a_prefix() {
+    for text in ["10.0.0.1", "10.0.0.0/8", "0.0.0.0/0", "::/0", "2001:db8::/32", "fd00::1/128"] {
+        parse_net(text).unwrap();
+    }
+    assert_eq!(parse_net("10.1.2.3/8").unwrap(), parse_net("10.0.0.0/8").unwrap());
+    for text in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "10.0.0.0/+8", "self", "10.0.0.0/8/8"] {
+        parse_net(text).expect_err(text);
+    }
+    let flow = tuple("10.200.0.1", "192.168.0.1", 17, [0; 2], [0; 2]);
+    assert!(parse_net("10.0.0.0/8").unwrap().holds(&flow));
+    assert!(parse_net("192.168.0.1").unwrap().holds(&flow));
+    assert!(!parse_net("10.201.0.0/16").unwrap().holds(&flow));
+    assert!(!parse_net("::/0").unwrap().holds(&flow));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_record_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if decode(&bytes, Names::default(), 0).is_some() {
+            prop_assert_eq!(bytes.len(), size_of::<Traced>());
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read(
+        (ktime_ns, netns, status, cpu) in any::<(u64, u32, u32, u32)>(),
+        event in 0..Event::COUNT,
+        (src, dst) in any::<([u64; 2], [u64; 2])>(),
+        (src_part, dst_part) in any::<([u8; 2], [u8; 2])>(),
+        (zone, proto) in any::<(u16, u8)>(),
+        family in prop::sample::select(vec![AF_INET, AF_INET6]),
+        comm: [u8; 16],
+    ) {
+        let event = Event::ALL[event];
+        let tuple = Tuple { src, dst, src_part, dst_part, zone, family, proto };
+        let traced = Traced { ktime_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, comm };
+        prop_assert_eq!(from_bytes(&bytes(&traced)), Some(traced));
+        let record = decode(&bytes(&traced), everything(), 7).unwrap();
+        prop_assert_eq!(record.wall_ns, i128::from(ktime_ns) + 7);
+        prop_assert_eq!(record.newcomer, Some(record.flow));
+        prop_assert_eq!((record.event, record.netns, record.cpu), (event, netns, cpu));
+        prop_assert_eq!(record.flow.zone, zone);
+        if let Detail::Ports(sport, dport) = record.flow.detail {
+            prop_assert_eq!((sport.to_be_bytes(), dport.to_be_bytes()), (src_part, dst_part));
+        }
+    }
+
+    #[test]
+    fn a_network_holds_exactly_the_addresses_with_its_prefix(
+        network: u32, length in 0_u32..=32, address: u32,
+    ) {
+        let text = format!("{}/{length}", Ipv4Addr::from(network));
+        let far = "255.255.255.255";
+        let inside = |at: u32| (u64::from(at) >> (32 - length)) == (u64::from(network) >> (32 - length));
+        let flow = tuple(&Ipv4Addr::from(address).to_string(), far, 6, [0; 2], [0; 2]);
+        let expected = inside(address) || inside(u32::MAX);
+        prop_assert_eq!(parse_net(&text).unwrap().holds(&flow), expected);
+    }
+}

@@ -1,0 +1,124 @@
+//! `trace --json`: one object an event, with the fields and their order as promised to users.
+
+use serde::Serialize;
+
+use crate::model::trace::{Detail, Flow, Name, Record};
+use crate::model::{family_name, protocol};
+
+/// One event, in the namespace of this name.
+pub fn record(record: &Record, netns_name: &str) -> String {
+    line(&Object {
+        time: time(record.wall_ns),
+        event: record.name,
+        netns: record.netns,
+        netns_name,
+        flow: FlowObject::new(&record.flow),
+        reason: record.reason(),
+        cause: record.cause(),
+        assured: record.assured,
+        replied: record.replied,
+        newcomer: record.newcomer.as_ref().map(FlowObject::new),
+        cpu: record.cpu,
+        comm: record.comm.as_deref(),
+    })
+}
+
+/// Events that were held back.
+pub fn suppressed(count: u64) -> String {
+    line(&Count { event: "suppressed", count })
+}
+
+/// Events that are known to have been missed.
+pub fn lost(count: u64) -> String {
+    line(&Count { event: "lost", count })
+}
+
+fn line(object: &impl Serialize) -> String {
+    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
+    let mut line = serde_json::to_string(object).expect("an event is always JSON");
+    line.push('\n');
+    line
+}
+
+/// UTC, to the microsecond: the order of a burst can be seen.
+fn time(wall_ns: i128) -> String {
+    let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.6}")
+}
+
+#[derive(Serialize)]
+struct Count {
+    event: &'static str,
+    count: u64,
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    time: String,
+    event: Name,
+    netns: u32,
+    netns_name: &'a str,
+    #[serde(flatten)]
+    flow: FlowObject,
+    reason: Option<&'static str>,
+    /// Of deletes alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    assured: bool,
+    replied: bool,
+    newcomer: Option<FlowObject>,
+    cpu: u32,
+    comm: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct FlowObject {
+    family: &'static str,
+    proto: String,
+    #[serde(flatten)]
+    ends: Ends,
+    #[serde(skip_serializing_if = "is_default")]
+    zone: u16,
+}
+
+/// Protocols without ports have `null` in their place, but ICMP has its own fields.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Ends {
+    Ports {
+        src: String,
+        sport: Option<u16>,
+        dst: String,
+        dport: Option<u16>,
+    },
+    Icmp {
+        src: String,
+        dst: String,
+        #[serde(rename = "type")]
+        kind: u8,
+        code: u8,
+        id: u16,
+    },
+}
+
+impl FlowObject {
+    fn new(flow: &Flow) -> Self {
+        let (src, dst) = (flow.src.to_string(), flow.dst.to_string());
+        let ends = match flow.detail {
+            Detail::Ports(sport, dport) => Ends::Ports { src, sport: Some(sport), dst, dport: Some(dport) },
+            Detail::Icmp { kind, code, id } => Ends::Icmp { src, dst, kind, code, id },
+            Detail::None => Ends::Ports { src, sport: None, dst, dport: None },
+        };
+        Self {
+            family: family_name(flow.family),
+            proto: protocol::name(flow.proto).into_owned(),
+            ends,
+            zone: flow.zone,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_default(zone: &u16) -> bool {
+    *zone == 0
+}

@@ -1,0 +1,125 @@
+//! `trace` for people: one line an event, what happened first, to whom, and why.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use jiff::tz::TimeZone;
+
+use crate::model::trace::{Detail, Flow, Name, Names, Record};
+use crate::model::{SourceInfo, protocol};
+
+const PLAIN: &str = "\x1b[0m";
+const DIM: &str = "\x1b[2m";
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+
+/// Lines with times in one zone, coloured or not.
+#[derive(Debug)]
+pub struct TraceLines {
+    zone: TimeZone,
+    color: bool,
+}
+
+impl TraceLines {
+    /// Lines with times in this zone.
+    pub const fn new(zone: TimeZone, color: bool) -> Self {
+        Self { zone, color }
+    }
+
+    /// What stands before the first event.
+    pub fn start(&self, info: &SourceInfo, names: Names, per_second: u32) -> String {
+        let names: Vec<&str> = names.iter().map(Name::text).collect();
+        let mut text = format!(
+            "tracing {} by {}; at most {per_second} a second from each CPU\n",
+            names.join(", "),
+            info.kind.name()
+        );
+        if let Some(why) = &info.why {
+            let _ = writeln!(text, "not by a better source: {why}");
+        }
+        self.paint(DIM, text.trim_end()) + "\n"
+    }
+
+    /// One event, in the namespace of this name.
+    pub fn record(&self, record: &Record, netns_name: &str) -> String {
+        let style = match record.name {
+            Name::Drop | Name::InsertFailed => RED,
+            Name::EarlyDrop => YELLOW,
+            _ => "",
+        };
+        let name = self.paint(style, &format!("{:<13}", record.name.text()));
+        let mut line = format!("{} {name} {}", self.time(record.wall_ns), shown(&record.flow));
+        if let Some(why) = record.reason().or(record.cause()) {
+            let _ = write!(line, "  {why}");
+        }
+        if matches!(record.name, Name::EarlyDrop | Name::Delete) {
+            line += match (record.assured, record.replied) {
+                (true, _) => "  assured",
+                (false, true) => "  replied",
+                (false, false) => "  unreplied",
+            };
+        }
+        if let Some(newcomer) = &record.newcomer {
+            let _ = write!(line, "  for {}", shown(newcomer));
+        }
+        if netns_name != "init" {
+            let _ = write!(line, "  netns {}", clean(netns_name));
+        }
+        if let Some(comm) = &record.comm {
+            let _ = write!(line, "  by {}", clean(comm));
+        }
+        line.push('\n');
+        line
+    }
+
+    /// Events that were held back.
+    pub fn suppressed(&self, count: u64) -> String {
+        self.paint(YELLOW, &format!("({count} more events not shown: --max-events)")) + "\n"
+    }
+
+    /// Events that are known to have been missed.
+    pub fn lost(&self, count: u64) -> String {
+        self.paint(RED, &format!("!{count} events missed: the kernel skipped programs")) + "\n"
+    }
+
+    fn paint(&self, style: &str, text: &str) -> String {
+        if self.color && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
+    }
+
+    fn time(&self, wall_ns: i128) -> String {
+        let time = jiff::Timestamp::from_nanosecond(wall_ns)
+            .unwrap_or(jiff::Timestamp::MAX)
+            .to_zoned(self.zone.clone());
+        let millis = time.subsec_nanosecond() / 1_000_000;
+        format!("{:02}:{:02}:{:02}.{millis:03}", time.hour(), time.minute(), time.second())
+    }
+}
+
+/// A flow in its first packet's direction.
+fn shown(flow: &Flow) -> String {
+    let mut text = format!("{} ", protocol::name(flow.proto));
+    match flow.detail {
+        Detail::Ports(sport, dport) => {
+            let _ = write!(text, "{} > {}", end(flow.src, sport), end(flow.dst, dport));
+        }
+        Detail::Icmp { kind, code, id } => {
+            let _ = write!(text, "{} > {} type {kind} code {code} id {id}", flow.src, flow.dst);
+        }
+        Detail::None => {
+            let _ = write!(text, "{} > {}", flow.src, flow.dst);
+        }
+    }
+    if flow.zone != 0 {
+        let _ = write!(text, " zone {}", flow.zone);
+    }
+    text
+}
+
+fn end(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+/// Processes and namespaces are named by whoever made them: the names may hold escape sequences.
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

@@ -1,0 +1,112 @@
+use std::net::IpAddr;
+
+use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
+use jiff::tz::TimeZone;
+
+use super::trace_json;
+use super::trace_lines::TraceLines;
+use crate::model::trace::{Detail, Flow, Name, Names, Record};
+use crate::model::{SourceInfo, SourceKind};
+
+/// 2026-11-23T19:00:00.012345678Z
+const TIME: i128 = 1_795_460_400_012_345_678;
+
+fn flow(proto: u8, src: &str, dst: &str, detail: Detail) -> Flow {
+    let (src, dst): (IpAddr, IpAddr) = (src.parse().unwrap(), dst.parse().unwrap());
+    let family = if src.is_ipv4() { AF_INET } else { AF_INET6 };
+    Flow { family, proto, src, dst, detail, zone: 0 }
+}
+
+fn record(name: Name, event: Event, flow: Flow) -> Record {
+    Record {
+        wall_ns: TIME,
+        name,
+        event,
+        netns: 4_026_531_840,
+        flow,
+        assured: false,
+        replied: false,
+        newcomer: None,
+        cpu: 1,
+        comm: None,
+    }
+}
+
+/// One of each kind, with the name of its namespace.
+fn records() -> Vec<(Record, &'static str)> {
+    let udp = flow(17, "10.0.0.1", "10.0.0.2", Detail::Ports(3333, 6881));
+    let tcp = flow(6, "2001:db8::1", "2001:db8::2", Detail::Ports(40000, 443));
+    let ping = flow(1, "10.0.0.1", "10.0.0.9", Detail::Icmp { kind: 8, code: 0, id: 77 });
+    let bare = flow(253, "10.0.0.1", "10.0.0.9", Detail::None);
+    vec![
+        (
+            Record { newcomer: Some(ping), ..record(Name::EarlyDrop, Event::DeleteEarlyDrop, udp) },
+            "init",
+        ),
+        (
+            Record {
+                comm: Some("curl\x1b[2J".into()),
+                flow: Flow { zone: 7, ..tcp },
+                ..record(Name::Drop, Event::DropTableFull, tcp)
+            },
+            "blue",
+        ),
+        (record(Name::InsertFailed, Event::FailedChaintoolong, bare), "init"),
+        (
+            Record { assured: true, replied: true, ..record(Name::Delete, Event::DeleteTimeout, tcp) },
+            "init",
+        ),
+        (record(Name::ClashResolve, Event::ClashReplyOnly, udp), "init"),
+        (record(Name::Insert, Event::Insert, ping), "4026532201"),
+    ]
+}
+
+#[test]
+fn lines_of_each_kind() {
+    let lines = TraceLines::new(TimeZone::UTC, false);
+    let info = SourceInfo { kind: SourceKind::Kprobe, why: Some("a reason".into()), unknown: [].into() };
+    let mut text = lines.start(&info, Names::default(), 1000);
+    for (record, name) in records() {
+        text += &lines.record(&record, name);
+    }
+    text += &lines.suppressed(12);
+    text += &lines.lost(3);
+    insta::assert_snapshot!(text, @r"
+    tracing insert_failed, drop, early_drop by kprobe; at most 1000 a second from each CPU
+    not by a better source: a reason
+    19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  for icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77
+    19:00:00.012 drop          tcp [2001:db8::1]:40000 > [2001:db8::2]:443 zone 7  table_full  netns blue  by curl?[2J
+    19:00:00.012 insert_failed 253 10.0.0.1 > 10.0.0.9  chaintoolong
+    19:00:00.012 delete        tcp [2001:db8::1]:40000 > [2001:db8::2]:443  timeout  assured
+    19:00:00.012 clash_resolve udp 10.0.0.1:3333 > 10.0.0.2:6881  reply_only
+    19:00:00.012 insert        icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  netns 4026532201
+    (12 more events not shown: --max-events)
+    !3 events missed: the kernel skipped programs
+    ");
+}
+
+#[test]
+fn colour_marks_losses_and_nothing_else() {
+    let lines = TraceLines::new(TimeZone::UTC, true);
+    for (record, name) in records() {
+        let loss = matches!(record.name, Name::Drop | Name::EarlyDrop | Name::InsertFailed);
+        assert_eq!(lines.record(&record, name).contains("\x1b["), loss, "{:?}", record.name);
+    }
+}
+
+#[test]
+fn json_of_each_kind() {
+    let mut text: String = records().iter().map(|(record, name)| trace_json::record(record, name)).collect();
+    text += &trace_json::suppressed(12);
+    text += &trace_json::lost(3);
+    insta::assert_snapshot!(text, @r#"
+    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"assured":false,"replied":false,"newcomer":{"family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77},"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"drop","netns":4026531840,"netns_name":"blue","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"zone":7,"reason":"table_full","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":"curl\u001b[2J"}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert_failed","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"253","src":"10.0.0.1","sport":null,"dst":"10.0.0.9","dport":null,"reason":"chaintoolong","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","assured":true,"replied":true,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"event":"suppressed","count":12}
+    {"event":"lost","count":3}
+    "#);
+}

@@ -1,0 +1,162 @@
+//! Everything about one flow type: each sum and each reason over three windows, peak, total and run.
+
+use ctwatch_ebpf::{Counters, Event};
+use ratatui::text::{Line, Span};
+
+use super::app::App;
+use super::columns::{Known, cell, flow_name, known, weight, window_name};
+use super::text;
+use crate::model::diff::Sum;
+use crate::model::history::{FlowHistory, SUMS, windows};
+use crate::model::verdict::Level;
+
+const NAME: usize = 20;
+const CELL: usize = 9;
+
+/// What stands over the panel.
+pub(super) fn title(app: &App) -> String {
+    match app.chosen() {
+        Some(flow) if flow.netns == 0 => flow_name(flow),
+        Some(flow) => format!("{} in {}", flow_name(flow), app.netns_name(flow.netns)),
+        None => "no flow type".into(),
+    }
+}
+
+/// The lines of the panel.
+pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
+    let theme = app.settings.theme;
+    let Some(past) = app.chosen().and_then(|chosen| app.shown().history.flow(chosen)) else {
+        return vec![Line::styled(" nothing to tell yet", theme.quiet())];
+    };
+    let total = past.total();
+    let mut lines = vec![heading(app, width)];
+    for sum in SUMS {
+        lines.push(sum_line(app, past, sum, &total, width));
+        if sum == Sum::EarlyDrop {
+            continue;
+        }
+        let parts = sum.parts();
+        for event in parts {
+            let unknown = app.shown().info.unknown.get(event);
+            if parts.len() > 1 && (total.get(*event) > 0 || unknown.is_some()) {
+                lines.push(part_line(app, past, *event, &total, width));
+            }
+        }
+    }
+    for event in [Event::InsertNetlink, Event::ClashResolve] {
+        if total.get(event) > 0 || app.shown().info.unknown.contains_key(&event) {
+            lines.push(part_line(app, past, event, &total, width));
+        }
+    }
+    lines
+}
+
+/// The sums' own names.
+pub(super) const fn sum_name(sum: Sum) -> &'static str {
+    match sum {
+        Sum::Insert => "insert",
+        Sum::Delete => "delete",
+        Sum::EarlyDrop => "early_drop",
+        Sum::Drop => "drop",
+        Sum::InsertFailed => "insert_failed",
+    }
+}
+
+/// A reason or a cause, in the words of the JSON fields.
+pub(super) const fn event_name(event: Event) -> &'static str {
+    match event {
+        Event::Insert => "insert",
+        Event::InsertNetlink => "insert_netlink",
+        Event::ClashResolve => "clash_resolve",
+        Event::ClashReplyOnly => "clash_reply_only",
+        Event::FailedClash => "clash",
+        Event::FailedChaintoolong => "chaintoolong",
+        Event::FailedDying => "dying",
+        Event::FailedOther | Event::DeleteOther => "other",
+        Event::DropTableFull => "table_full",
+        Event::DropNoMemory => "no_memory",
+        Event::DeleteTimeout => "timeout",
+        Event::DeleteClosed => "closed",
+        Event::DeleteEarlyDrop => "early_drop",
+        Event::DeletePressure => "pressure",
+        Event::DeleteNetlink => "netlink",
+        Event::DeleteCleanup => "cleanup",
+    }
+}
+
+fn heading(app: &App, width: usize) -> Line<'static> {
+    let mut text = format!(" {}", text::left("per second", NAME));
+    for window in 0..3 {
+        let name = window_name(app.interval, window);
+        let again = window > 0 && name == window_name(app.interval, window - 1);
+        text += &text::right(if again { "" } else { &name }, CELL);
+    }
+    text += &text::right("peak", CELL);
+    text += &text::right("total", CELL);
+    let run = run_width(width);
+    if run > 0 {
+        text += "  ";
+        text += &text::right(if run < 13 { "" } else { "each interval" }, run);
+    }
+    Line::styled(text, app.settings.theme.quiet())
+}
+
+fn sum_line(app: &App, past: &FlowHistory, sum: Sum, total: &Counters, width: usize) -> Line<'static> {
+    let theme = app.settings.theme;
+    let known = known(sum, &app.shown().info);
+    let mut spans = vec![Span::styled(format!(" {}", text::left(sum_name(sum), NAME)), theme.heading())];
+    spans.extend(rates(app, past, sum.parts(), weight(sum), known));
+    spans.extend(cell(app, weight(sum), past.peak(sum), known, CELL));
+    let count = match (known, sum.of(total)) {
+        (Known::All, count) => text::count(count),
+        (Known::Part, count @ 1..) => format!("{}+", text::count(count)),
+        _ => "?".into(),
+    };
+    spans.push(Span::raw(text::right(&count, CELL)));
+    if known != Known::Nothing {
+        spans.push(Span::raw(format!("  {}", text::run(past.run(sum), run_width(width), theme))));
+    }
+    Line::from(spans)
+}
+
+fn part_line(app: &App, past: &FlowHistory, event: Event, total: &Counters, width: usize) -> Line<'static> {
+    let theme = app.settings.theme;
+    let note = app.shown().info.unknown.get(&event);
+    let indent = if matches!(event, Event::InsertNetlink | Event::ClashResolve) { " " } else { "   " };
+    let name = text::left(&format!("{indent}{}", event_name(event)), NAME + 1);
+    let mut spans = vec![Span::raw(name)];
+    if let Some(note) = note {
+        let room = width.saturating_sub(NAME + 1 + CELL + 2);
+        spans.push(Span::styled(text::right("?", CELL), theme.heading()));
+        spans.push(Span::raw(format!("  {}", text::cut(&text::clean(note), room))));
+        return Line::from(spans);
+    }
+    let sum = SUMS.into_iter().find(|sum| *sum != Sum::EarlyDrop && sum.parts().contains(&event));
+    let level = match event {
+        Event::DeleteEarlyDrop => Level::Critical,
+        Event::DeletePressure => Level::Warning,
+        _ => sum.map_or(Level::Calm, weight),
+    };
+    spans.extend(rates(app, past, &[event], level, Known::All));
+    spans.push(Span::raw(" ".repeat(CELL)));
+    spans.push(Span::raw(text::right(&text::count(total.get(event)), CELL)));
+    Line::from(spans)
+}
+
+fn rates(app: &App, past: &FlowHistory, events: &[Event], level: Level, known: Known) -> Vec<Span<'static>> {
+    let windows = windows(app.interval);
+    (0..3)
+        .flat_map(|window| {
+            if window > 0 && windows[window] == windows[window - 1] {
+                [Span::raw(" ".repeat(CELL)), Span::default()]
+            } else {
+                cell(app, level, past.rate(events, windows[window]), known, CELL)
+            }
+        })
+        .collect()
+}
+
+fn run_width(width: usize) -> usize {
+    let left = width.saturating_sub(1 + NAME + 5 * CELL + 3);
+    if left < 6 { 0 } else { left.min(60) }
+}

@@ -1,0 +1,319 @@
+//! Where everything stands on the screen, at any size.
+
+use ctwatch_ebpf::Event;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::text::{Line, Span, Text};
+
+use super::app::{App, Panel};
+use super::keys::{KEYS, Place};
+use super::{columns, detail, gauge, panels, text};
+use crate::model::diff::Sum;
+use crate::model::verdict::{Level, Trouble};
+
+/// From this size on all panels are shown at once.
+const WIDE: (u16, u16) = (140, 30);
+
+/// Draws the whole screen.
+pub fn draw(frame: &mut Frame<'_>, app: &App) {
+    let area = frame.area();
+    if area.is_empty() {
+        return;
+    }
+    let level = level(app);
+    let tall = area.height >= 8;
+    let banner = if level == Level::Critical && area.height >= 20 { 3 } else { 1 };
+    let [header, banner, body, source, footer] = Layout::vertical([
+        Constraint::Length(u16::from(tall)),
+        Constraint::Length(banner),
+        Constraint::Fill(1),
+        Constraint::Length(u16::from(tall)),
+        Constraint::Length(u16::from(area.height >= 6 || app.typing.is_some() && area.height > 1)),
+    ])
+    .areas(area);
+    put(frame, header, vec![header_line(app, wide(header))]);
+    draw_banner(frame, banner, app, level);
+    if app.help {
+        scrolled(frame, body, panels::help(app, wide(body)), app.scroll);
+    } else if let Some(why) = app.live.waiting.as_ref().filter(|_| app.shown().report.is_none()) {
+        put(frame, body, waiting(why, wide(body)));
+    } else {
+        draw_body(frame, body, app);
+    }
+    put(frame, source, vec![panels::source_line(app, wide(source))]);
+    put(frame, footer, vec![footer_line(app, wide(footer))]);
+}
+
+fn wide(area: Rect) -> usize {
+    usize::from(area.width)
+}
+
+fn high(area: Rect) -> usize {
+    usize::from(area.height)
+}
+
+fn put(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
+    if !area.is_empty() {
+        frame.render_widget(Text::from(lines), area);
+    }
+}
+
+/// Scrolls no further than to the last line.
+fn scrolled(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>, scroll: usize) {
+    let first = scroll.min(lines.len().saturating_sub(high(area)));
+    put(frame, area, lines.into_iter().skip(first).collect());
+}
+
+fn header_line(app: &App, width: usize) -> Line<'static> {
+    let theme = app.settings.theme;
+    let machine = &app.settings.machine;
+    let left = format!(" ctwatch  {}  Linux {}", text::clean(&machine.host), text::clean(&machine.kernel));
+    let time = app
+        .shown()
+        .report
+        .as_ref()
+        .map_or_else(String::new, |report| text::time(report.wall_ns, &app.settings.zone));
+    let state = if app.paused() { " PAUSED " } else { "" };
+    let right = format!("  every {}  {time} ", text::interval(app.interval));
+    let gap = width.saturating_sub(text::width(&right) + state.len());
+    Line::from(vec![
+        Span::styled(text::left(&left, gap), theme.heading()),
+        Span::styled(state, theme.mode()),
+        Span::raw(right),
+    ])
+}
+
+/// The banner tells the present even while the screen is held.
+fn level(app: &App) -> Level {
+    match app.live.waiting {
+        Some(_) => Level::Warning,
+        None => app.live.troubles.iter().map(Trouble::level).max().unwrap_or(Level::Calm),
+    }
+}
+
+fn draw_banner(frame: &mut Frame<'_>, area: Rect, app: &App, level: Level) {
+    let style = app.settings.theme.banner(level);
+    let lines = banner_lines(app, level, wide(area), high(area));
+    // What stands alone stands in the middle.
+    let above = if lines.len() == 1 { area.height / 2 } else { 0 };
+    frame.buffer_mut().set_style(area, style);
+    let room = Rect { y: area.y + above, height: area.height - above, ..area };
+    let lines = lines.into_iter().map(|line| Line::styled(text::left(&line, wide(area)), style));
+    put(frame, room, lines.collect());
+}
+
+/// At most so many lines; the worst comes first.
+fn banner_lines(app: &App, level: Level, width: usize, room: usize) -> Vec<String> {
+    match &app.live.waiting {
+        // What was seen before fills the rest of the screen.
+        Some(why) if app.shown().report.is_some() => return vec![format!(" WAITING  {}", text::clean(why))],
+        Some(_) => return vec![" WAITING  connection tracking is not watched now".into()],
+        None => {}
+    }
+    let Some(report) = &app.live.report else { return vec![" starting".into()] };
+    if app.live.troubles.is_empty() {
+        return vec![calm(app, report.lost)];
+    }
+    let mark = if level == Level::Critical { "!!" } else { "!" };
+    let mut lines: Vec<String> = Vec::new();
+    for trouble in &app.live.troubles {
+        let next = format!(" {mark} {} ", told(trouble, width));
+        match lines.last_mut() {
+            Some(line) if text::width(line) + text::width(&next) <= width => line.push_str(&next),
+            _ => lines.push(next),
+        }
+    }
+    lines.truncate(room);
+    lines
+}
+
+fn told(trouble: &Trouble, width: usize) -> String {
+    let few = width < 40;
+    let rate = |rate: f64| text::rate(rate);
+    match trouble {
+        Trouble::Drop(n) if few => format!("DROPPING {}/s", rate(*n)),
+        Trouble::EarlyDrop(n) if few => format!("EVICTING {}/s", rate(*n)),
+        Trouble::Filling(_, eta) if few => format!("FULL IN {}", text::span(*eta)),
+        Trouble::Drop(n) => format!("DROPPING {} new flows/s", rate(*n)),
+        Trouble::EarlyDrop(n) => format!("EVICTING {} live entries/s", rate(*n)),
+        Trouble::Pressure(n) => format!("COLLECTOR EVICTS {}/s", rate(*n)),
+        Trouble::InsertFailed(n) => format!("INSERT FAILS {}/s", rate(*n)),
+        Trouble::Full(name) => format!("TABLE FULL: {}", text::clean(name)),
+        Trouble::Filling(name, eta) => format!("FILLING: {} full in {}", text::clean(name), text::span(*eta)),
+        Trouble::NearlyFull(name, pct) => format!("NEARLY FULL: {} {pct:.0} %", text::clean(name)),
+    }
+}
+
+/// What can truly be said where nothing is wrong now.
+fn calm(app: &App, lost: u64) -> String {
+    let blind = [Event::DropTableFull, Event::DropNoMemory, Event::DeleteEarlyDrop]
+        .iter()
+        .any(|event| app.live.info.unknown.contains_key(event));
+    let now = if blind {
+        " ok, as far as this source can tell"
+    } else if lost > 0 {
+        " ok, as far as was seen"
+    } else {
+        " ok  nothing refused, nothing evicted"
+    };
+    let total = app.live.history.total();
+    let before: Vec<String> = [
+        (Sum::Drop.of(&total), "dropped"),
+        (Sum::EarlyDrop.of(&total), "evicted"),
+        (Sum::InsertFailed.of(&total), "failed to insert"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, what)| format!("{count} {what}"))
+    .collect();
+    match app.live.last_loss {
+        Some(when) if !before.is_empty() => {
+            format!(
+                " ok now; earlier {}, last at {}",
+                before.join(", "),
+                text::time(when, &app.settings.zone)
+            )
+        }
+        _ => now.into(),
+    }
+}
+
+fn waiting(why: &str, width: usize) -> Vec<Line<'static>> {
+    let mut lines = vec![Line::default()];
+    lines.extend(panels::wrap(&text::clean(why), width).into_iter().map(Line::raw));
+    lines.push(Line::default());
+    let going_on =
+        "Watching begins by itself as soon as there is something to watch; nothing is loaded by looking.";
+    lines.extend(panels::wrap(going_on, width).into_iter().map(Line::raw));
+    lines
+}
+
+fn draw_body(frame: &mut Frame<'_>, area: Rect, app: &App) {
+    let room = (high(area) / 4).max(1);
+    let gauges = gauge::lines(app, wide(area), room);
+    let gauge_height = u16::try_from(gauges.len()).unwrap_or(u16::MAX).min(area.height);
+    let left = area.height - gauge_height;
+    // Rows need a heading and one line; a panel its title and three.
+    let with_title = left >= 8;
+    let rows = u16::try_from(app.rows().len()).unwrap_or(u16::MAX).max(1);
+    let table_wants = rows.saturating_add(1 + u16::from(with_title));
+    let table_height = if left >= 12 { table_wants.min((left / 2).max(6)) } else { left };
+    let [gauge_area, table, rest] = Layout::vertical([
+        Constraint::Length(gauge_height),
+        Constraint::Length(table_height),
+        Constraint::Fill(1),
+    ])
+    .areas(area);
+    put(frame, gauge_area, gauges);
+    let table = if with_title { titled(frame, table, app, &table_title(app)) } else { table };
+    put(frame, table, columns::lines(app, wide(table), high(table)));
+    draw_panels(frame, rest, app);
+}
+
+fn table_title(app: &App) -> String {
+    let all = app.shown().report.as_ref().map_or(0, |report| report.flows.len());
+    let filter = match app.filter() {
+        "" => String::new(),
+        filter => format!(", filter \"{}\" shows {} of {all}", text::clean(filter), app.rows().len()),
+    };
+    format!("flow types, events per second, {}{filter}", app.sort.name())
+}
+
+fn draw_panels(frame: &mut Frame<'_>, area: Rect, app: &App) {
+    if area.height < 2 {
+        return;
+    }
+    let screen = frame.area();
+    if screen.width < WIDE.0 || screen.height < WIDE.1 {
+        draw_stacked(frame, area, app);
+        return;
+    }
+    let all = app.panels();
+    let [left, right] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).spacing(2).areas(area);
+    draw_panel(frame, left, app, Panel::Detail, app.panel() == Panel::Detail);
+    let others: Vec<Panel> = all.into_iter().filter(|panel| *panel != Panel::Detail).collect();
+    let areas = Layout::vertical(others.iter().map(|_| Constraint::Fill(1))).split(right);
+    for (panel, area) in others.into_iter().zip(areas.iter()) {
+        draw_panel(frame, *area, app, panel, app.panel() == panel);
+    }
+}
+
+/// The current panel, and below it the ones after it as far as there is room.
+fn draw_stacked(frame: &mut Frame<'_>, area: Rect, app: &App) {
+    let mut panels = app.panels();
+    let current = app.panel();
+    let at = panels.iter().position(|panel| *panel == current).unwrap_or_default();
+    panels.rotate_left(at);
+    // A title and three lines are the least that a panel below is worth.
+    let mut left = area;
+    for panel in panels {
+        let (title, lines) = panel_text(app, panel, wide(left));
+        if panel != current && (left.height < 4 || panel == Panel::Source) {
+            break;
+        }
+        let height = u16::try_from(lines.len() + 1).unwrap_or(u16::MAX).min(left.height);
+        let inner = titled(frame, Rect { height, ..left }, app, &title);
+        scrolled(frame, inner, lines, if panel == current { app.scroll } else { 0 });
+        left = Rect { y: left.y + height, height: left.height - height, ..left };
+    }
+}
+
+fn draw_panel(frame: &mut Frame<'_>, area: Rect, app: &App, panel: Panel, current: bool) {
+    let (title, lines) = panel_text(app, panel, wide(area));
+    let inner = titled(frame, area, app, &title);
+    scrolled(frame, inner, lines, if current { app.scroll } else { 0 });
+}
+
+fn panel_text(app: &App, panel: Panel, width: usize) -> (String, Vec<Line<'static>>) {
+    match panel {
+        Panel::Detail => (detail::title(app), detail::lines(app, width)),
+        Panel::Top => ("top in this interval, per second".into(), panels::top(app, width)),
+        Panel::Losses => ("latest losses".into(), panels::losses(app)),
+        Panel::Source => ("source".into(), panels::source(app, width)),
+    }
+}
+
+/// Draws a title with a rule and gives back what lies below it.
+fn titled(frame: &mut Frame<'_>, area: Rect, app: &App, title: &str) -> Rect {
+    let theme = app.settings.theme;
+    let [line, below] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
+    let rule = theme.rule().to_string();
+    let title = text::cut(title, wide(line).saturating_sub(4));
+    let rest = wide(line).saturating_sub(text::width(&title) + 4);
+    put(
+        frame,
+        line,
+        vec![Line::from(vec![
+            Span::styled(format!("{rule} "), theme.quiet()),
+            Span::styled(title, theme.heading()),
+            Span::styled(format!(" {}", rule.repeat(rest + 1)), theme.quiet()),
+        ])],
+    );
+    below
+}
+
+fn footer_line(app: &App, width: usize) -> Line<'static> {
+    let theme = app.settings.theme;
+    if let Some(typed) = &app.typing {
+        return Line::from(vec![
+            Span::styled(" filter: ", theme.mode()),
+            Span::raw(format!(" {}", text::clean(typed))),
+            Span::styled(" ", theme.mode()),
+            Span::styled("  Enter takes it, Esc leaves it", theme.quiet()),
+        ]);
+    }
+    let mut spans = Vec::new();
+    let mut used = 0;
+    for binding in KEYS.iter().filter(|binding| binding.place == Place::Screen) {
+        let (Some(short), Some(key)) = (binding.short, binding.keys.first()) else { continue };
+        let key = format!(" {key}");
+        let word = format!(" {short} ");
+        used += text::width(&key) + text::width(&word);
+        if used > width {
+            break;
+        }
+        spans.push(Span::styled(key, theme.heading()));
+        spans.push(Span::styled(word, theme.quiet()));
+    }
+    Line::from(spans)
+}

@@ -1,0 +1,18 @@
+//! The full-screen view: state and key map without a terminal, then drawing on whatever ratatui draws on.
+
+mod app;
+mod columns;
+mod detail;
+mod draw;
+mod gauge;
+pub mod keys;
+mod panels;
+mod text;
+mod theme;
+
+pub use app::{App, Outcome, Settings};
+pub use draw::draw;
+pub use theme::Theme;
+
+#[cfg(test)]
+mod tests;

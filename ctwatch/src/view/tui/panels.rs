@@ -1,0 +1,257 @@
+//! The panels below the rows, other than the detail: ranking, latest losses, source; and the help screen.
+
+use std::fmt::Write as _;
+
+use ctwatch_ebpf::{Event, FlowType};
+use ratatui::text::{Line, Span};
+
+use super::app::App;
+use super::columns::{Known, cell};
+use super::detail::event_name;
+use super::keys::{KEYS, Place};
+use super::text;
+use super::theme::Theme;
+use crate::model::diff::per_second;
+use crate::model::ranking::{Ends, LossEvent, Top, Tuple};
+use crate::model::verdict::Level;
+use crate::model::{protocol, protocol_name};
+use crate::view::json;
+
+/// Ports and addresses of the last interval, worst first.
+pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
+    let theme = app.settings.theme;
+    let Some(report) = &app.shown().report else { return Vec::new() };
+    let rows: Vec<&Top> = report
+        .top
+        .iter()
+        .flatten()
+        .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
+        .collect();
+    if rows.is_empty() {
+        return vec![Line::styled(" nothing in this interval", theme.quiet())];
+    }
+    let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
+    let head = format!(
+        " {}{}{}{}{}{}  netns",
+        text::left("by", 6),
+        text::left("proto", 8),
+        text::left("key", key),
+        text::right("insert", 9),
+        text::right("evicted", 9),
+        text::right("drop", 9)
+    );
+    let mut lines = vec![Line::styled(head, theme.quiet())];
+    for row in rows {
+        let rate = |count| per_second(count, report.elapsed);
+        let mut spans = vec![Span::raw(format!(
+            " {}{}{}",
+            text::left(row.by.name(), 6),
+            text::left(&protocol::name(row.proto), 8),
+            text::left(&text::clean(&row.key), key)
+        ))];
+        spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
+        spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
+        spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
+        spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
+        lines.push(Line::from(spans));
+    }
+    lines
+}
+
+fn flow_of(netns: u32, family: u8, proto: u8) -> FlowType {
+    FlowType { netns, family, proto }
+}
+
+/// The latest losses, newest first.
+pub(super) fn losses(app: &App) -> Vec<Line<'static>> {
+    let theme = app.settings.theme;
+    let lines: Vec<Line<'static>> = app
+        .shown()
+        .losses
+        .iter()
+        .filter(|loss| {
+            let family =
+                if loss.tuple.src.is_ipv4() { ctwatch_ebpf::AF_INET } else { ctwatch_ebpf::AF_INET6 };
+            app.wants(flow_of(loss.netns, family, loss.tuple.proto))
+        })
+        .map(|loss| loss_line(app, loss))
+        .collect();
+    if lines.is_empty() { vec![Line::styled(" none", theme.quiet())] } else { lines }
+}
+
+fn loss_line(app: &App, loss: &LossEvent) -> Line<'static> {
+    let theme = app.settings.theme;
+    let what = match loss.event {
+        Event::DeleteEarlyDrop => "early_drop".to_owned(),
+        Event::DropTableFull | Event::DropNoMemory => format!("drop {}", event_name(loss.event)),
+        other => format!("insert_failed {}", event_name(other)),
+    };
+    let mut rest = tuple(&loss.tuple, theme);
+    if loss.event == Event::DeleteEarlyDrop {
+        rest += if loss.assured {
+            ", assured"
+        } else if loss.replied {
+            ", replied"
+        } else {
+            ", no reply"
+        };
+    }
+    if let Some(newcomer) = &loss.newcomer {
+        let _ = write!(rest, ", for {}", tuple(newcomer, theme));
+    }
+    Line::from(vec![
+        Span::raw(format!(" {} ", text::time(loss.wall_ns, &app.settings.zone))),
+        Span::styled(text::left(&what, 16), theme.heading()),
+        Span::raw(format!(" {} {rest}", app.netns_name(loss.netns))),
+    ])
+}
+
+fn tuple(tuple: &Tuple, theme: Theme) -> String {
+    let proto = protocol::name(tuple.proto);
+    let arrow = theme.arrow();
+    let end = |addr: std::net::IpAddr, port: u16| std::net::SocketAddr::new(addr, port).to_string();
+    match tuple.ends {
+        Ends::Ports(from, to) => {
+            format!("{proto} {} {arrow} {}", end(tuple.src, from), end(tuple.dst, to))
+        }
+        Ends::Icmp(kind, code, id) => {
+            format!("{proto} {} {arrow} {} type {kind} code {code} id {id}", tuple.src, tuple.dst)
+        }
+        Ends::Nothing => format!("{proto} {} {arrow} {}", tuple.src, tuple.dst),
+    }
+}
+
+/// Where the counts come from, what they miss, what they cannot tell and what they cost.
+pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
+    let shown = app.shown();
+    let mut said = vec![format!("counting by {}", shown.info.kind.name())];
+    said.push(shown.info.why.as_ref().map_or_else(
+        || "this is the best source there is".to_owned(),
+        |why| format!("no better source: {}", text::clean(why)),
+    ));
+    for (event, note) in &shown.info.unknown {
+        said.push(format!("? {} is unknown here: {}", json::field(*event), text::clean(note)));
+    }
+    if let Some(report) = &shown.report {
+        said.push(match report.lost {
+            0 => "nothing lost: every count is exact".to_owned(),
+            lost => format!("!{lost} events missed since the start: counts are too low by as many"),
+        });
+        if report.flows.iter().any(|flow| flow.key == FlowType::OVERFLOW) {
+            said.push(format!(
+                "row {}: more flow types than are told apart share it",
+                protocol_name(FlowType::OVERFLOW)
+            ));
+        }
+        if let Some(cost) = &report.cost {
+            let each = cost.ns_per_event.map_or_else(String::new, |ns| format!(", {ns} ns each"));
+            said.push(format!(
+                "own cost: {:.2} % of one CPU, programs ran {} times in the interval{each}",
+                cost.cpu_pct, cost.events
+            ));
+        }
+        said.push(format!("watched for {}", text::span(report.watched)));
+    }
+    said.iter().flat_map(|line| wrap(line, width)).map(Line::raw).collect()
+}
+
+/// The one line about the source that is always there.
+pub(super) fn source_line(app: &App, width: usize) -> Line<'static> {
+    let theme = app.settings.theme;
+    let shown = app.shown();
+    let mut spans = Vec::new();
+    let lost = shown.report.as_ref().map_or(0, |report| report.lost);
+    let mut text = format!(" source {}, ", shown.info.kind.name());
+    if lost == 0 {
+        text += "lost 0";
+        spans.push(Span::styled(text, theme.quiet()));
+    } else {
+        spans.push(Span::styled(text, theme.quiet()));
+        spans.push(Span::styled(format!("!lost {lost}: counts too low"), theme.bad(Level::Warning)));
+    }
+    let mut text = String::new();
+    if let Some(cost) = shown.report.as_ref().and_then(|report| report.cost.as_ref()) {
+        let each = cost.ns_per_event.map_or_else(String::new, |ns| format!(", {ns} ns/event"));
+        let _ = write!(text, ", cost {:.2} % CPU{each}", cost.cpu_pct);
+    }
+    match shown.info.unknown.len() {
+        0 => {}
+        unknown => {
+            let _ = write!(text, ", ? {unknown} unknown");
+        }
+    }
+    if let Some(why) = &shown.info.why {
+        let _ = write!(text, "; {}", text::clean(why));
+    }
+    let used: usize = spans.iter().map(Span::width).sum();
+    spans.push(Span::styled(text::cut(&text, width.saturating_sub(used)), theme.quiet()));
+    Line::from(spans)
+}
+
+/// From this width on the help screen has two columns.
+const TWO_COLUMNS: usize = 78;
+
+/// The help screen, from the key map.
+pub(super) fn help(app: &App, width: usize) -> Vec<Line<'static>> {
+    let theme = app.settings.theme;
+    let half = if width >= TWO_COLUMNS { width / 2 } else { width };
+    let left = keys_of(Place::Screen, "Keys", theme);
+    let mut right = keys_of(Place::Filter, "While typing a filter", theme);
+    right.push(Line::raw("   a word of netns, family or protocol"));
+    right.push(Line::styled(" Signs", theme.heading()));
+    for sign in SIGNS {
+        right.extend(
+            wrap(sign, half.saturating_sub(3)).into_iter().map(|line| Line::raw(format!("  {line}"))),
+        );
+    }
+    if half == width {
+        return left.into_iter().chain(right).collect();
+    }
+    let lines = left.len().max(right.len());
+    let (mut left, mut right) = (left.into_iter(), right.into_iter());
+    (0..lines)
+        .map(|_| {
+            let mut line = left.next().unwrap_or_default();
+            line.push_span(" ".repeat(half.saturating_sub(line.width())));
+            line.extend(right.next().unwrap_or_default());
+            line
+        })
+        .collect()
+}
+
+const SIGNS: [&str; 5] = [
+    ". nothing   ! bad news",
+    "? this source cannot tell: the panel `source` says why   9+ at least 9",
+    "Rates are events per second over the time named above, or as much of it as was watched.",
+    "A forecast shows only while a table grows steadily and fills within the hour.",
+    "Interval and filter are of this screen; nothing changes on the machine.",
+];
+
+fn keys_of(place: Place, title: &str, theme: Theme) -> Vec<Line<'static>> {
+    let mut lines = vec![Line::styled(format!(" {title}"), theme.heading())];
+    for binding in KEYS.iter().filter(|binding| binding.place == place) {
+        let keys: Vec<String> = binding.keys.iter().map(ToString::to_string).collect();
+        let keys = keys.join(" ");
+        let gap = " ".repeat(10_usize.saturating_sub(text::width(&keys)));
+        lines.push(Line::from(vec![
+            Span::styled(format!("   {keys}{gap} "), theme.heading()),
+            Span::raw(binding.help),
+        ]));
+    }
+    lines
+}
+
+/// Breaks at spaces; a word that is too long is cut.
+pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("one line from the start");
+        if text::width(line) + 1 + text::width(word) > width && !line.trim().is_empty() {
+            lines.push(format!("   {}", text::cut(word, width.saturating_sub(3))));
+        } else {
+            line.push(' ');
+            line.push_str(&text::cut(word, width.saturating_sub(1)));
+        }
+    }
+    lines
+}
