@@ -160,7 +160,13 @@ impl Memory for Direct {
 fn load<T: Copy>(base: u64, offset: u32) -> T {
     // SAFETY: as said above; members are aligned as the kernel aligned them, and a copy starts on
     // an 8-byte boundary as the object does.
-    unsafe { ((base + u64::from(offset)) as *const T).read_volatile() }
+    unsafe { ((base + u64::from(offset)) as *const T).read() }
+}
+
+/// The address of an entry's original tuple.
+#[inline(always)]
+pub fn tuple_of(ct: u64) -> u64 {
+    ct + u64::from(CONN_TUPLE.load())
 }
 
 /// `sk_buff._nfct`: the entry's address and `enum ip_conntrack_info` in one word.

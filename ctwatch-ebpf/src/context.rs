@@ -41,6 +41,8 @@ pub struct Context {
     /// `net` and `orig` of `__nf_conntrack_alloc`.
     pub alloc_net: u64,
     pub alloc_orig: u64,
+    /// Its `zone`, noted only while single events are handed over.
+    pub alloc_zone: u64,
     /// Whether `early_drop` failed inside it.
     pub refused: u64,
     /// `sk_buff._nfct` at the entry of `__nf_conntrack_confirm`.
@@ -53,7 +55,7 @@ pub struct Context {
 
 /// The owner of what runs at stack pointer `sp`, and its slot's index.
 #[inline(always)]
-fn owner(sp: u64) -> (u64, u32) {
+pub fn owner(sp: u64) -> (u64, u32) {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     // SAFETY: the helper checks the address.

@@ -31,7 +31,7 @@ pub fn count(flow: FlowType, event: Event) {
 /// Counts one event, and a second one of the same flow where there is one.
 #[inline(always)]
 pub fn count_two(flow: FlowType, event: Event, other: Option<Event>) {
-    if FILTER.load() != 0 && !wanted(flow) {
+    if !passes(flow) {
         return;
     }
     if let Some(counters) = COUNTERS.get_ptr_mut(row(flow.pack())) {
@@ -43,6 +43,12 @@ pub fn count_two(flow: FlowType, event: Event, other: Option<Event>) {
             unsafe { (*counters).0[other as usize] += 1 };
         }
     }
+}
+
+/// Whether the user's filter lets a flow type through.
+#[inline(always)]
+pub fn passes(flow: FlowType) -> bool {
+    FILTER.load() == 0 || wanted(flow)
 }
 
 /// Counts something missed.

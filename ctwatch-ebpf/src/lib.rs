@@ -3,6 +3,8 @@
 //! Builds without `std`, on the BPF target and on the host alike.
 #![cfg_attr(not(test), no_std)]
 
+pub mod loss;
+
 /// Address family of an IPv4 flow, as in `nf_conntrack_tuple.src.l3num`.
 pub const AF_INET: u8 = 2;
 /// Address family of an IPv6 flow.
@@ -164,20 +166,23 @@ impl Caller {
 
 /// The event that a removal is, from who asked for it.
 ///
-/// `early_drop` and `gc_worker` (5.10 to 7.3) also remove what they find expired, by way of
-/// `nf_ct_gc_expired`, which some builds inline into them: expiry outranks both.
+/// Only ctnetlink gives a port id, and what somebody asked for by name is his. Otherwise an entry
+/// that had expired leaves by its timeout, whoever collects it: `early_drop` and `gc_worker` (5.10
+/// to 7.3) remove what they find expired too.
 pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) -> Event {
+    if portid != 0 {
+        return Event::DeleteNetlink;
+    }
+    if expired {
+        return Event::DeleteTimeout;
+    }
     match caller {
-        Some(Caller::Closed) => Event::DeleteClosed,
-        Some(Caller::Netlink) => Event::DeleteNetlink,
-        Some(Caller::Iterate) if portid != 0 => Event::DeleteNetlink,
-        Some(Caller::Iterate) => Event::DeleteCleanup,
         Some(Caller::Expiry) => Event::DeleteTimeout,
-        // Only ctnetlink gives a port id; its module may be loaded after the ranges were read.
-        None if portid != 0 => Event::DeleteNetlink,
-        _ if expired => Event::DeleteTimeout,
         Some(Caller::EarlyDrop) => Event::DeleteEarlyDrop,
         Some(Caller::Collector) => Event::DeletePressure,
+        Some(Caller::Closed) => Event::DeleteClosed,
+        Some(Caller::Netlink) => Event::DeleteNetlink,
+        Some(Caller::Iterate) => Event::DeleteCleanup,
         Some(Caller::Itself) | None => Event::DeleteOther,
     }
 }
@@ -280,10 +285,11 @@ mod tests {
         assert_eq!(delete_event(Some(EarlyDrop), true, 0), Event::DeleteTimeout);
         assert_eq!(delete_event(Some(Collector), false, 0), Event::DeletePressure);
         assert_eq!(delete_event(Some(Collector), true, 0), Event::DeleteTimeout);
-        assert_eq!(delete_event(Some(Netlink), true, 0), Event::DeleteNetlink);
+        assert_eq!(delete_event(Some(Netlink), false, 7), Event::DeleteNetlink);
         assert_eq!(delete_event(Some(Iterate), true, 7), Event::DeleteNetlink);
         assert_eq!(delete_event(Some(Iterate), false, 0), Event::DeleteCleanup);
-        assert_eq!(delete_event(Some(Closed), true, 0), Event::DeleteClosed);
+        assert_eq!(delete_event(Some(Iterate), true, 0), Event::DeleteTimeout);
+        assert_eq!(delete_event(Some(Closed), false, 0), Event::DeleteClosed);
         assert_eq!(delete_event(None, true, 0), Event::DeleteTimeout);
         assert_eq!(delete_event(None, false, 0), Event::DeleteOther);
         assert_eq!(delete_event(None, true, 7), Event::DeleteNetlink);

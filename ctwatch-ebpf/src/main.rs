@@ -1,5 +1,7 @@
 //! The programs. Each lives in `hooks/`, in a file named after the kernel function it watches.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// The only way to an atomic addition: core offers none on a target without compare-and-exchange.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod conn;
@@ -11,6 +13,8 @@ mod count;
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod trace;
 
 /// The kernel refuses tracing helpers to programs that are not GPL-compatible.
 #[cfg(target_arch = "bpf")]

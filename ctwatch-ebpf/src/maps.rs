@@ -2,9 +2,12 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
-use ctwatch_ebpf::{CALLERS, CallerRange, Counters, HealthCounters, ROWS};
+use ctwatch_ebpf::{
+    CALLERS, CallerRange, Counters, HealthCounters, ROWS,
+    loss::{Budget, TraceFilter},
+};
 
 use crate::context::{CONTEXTS, Context};
 
@@ -40,3 +43,19 @@ pub static CALLER_RANGES: Array<[CallerRange; CALLERS]> = Array::with_max_entrie
 /// userspace; one entry.
 #[map]
 pub static HEALTH: PerCpuArray<HealthCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Single events, while they are asked for. Written by the hooks, read by userspace as they come;
+/// userspace sets its size (a page while nothing is asked for); what finds it full is counted in
+/// `TRACE_BUDGET` as suppressed.
+#[map]
+pub static TRACE_RING: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// How many events each CPU handed over in this second, and held back since the start. Written by
+/// every hook on its own CPU, summed by userspace; one entry.
+#[map]
+pub static TRACE_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+
+/// Ports and networks that single events must have. Written once by userspace before anything is
+/// attached, read by the hooks; one entry that holds them all.
+#[map]
+pub static TRACE_FILTERS: Array<TraceFilter> = Array::with_max_entries(1, 0);

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod doctor;
 pub mod kernel;
 pub mod model;
 pub mod source;

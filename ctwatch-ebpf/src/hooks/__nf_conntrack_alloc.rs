@@ -4,24 +4,35 @@
 //! has counted by then, or when the slab has nothing left: drop no_memory.
 
 use aya_ebpf::{
-    macros::{fexit, kprobe, kretprobe},
-    programs::{FExitContext, ProbeContext, RetProbeContext},
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use ctwatch_ebpf::{Event, Health};
 
-use super::{entry_sp, return_sp, returned, trampoline_sp};
+use super::{entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{Direct, Memory as _, Probed},
     context,
     count::{count, health},
+    trace,
 };
 
 /// `MAX_ERRNO` of include/linux/err.h: pointers above this are errors.
 const ERR_FLOOR: u64 = (-4095_i64) as u64;
 
+/// Attached only while evictions are traced: counting needs no newcomer.
+#[fentry(function = "__nf_conntrack_alloc")]
+fn alloc_enter_bpf(ctx: FEntryContext) -> i32 {
+    trace::newcomer(ctx.arg(0), ctx.arg(1), ctx.arg(2), fentry_sp(&ctx));
+    0
+}
+
 #[fexit(function = "__nf_conntrack_alloc")]
 fn alloc_bpf(ctx: FExitContext) -> i32 {
     if returned(&ctx, 6) < ERR_FLOOR {
+        if trace::on() {
+            trace::newcomer_left(trampoline_sp(&ctx));
+        }
         return 0;
     }
     // Only a refusal gets here, so that a table that is not full costs one comparison.
@@ -32,6 +43,7 @@ fn alloc_bpf(ctx: FExitContext) -> i32 {
     if let Some(flow) = Direct::tuple_flow(ctx.arg(0), ctx.arg(2)) {
         let event = if refused { Event::DropTableFull } else { Event::DropNoMemory };
         count(flow, event);
+        trace::refused(event, flow, ctx.arg(2), ctx.arg(1), trampoline_sp(&ctx));
     }
     0
 }
@@ -45,6 +57,7 @@ fn alloc(ctx: ProbeContext) -> u32 {
         slot.alloc_net = net;
         slot.alloc_orig = orig;
         slot.refused = 0;
+        slot.alloc_zone = if trace::on() { ctx.arg(1).unwrap_or(0) } else { 0 };
     }
     0
 }
@@ -52,6 +65,7 @@ fn alloc(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 fn alloc_ret(ctx: RetProbeContext) -> u32 {
     if ctx.ret::<u64>() < ERR_FLOOR {
+        trace::newcomer_left(return_sp(&ctx));
         return 0;
     }
     match context::inside(return_sp(&ctx)) {
@@ -60,6 +74,7 @@ fn alloc_ret(ctx: RetProbeContext) -> u32 {
                 && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
             {
                 count(flow, Event::DropNoMemory);
+                trace::refused(Event::DropNoMemory, flow, slot.alloc_orig, slot.alloc_zone, return_sp(&ctx));
             }
             slot.alloc_orig = 0;
         }

@@ -15,6 +15,7 @@ use crate::{
     conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct},
     context,
     count::{count, health},
+    trace,
 };
 
 /// Whether this kernel limits the length of a hash chain (`ip_conntrack_stat.chaintoolong`, 5.15).
@@ -60,7 +61,9 @@ fn confirm_ret(ctx: RetProbeContext) -> u32 {
         return 0;
     }
     if let Some(conn) = Probed::conn(nfct & !NFCT_INFO) {
-        count(conn.flow, if failed { reason(conn.status) } else { Event::Insert });
+        let event = if failed { reason(conn.status) } else { Event::Insert };
+        count(conn.flow, event);
+        trace::entry(event, &conn, nfct & !NFCT_INFO, return_sp(&ctx));
     }
     0
 }
@@ -80,7 +83,9 @@ fn confirm_bpf(ctx: FExitContext) -> i32 {
     if let Some(nfct) = nfct(ctx.arg(0))
         && let Some(conn) = Probed::conn(nfct & !NFCT_INFO)
     {
-        count(conn.flow, reason(conn.status));
+        let event = reason(conn.status);
+        count(conn.flow, event);
+        trace::entry(event, &conn, nfct & !NFCT_INFO, trampoline_sp(&ctx));
     }
     0
 }

@@ -13,12 +13,18 @@ use ctwatch_ebpf::Event;
 use crate::{
     conn::{Direct, Memory as _, Probed},
     count::count,
+    trace,
 };
+
+use super::{entry_sp, fentry_sp};
 
 #[fentry(function = "__nf_conntrack_hash_insert")]
 fn hash_insert_bpf(ctx: FEntryContext) -> i32 {
     if let Some(conn) = Direct::conn(ctx.arg(0)) {
         count(conn.flow, Event::Insert);
+        if trace::on() && !trace::by_netlink(ctx.arg(0), fentry_sp(&ctx)) {
+            trace::entry(Event::Insert, &conn, ctx.arg(0), fentry_sp(&ctx));
+        }
     }
     0
 }
@@ -29,6 +35,9 @@ fn hash_insert(ctx: ProbeContext) -> u32 {
         && let Some(conn) = Probed::conn(ct)
     {
         count(conn.flow, Event::Insert);
+        if trace::on() && !trace::by_netlink(ct, entry_sp(&ctx)) {
+            trace::entry(Event::Insert, &conn, ct, entry_sp(&ctx));
+        }
     }
     0
 }

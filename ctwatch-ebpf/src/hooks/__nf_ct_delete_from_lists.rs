@@ -12,6 +12,7 @@ use crate::{
     conn::{Memory as _, Probed},
     context,
     count::{count, health},
+    trace,
 };
 
 #[kprobe]
@@ -28,6 +29,8 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
             (None, 0)
         }
     };
-    count(conn.flow, delete_event(caller, conn.expired(), portid));
+    let event = delete_event(caller, conn.expired(), portid);
+    count(conn.flow, event);
+    trace::entry(event, &conn, ct, entry_sp(&ctx));
     0
 }

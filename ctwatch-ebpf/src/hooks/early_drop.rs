@@ -1,4 +1,4 @@
-//! match-proto: bool early_drop(struct net *net, unsigned int hash)
+//! match-proto: int early_drop(struct net *net, unsigned int hash)
 //!
 //! Called only when the namespace's table is full. Returns 0 exactly when the new flow is
 //! refused; `__nf_conntrack_alloc`, its only caller, knows whose flow that is. Its victims are
@@ -15,6 +15,7 @@ use crate::{
     conn::{Memory as _, Probed},
     context,
     count::{count, health},
+    trace,
 };
 
 #[fexit(function = "early_drop")]
@@ -37,6 +38,7 @@ fn early_drop_ret(ctx: RetProbeContext) -> u32 {
             slot.refused = 1;
             if let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig) {
                 count(flow, Event::DropTableFull);
+                trace::refused(Event::DropTableFull, flow, slot.alloc_orig, slot.alloc_zone, return_sp(&ctx));
             }
         }
         _ => health(Health::NoEntry),

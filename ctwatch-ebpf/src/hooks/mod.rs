@@ -11,7 +11,7 @@ mod nf_ct_resolve_clash;
 
 use aya_ebpf::{
     EbpfContext,
-    programs::{FExitContext, ProbeContext, RetProbeContext},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 
 use crate::conn::read;
@@ -27,6 +27,12 @@ fn entry_sp(ctx: &ProbeContext) -> u64 {
 /// (The program's own frame need not: since 6.13 it may be on a private stack.)
 #[inline(always)]
 fn trampoline_sp(ctx: &FExitContext) -> u64 {
+    address_of(ctx.as_ptr() as u64)
+}
+
+/// The same for a program at a function's entry.
+#[inline(always)]
+fn fentry_sp(ctx: &FEntryContext) -> u64 {
     address_of(ctx.as_ptr() as u64)
 }
 

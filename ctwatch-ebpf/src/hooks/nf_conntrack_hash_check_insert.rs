@@ -3,17 +3,27 @@
 //! Returns 0 for an entry that ctnetlink, or since 6.0 a BPF helper, put into the table.
 
 use aya_ebpf::{
-    macros::{fexit, kprobe, kretprobe},
-    programs::{FExitContext, ProbeContext, RetProbeContext},
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use ctwatch_ebpf::{Event, Health};
 
-use super::{entry_sp, return_sp, returned};
+use super::{address_of, entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{Direct, Memory as _, Probed},
     context,
     count::{count, health},
+    trace,
 };
+
+/// Attached only while inserts are traced: counts are subtracted, a single event has to be told apart.
+#[fentry(function = "nf_conntrack_hash_check_insert")]
+fn check_insert_enter_bpf(ctx: FEntryContext) -> i32 {
+    if let Some(slot) = context::enter(fentry_sp(&ctx)) {
+        slot.check_ct = address_of(ctx.arg(0));
+    }
+    0
+}
 
 #[fexit(function = "nf_conntrack_hash_check_insert")]
 fn check_insert_bpf(ctx: FExitContext) -> i32 {
@@ -21,6 +31,7 @@ fn check_insert_bpf(ctx: FExitContext) -> i32 {
         && let Some(conn) = Direct::conn(ctx.arg(0))
     {
         count(conn.flow, Event::InsertNetlink);
+        trace::entry(Event::InsertNetlink, &conn, ctx.arg(0), trampoline_sp(&ctx));
     }
     0
 }
@@ -47,6 +58,7 @@ fn check_insert_ret(ctx: RetProbeContext) -> u32 {
         && let Some(conn) = Probed::conn(ct)
     {
         count(conn.flow, Event::InsertNetlink);
+        trace::entry(Event::InsertNetlink, &conn, ct, return_sp(&ctx));
     }
     0
 }

@@ -12,12 +12,13 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use ctwatch_ebpf::{Caller, Health, delete_event};
 
-use super::{entry_sp, returned};
+use super::{entry_sp, returned, trampoline_sp};
 use crate::{
     conn::{Direct, Memory as _, read},
     context,
     count::{count, health},
     maps::CALLER_RANGES,
+    trace,
 };
 
 /// Where return addresses lie from a trampoline program's arguments (x86-64, 5.5 to 7.3): behind
@@ -37,9 +38,22 @@ fn delete_bpf(ctx: FExitContext) -> i32 {
         return 0;
     }
     let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
-    let Some([first, second]) = read::<[u64; 2]>(ctx.as_ptr() as u64 + RETURNS_AT) else {
-        return 0;
-    };
+    let portid = ctx.arg(1);
+    let expired = conn.expired();
+    // Reading the stack is dear, and needed only where the rest does not tell.
+    let caller = if expired || portid != 0 { None } else { caller_of(&ctx) };
+    let event = delete_event(caller, expired, portid);
+    count(conn.flow, event);
+    if trace::on() {
+        trace::entry(event, &conn, ctx.arg(0), trampoline_sp(&ctx));
+    }
+    0
+}
+
+/// Who called `nf_ct_delete`, from the frame of its trampoline.
+#[inline(always)]
+fn caller_of(ctx: &FExitContext) -> Option<Caller> {
+    let [first, second] = read::<[u64; 2]>(ctx.as_ptr() as u64 + RETURNS_AT)?;
     let mut code = caller(first);
     let mut address = first;
     if code == Caller::Itself as u32 {
@@ -50,9 +64,7 @@ fn delete_bpf(ctx: FExitContext) -> i32 {
         // Not the frame that was relied on: never guess.
         health(Health::NoEntry);
     }
-    let caller = Caller::from_u32(code);
-    count(conn.flow, delete_event(caller, conn.expired(), ctx.arg(1)));
-    0
+    Caller::from_u32(code)
 }
 
 #[kprobe]

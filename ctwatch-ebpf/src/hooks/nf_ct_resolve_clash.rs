@@ -16,6 +16,7 @@ use crate::{
     conn::{IPS_NAT_CLASH, Memory as _, NFCT_INFO, Probed, nfct},
     context,
     count::{count, count_two, health},
+    trace,
 };
 
 #[fexit(function = "nf_ct_resolve_clash")]
@@ -28,6 +29,7 @@ fn resolve_clash_bpf(ctx: FExitContext) -> i32 {
             slot.clash = 1;
         }
         count(conn.flow, Event::FailedClash);
+        trace::entry(Event::FailedClash, &conn, ct, trampoline_sp(&ctx));
         return 0;
     }
     // Merged, the packet now carries the winner, whose tuple hash `h` is; reply-only, it still
@@ -35,6 +37,8 @@ fn resolve_clash_bpf(ctx: FExitContext) -> i32 {
     let merged = address_of(ctx.arg(1)).wrapping_sub(ct) < CONN_READ as u64;
     let reply_only = !merged && conn.status & IPS_NAT_CLASH != 0;
     count_two(conn.flow, Event::ClashResolve, reply_only.then_some(Event::ClashReplyOnly));
+    let event = if reply_only { Event::ClashReplyOnly } else { Event::ClashResolve };
+    trace::entry(event, &conn, ct, trampoline_sp(&ctx));
     0
 }
 
@@ -47,11 +51,15 @@ fn resolve_clash_ret(ctx: RetProbeContext) -> u32 {
             // (SLAB_TYPESAFE_BY_RCU), and its tuple and namespace stay until it is used again,
             // which needs a packet on this CPU's turn.
             if let Some(loser) = Probed::conn(slot.confirm_nfct & !NFCT_INFO) {
+                let ct = slot.confirm_nfct & !NFCT_INFO;
                 if ctx.ret::<u32>() == 0 {
                     count(loser.flow, Event::FailedClash);
+                    trace::entry(Event::FailedClash, &loser, ct, return_sp(&ctx));
                 } else {
                     let reply_only = loser.status & IPS_NAT_CLASH != 0;
                     count_two(loser.flow, Event::ClashResolve, reply_only.then_some(Event::ClashReplyOnly));
+                    let event = if reply_only { Event::ClashReplyOnly } else { Event::ClashResolve };
+                    trace::entry(event, &loser, ct, return_sp(&ctx));
                 }
             }
         }

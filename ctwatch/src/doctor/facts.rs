@@ -283,6 +283,8 @@ pub struct Port {
 pub struct Live {
     /// How long it was, in seconds; 0 where there was nothing to watch.
     pub seconds: f64,
+    /// Seconds between the two readings of counts and statistics around it.
+    pub around_s: f64,
     /// The source that counted.
     pub source: Option<SourceKind>,
     /// What kept a better source from running, or any.
@@ -322,8 +324,9 @@ impl Live {
         Some(flows.flat_map(|flow| events.iter().filter_map(|event| flow.counts.get(event))).sum())
     }
 
-    /// A count as events per second.
+    /// A count as events per second: over the sample where a source counted, else over the readings around it.
     pub fn per_second(&self, count: u64) -> f64 {
-        if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
+        let seconds = if self.source.is_some() { self.seconds } else { self.around_s };
+        if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
     }
 }

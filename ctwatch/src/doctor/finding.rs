@@ -76,6 +76,8 @@ pub struct Remedy {
     pub undo: Vec<String>,
     /// What it costs: memory, security, lost NAT or stateful rules.
     pub price: String,
+    /// Whether it is another way to the same end as the one before it.
+    pub alternative: bool,
 }
 
 /// One thing found.
@@ -97,8 +99,20 @@ pub struct Finding {
 
 impl Finding {
     /// A finding without evidence or remedies yet.
-    pub fn new(id: &'static str, status: Status, what: impl Into<String>, meaning: impl Into<String>) -> Self {
-        Self { id, status, what: what.into(), evidence: Evidence::new(), meaning: meaning.into(), remedies: Vec::new() }
+    pub fn new(
+        id: &'static str,
+        status: Status,
+        what: impl Into<String>,
+        meaning: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            status,
+            what: what.into(),
+            evidence: Evidence::new(),
+            meaning: meaning.into(),
+            remedies: Vec::new(),
+        }
     }
 
     /// Adds a figure.
@@ -110,7 +124,12 @@ impl Finding {
 
     /// Adds a figure where there is one.
     #[must_use]
-    pub fn seen_if(self, name: &'static str, value: Option<impl Into<Value>>, from: impl Into<String>) -> Self {
+    pub fn seen_if(
+        self,
+        name: &'static str,
+        value: Option<impl Into<Value>>,
+        from: impl Into<String>,
+    ) -> Self {
         match value {
             Some(value) => self.seen(name, value, from),
             None => self,

@@ -67,11 +67,23 @@ mod tests {
         for (text, masked) in [
             ("ip saddr 10.1.2.3 ct state new accept", "ip saddr ADDRESS ct state new accept"),
             ("ip6 daddr fe80::1/64 drop", "ip6 daddr ADDRESS/64 drop"),
-            ("ip daddr { 10.0.0.1, 10.0.0.2-10.0.0.9 } accept", "ip daddr { ADDRESS, ADDRESS-ADDRESS } accept"),
+            (
+                "ip daddr { 10.0.0.1, 10.0.0.2-10.0.0.9 } accept",
+                "ip daddr { ADDRESS, ADDRESS-ADDRESS } accept",
+            ),
             ("tcp dport 80 dnat to 10.0.0.1:8080", "tcp dport 80 dnat to ADDRESS"),
-            ("POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "POSTROUTING -s ADDRESS/16 ! -o docker0 -j MASQUERADE"),
-            ("iifname \"eth0.17\" ct state established comment \"for Ada\"", "iifname \"…\" ct state established comment \"…\""),
-            ("udp dport 6881 limit rate 10/second burst 5 packets", "udp dport 6881 limit rate 10/second burst 5 packets"),
+            (
+                "POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+                "POSTROUTING -s ADDRESS/16 ! -o docker0 -j MASQUERADE",
+            ),
+            (
+                "iifname \"eth0.17\" ct state established comment \"for Ada\"",
+                "iifname \"…\" ct state established comment \"…\"",
+            ),
+            (
+                "udp dport 6881 limit rate 10/second burst 5 packets",
+                "udp dport 6881 limit rate 10/second burst 5 packets",
+            ),
             ("meta mark set 0x1", "meta mark set 0x1"),
         ] {
             assert_eq!(mask_text(text), masked);

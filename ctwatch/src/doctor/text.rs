@@ -16,7 +16,11 @@ pub fn thousands(number: u64) -> String {
 /// A rate, with a fraction only where it is small.
 pub fn rate(per_second: f64) -> String {
     if per_second >= 10.0 || per_second == 0.0 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and rates are not negative")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "saturates, and rates are not negative"
+        )]
         thousands(per_second.round() as u64)
     } else {
         format!("{per_second:.1}")
@@ -26,6 +30,10 @@ pub fn rate(per_second: f64) -> String {
 /// A share as `12 %`, or `0.3 %` where it is small.
 pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
+    // What is not quite full must not read as full.
+    if (99.5..100.0).contains(&percent) {
+        return ">99 %".into();
+    }
     if percent == 0.0 || percent >= 10.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
 }
 
@@ -44,15 +52,17 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
-/// Bytes as `512 B`, `120 KiB`, `64 MiB`, `1.5 GiB`.
+/// Bytes as `512 B`, `120 KiB`, `1.5 MiB`, `64 MiB`, `1.5 GiB`.
 pub fn bytes(bytes: u64) -> String {
     const KIB: u64 = 1 << 10;
     const MIB: u64 = 1 << 20;
+    const TEN_MIB: u64 = 10 * MIB;
     const GIB: u64 = 1 << 30;
     match bytes {
         0..KIB => format!("{bytes} B"),
         KIB..MIB => format!("{} KiB", bytes / KIB),
-        MIB..GIB => format!("{} MiB", bytes / MIB),
+        MIB..TEN_MIB => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+        TEN_MIB..GIB => format!("{} MiB", bytes / MIB),
         _ => format!("{:.1} GiB", bytes as f64 / GIB as f64),
     }
 }
@@ -68,8 +78,18 @@ mod tests {
         assert_eq!(thousands(262_144), "262,144");
         assert_eq!(thousands(u64::MAX), "18,446,744,073,709,551,615");
         assert_eq!((rate(0.0), rate(0.25), rate(1234.4)), ("0".into(), "0.2".into(), "1,234".into()));
-        assert_eq!((percent(0.0), percent(0.003), percent(0.987)), ("0 %".into(), "0.3 %".into(), "99 %".into()));
-        assert_eq!((duration(119), duration(120), duration(432_000)), ("119 s".into(), "2 min".into(), "5 days".into()));
-        assert_eq!((bytes(512), bytes(3 << 20), bytes(3 << 29)), ("512 B".into(), "3 MiB".into(), "1.5 GiB".into()));
+        assert_eq!(
+            (percent(0.0), percent(0.003), percent(0.987)),
+            ("0 %".into(), "0.3 %".into(), "99 %".into())
+        );
+        assert_eq!((percent(0.9999), percent(1.0)), (">99 %".into(), "100 %".into()));
+        assert_eq!(
+            (duration(119), duration(120), duration(432_000)),
+            ("119 s".into(), "2 min".into(), "5 days".into())
+        );
+        assert_eq!(
+            (bytes(512), bytes(3 << 20), bytes(3 << 29)),
+            ("512 B".into(), "3.0 MiB".into(), "1.5 GiB".into())
+        );
     }
 }

@@ -18,7 +18,8 @@ pub struct Timeout {
 const UDP_PRICE: &str = "a UDP peer that is silent for longer starts anew: behind NAT it may get another port, and its answers \
                          may no longer count as established";
 const OPENING_PRICE: &str = "a handshake slower than this is not recognised as one";
-const CLOSING_PRICE: &str = "none known: late duplicates of a closed connection become a new entry or invalid";
+const CLOSING_PRICE: &str =
+    "none known: late duplicates of a closed connection become a new entry or invalid";
 
 /// Every timeout that doctor may propose to change.
 pub const TIMEOUTS: [Timeout; 11] = [
@@ -31,11 +32,41 @@ pub const TIMEOUTS: [Timeout; 11] = [
         price: "a TCP connection silent for longer than two hours, without keepalive, is forgotten: behind NAT or a stateful \
                 firewall it then hangs",
     },
-    Timeout { proto: 6, state: "SYN_SENT", sysctl: "tcp_timeout_syn_sent", proposed: 30, price: OPENING_PRICE },
-    Timeout { proto: 6, state: "SYN_RECV", sysctl: "tcp_timeout_syn_recv", proposed: 30, price: OPENING_PRICE },
-    Timeout { proto: 6, state: "TIME_WAIT", sysctl: "tcp_timeout_time_wait", proposed: 30, price: CLOSING_PRICE },
-    Timeout { proto: 6, state: "FIN_WAIT", sysctl: "tcp_timeout_fin_wait", proposed: 30, price: CLOSING_PRICE },
-    Timeout { proto: 6, state: "CLOSE_WAIT", sysctl: "tcp_timeout_close_wait", proposed: 30, price: CLOSING_PRICE },
+    Timeout {
+        proto: 6,
+        state: "SYN_SENT",
+        sysctl: "tcp_timeout_syn_sent",
+        proposed: 30,
+        price: OPENING_PRICE,
+    },
+    Timeout {
+        proto: 6,
+        state: "SYN_RECV",
+        sysctl: "tcp_timeout_syn_recv",
+        proposed: 30,
+        price: OPENING_PRICE,
+    },
+    Timeout {
+        proto: 6,
+        state: "TIME_WAIT",
+        sysctl: "tcp_timeout_time_wait",
+        proposed: 30,
+        price: CLOSING_PRICE,
+    },
+    Timeout {
+        proto: 6,
+        state: "FIN_WAIT",
+        sysctl: "tcp_timeout_fin_wait",
+        proposed: 30,
+        price: CLOSING_PRICE,
+    },
+    Timeout {
+        proto: 6,
+        state: "CLOSE_WAIT",
+        sysctl: "tcp_timeout_close_wait",
+        proposed: 30,
+        price: CLOSING_PRICE,
+    },
     Timeout { proto: 17, state: "unreplied", sysctl: "udp_timeout", proposed: 10, price: UDP_PRICE },
     Timeout { proto: 17, state: "replied", sysctl: "udp_timeout", proposed: 10, price: UDP_PRICE },
     Timeout { proto: 17, state: "assured", sysctl: "udp_timeout_stream", proposed: 60, price: UDP_PRICE },

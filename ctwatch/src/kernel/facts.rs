@@ -23,6 +23,9 @@ pub struct Facts {
     pub kprobes: bool,
     /// `none`, `integrity` or `confidentiality`; `None` where the kernel has no lockdown.
     pub lockdown: Option<String>,
+    /// How kernel code is preempted: `none`, `voluntary`, `full`, `lazy`; `None` where the
+    /// kernel does not tell.
+    pub preemption: Option<String>,
     /// Type information of vmlinux: absent, or why it could not be read.
     pub btf: Availability,
     /// Type information of nf_conntrack where it is a module.
@@ -108,6 +111,17 @@ const OFFSETS: [(&str, &str, &[&str]); 9] = [
     ("TASK_STACK", "task_struct", &["stack"]),
 ];
 
+/// The same for what only single events need: a kernel without one of them still counts.
+const TRACE_OFFSETS: [(&str, &str, &[&str]); 7] = [
+    ("TUPLE_SRC", "nf_conntrack_tuple", &["src", "u3"]),
+    ("TUPLE_SRC_PART", "nf_conntrack_tuple", &["src", "u"]),
+    ("TUPLE_DST", "nf_conntrack_tuple", &["dst", "u3"]),
+    ("TUPLE_DST_PART", "nf_conntrack_tuple", &["dst", "u"]),
+    ("CONN_ZONE", "nf_conn", &["zone"]),
+    ("ZONE_ID", "nf_conntrack_zone", &["id"]),
+    ("TASK_FLAGS", "task_struct", &["flags"]),
+];
+
 /// The globals that hold offsets.
 pub fn offset_names() -> impl Iterator<Item = &'static str> {
     OFFSETS.iter().map(|(global, ..)| *global)
@@ -140,6 +154,7 @@ impl Facts {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|text| lockdown(&text)),
+            preemption: preemption(),
             symbols: kallsyms::parse(&fs::read_to_string("/proc/kallsyms").unwrap_or_default()),
             ..Self::default()
         };
@@ -169,7 +184,7 @@ impl Facts {
             }
         };
         let btf = module.as_ref().unwrap_or(&base);
-        for (global, structure, path) in OFFSETS {
+        for (global, structure, path) in OFFSETS.into_iter().chain(TRACE_OFFSETS) {
             if let Ok(Some(offset)) = btf.member(structure, path) {
                 self.offsets.insert(global.to_owned(), offset);
             }
@@ -198,9 +213,55 @@ fn blob<'a>(path: &Path, base: Option<&'a Btf<'a>>) -> Result<Option<Btf<'a>>, S
 
 /// The mode in force, which the file marks with brackets.
 fn lockdown(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once('[')?;
-    let (mode, _) = rest.split_once(']')?;
+    between(text, '[', ']')
+}
+
+fn between(text: &str, open: char, close: char) -> Option<String> {
+    let (_, rest) = text.split_once(open)?;
+    let (mode, _) = rest.split_once(close)?;
     Some(mode.to_owned())
+}
+
+/// From what tells best to what tells least: the scheduler's own file (5.12, needs debugfs), the
+/// boot parameter, the kernel's configuration.
+fn preemption() -> Option<String> {
+    if let Ok(text) = fs::read_to_string("/sys/kernel/debug/sched/preempt") {
+        return between(&text, '(', ')');
+    }
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(mode) = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("preempt=")) {
+        return Some(mode.to_owned());
+    }
+    let version = fs::read_to_string("/proc/version").unwrap_or_default();
+    let release = nix::sys::utsname::uname().ok()?;
+    let release = release.release().to_string_lossy();
+    let configuration = [format!("/boot/config-{release}"), format!("/lib/modules/{release}/config")]
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok());
+    preemption_built_in(&version, configuration.as_deref())
+}
+
+/// The mode that a kernel was built with. `/proc/version` names preemption models other than
+/// `none` and `voluntary`; `PREEMPT_DYNAMIC` leaves the choice to the configuration.
+fn preemption_built_in(version: &str, configuration: Option<&str>) -> Option<String> {
+    let model = version.split_ascii_whitespace().find(|word| word.starts_with("PREEMPT"));
+    if let Some(configuration) = configuration {
+        let set = |option: &str| configuration.lines().any(|line| line == option);
+        let modes = [
+            ("CONFIG_PREEMPT_RT=y", "full"),
+            ("CONFIG_PREEMPT_LAZY=y", "lazy"),
+            ("CONFIG_PREEMPT=y", "full"),
+            ("CONFIG_PREEMPT_VOLUNTARY=y", "voluntary"),
+            ("CONFIG_PREEMPT_NONE=y", "none"),
+        ];
+        return modes.iter().find_map(|(option, mode)| set(option).then(|| (*mode).to_owned()));
+    }
+    match model {
+        None if !version.is_empty() => Some("voluntary".to_owned()),
+        Some("PREEMPT" | "PREEMPT_RT") => Some("full".to_owned()),
+        Some("PREEMPT_LAZY") => Some("lazy".to_owned()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +272,18 @@ mod tests {
     fn the_lockdown_mode_is_the_one_in_brackets() {
         assert_eq!(lockdown("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
         assert_eq!(lockdown(""), None);
+    }
+
+    #[test]
+    fn the_built_in_preemption_model_comes_from_the_configuration_where_it_is_left_open() {
+        let open = "Linux version 6.1.0-56-cloud-amd64 #1 SMP PREEMPT_DYNAMIC Debian";
+        let built_in = |version, configuration| preemption_built_in(version, configuration);
+        assert_eq!(built_in(open, None), None);
+        let voluntary = "CONFIG_PREEMPT_BUILD=y\nCONFIG_PREEMPT_VOLUNTARY=y\n# CONFIG_PREEMPT is not set\n";
+        assert_eq!(built_in(open, Some(voluntary)).as_deref(), Some("voluntary"));
+        assert_eq!(built_in("Linux version 5.10 #1 SMP Debian", None).as_deref(), Some("voluntary"));
+        assert_eq!(built_in("Linux version 6.1 #1 SMP PREEMPT_RT Debian", None).as_deref(), Some("full"));
+        assert_eq!(built_in("", None), None);
     }
 
     #[test]

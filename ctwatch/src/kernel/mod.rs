@@ -4,3 +4,4 @@ pub mod btf;
 pub mod facts;
 pub mod kallsyms;
 pub mod plan;
+pub mod plan_trace;

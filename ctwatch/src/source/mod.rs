@@ -1,15 +1,19 @@
 //! Where samples come from.
 
 mod logger;
+pub mod netlink;
 pub mod probe;
 mod sys;
 pub mod tables;
+pub mod trace;
 mod trampoline;
 
 use nix::time::{ClockId, clock_gettime};
 
 use crate::cli::{Format, Options, SourceChoice};
+use crate::kernel::plan::Refusal;
 use crate::model::{Sample, SourceInfo};
+use netlink::Netlink;
 use probe::{Mechanism, Probe};
 
 /// Whether there is anything to watch right now.
@@ -44,15 +48,30 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
         mechanism,
         filter: options.filter,
         verbose: options.verbose,
-        cost: options.format == Format::Json,
+        cost: matches!(options.format, Format::Json | Format::Screen),
+        trace: None,
     };
     match options.source {
-        SourceChoice::Auto => Ok(Box::new(Probe::open(probe(Mechanism::Best))?)),
+        SourceChoice::Auto => match Probe::open(probe(Mechanism::Best)) {
+            Ok(probe) => Ok(Box::new(probe)),
+            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
+                Ok(netlink) => Ok(Box::new(netlink)),
+                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
+            },
+        },
         SourceChoice::Fexit => Ok(Box::new(Probe::open(probe(Mechanism::Trampolines))?)),
         SourceChoice::Kprobe => Ok(Box::new(Probe::open(probe(Mechanism::Kprobes))?)),
         SourceChoice::Netlink => {
-            anyhow::bail!("the netlink source is not part of this version of ctwatch; use --source kprobe")
+            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
         }
+    }
+}
+
+/// Why a source did not run, in one line: its first obstacle, or the cause of its failure.
+fn short(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Refusal>().and_then(|refusal| refusal.obstacles.first()) {
+        Some(obstacle) => format!("probes need {}", obstacle.missing),
+        None => format!("probes failed: {error:#}").lines().next().unwrap_or_default().to_owned(),
     }
 }
 

@@ -12,13 +12,14 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{KProbe, ProgramFd},
     sys::{Stats, enable_stats},
 };
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
     CALLERS, CallerRange, Counters, Event, FlowType, Health, HealthCounters, OVERFLOW_ROW, ROWS,
+    loss::{Budget, TraceFilter},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
@@ -35,10 +36,13 @@ use crate::{
         facts::{self, Facts, Presence},
         plan::{self, Hook, Method, Plan, Refusal},
     },
-    model::{Cost, Filter, Sample, SourceInfo, SourceKind},
+    model::{Cost, Filter, Sample, SourceInfo, SourceKind, trace::Wanted},
 };
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ctwatch-ebpf"));
+
+/// Some 8,000 events: what all CPUs may hand over while we are not scheduled. A power of two, as the kernel wants.
+const RING_BYTES: u32 = 1 << 20;
 
 /// Which mechanism may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,19 @@ pub struct Wishes {
     pub verbose: bool,
     /// Whether the kernel shall measure the programs.
     pub cost: bool,
+    /// Single events to hand over.
+    pub trace: Option<Wanted>,
+}
+
+/// Where single events come from, of programs that have been attached.
+#[expect(missing_debug_implementations, reason = "aya's maps have none")]
+pub struct Events {
+    /// The events themselves.
+    pub ring: RingBuf<MapData>,
+    /// What each CPU held back.
+    pub budget: PerCpuArray<MapData, Budget>,
+    /// When the last program was attached, on the monotonic clock: what came before is no whole picture.
+    pub since_ns: u64,
 }
 
 /// Counts by programs in the kernel.
@@ -83,6 +100,8 @@ pub struct Probe {
     attached: Option<Attached>,
     /// Counted by programs that have been let go.
     past: Past,
+    /// Of the programs attached last, until somebody takes it.
+    events: Option<Events>,
     _stats: Option<OwnedFd>,
 }
 
@@ -123,6 +142,7 @@ impl Probe {
             tables: Tables::new(wishes.filter.netns)?,
             attached: None,
             past: Past::default(),
+            events: None,
             // Needs CAP_SYS_ADMIN (5.8 to 7.3): without it, cost is not known and all else works.
             _stats: stats.unwrap_or(None),
         };
@@ -134,11 +154,34 @@ impl Probe {
 
     fn attach(&mut self) -> anyhow::Result<()> {
         let facts = Facts::read()?;
-        let plan = self.wishes.mechanism.plan(&facts)?;
-        let attached = Attached::new(&facts, &plan, &self.wishes)?;
+        let mut plan = self.wishes.mechanism.plan(&facts)?;
+        if let Some(wanted) = &self.wishes.trace {
+            plan = plan.tracing(&facts, wanted.names.events());
+        }
+        let mut attached = Attached::new(&facts, &plan, &self.wishes)?;
+        self.events = self.wishes.trace.map(|_| attached.events()).transpose()?;
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
         self.attached = Some(attached);
         Ok(())
+    }
+
+    /// The events of programs attached since the last call.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// Lets the programs go for good.
+    pub fn close(&mut self) -> anyhow::Result<()> {
+        self.detach()
+    }
+
+    /// What is known to have been missed since the source was opened.
+    pub fn lost(&mut self) -> anyhow::Result<u64> {
+        let missed = match &mut self.attached {
+            Some(attached) => attached.missed()?.0.saturating_sub(attached.missed_before),
+            None => 0,
+        };
+        Ok(self.past.lost + missed)
     }
 
     /// Keeps what was counted and lets the programs go.
@@ -166,8 +209,11 @@ impl Source for Probe {
 
     fn look(&mut self) -> anyhow::Result<Status> {
         let module = module_identity();
+        let mut gap = false;
         if self.attached.as_ref().is_some_and(|attached| attached.module != module) {
             self.detach()?;
+            // Loaded again since the last look: what happened until now was seen by nobody.
+            gap = module.is_some();
         }
         if let Some(attached) = &mut self.attached {
             if let Some(logger) = &mut attached.logger {
@@ -183,7 +229,13 @@ impl Source for Probe {
             ));
         }
         match self.attach() {
-            Ok(()) => Ok(Status::Watching),
+            Ok(()) => {
+                if gap {
+                    let tables = self.tables.read([]);
+                    self.past.lost += tables.iter().filter_map(|table| table.count).sum::<u64>();
+                }
+                Ok(Status::Watching)
+            }
             // The module can leave between the look and the attaching.
             Err(_) if facts::presence() == Presence::Absent => {
                 Ok(Status::Waiting("connection tracking (nf_conntrack) is being unloaded".into()))
@@ -205,7 +257,8 @@ impl Source for Probe {
         cost.run_ns += self.past.cost.run_ns;
         cost.runs += self.past.cost.runs;
         let tables = self.tables.read(rows.keys().map(|flow| flow.netns));
-        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost: self._stats.is_some().then_some(cost) })
+        let cost = self._stats.is_some().then_some(cost);
+        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost, top: None, losses: None })
     }
 }
 
@@ -225,6 +278,10 @@ impl Attached {
             if wishes.verbose { Some(EbpfLogger::init_with_logger(&mut ebpf, Stderr)?) } else { None };
         let mut ranges: Array<_, [CallerRange; CALLERS]> = map(&mut ebpf, "CALLER_RANGES")?;
         ranges.set(0, facts.symbols.ranges(), 0).context("cannot write map CALLER_RANGES")?;
+        if let Some(wanted) = &wishes.trace {
+            let mut filters: Array<_, TraceFilter> = map(&mut ebpf, "TRACE_FILTERS")?;
+            filters.set(0, wanted.filter, 0).context("cannot write map TRACE_FILTERS")?;
+        }
         let mut attached = Self {
             ebpf,
             probes: Vec::new(),
@@ -242,6 +299,15 @@ impl Attached {
         attached.before = rows;
         attached.missed_before = missed;
         Ok(attached)
+    }
+
+    fn events(&mut self) -> anyhow::Result<Events> {
+        let mut take = |name| self.ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
+        Ok(Events {
+            ring: take("TRACE_RING")?.try_into()?,
+            budget: take("TRACE_BUDGET")?.try_into()?,
+            since_ns: now()?.1,
+        })
     }
 
     fn hook_all(&mut self, facts: &Facts, hooks: &[Hook]) -> anyhow::Result<()> {
@@ -357,6 +423,10 @@ fn load(facts: &Facts, plan: &Plan, wishes: &Wishes) -> anyhow::Result<Ebpf> {
     let netns = netns.unwrap_or(0);
     let chaintoolong = u8::from(facts.chaintoolong);
     let insert_at_confirm = u8::from(!plan.subtract_netlink);
+    let (events, per_second, trace_filter) = match &wishes.trace {
+        Some(wanted) => (wanted.names.events(), wanted.per_second, u8::from(!wanted.filter.is_empty())),
+        None => (0, 0, 0),
+    };
     let log_level = if wishes.verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();
     for (global, offset) in &facts.offsets {
@@ -369,6 +439,12 @@ fn load(facts: &Facts, plan: &Plan, wishes: &Wishes) -> anyhow::Result<Ebpf> {
         .override_global("FILTER_PROTO", &protos, true)
         .override_global("HAS_CHAINTOOLONG", &chaintoolong, true)
         .override_global("INSERT_AT_CONFIRM", &insert_at_confirm, true)
+        .override_global("TRACE_EVENTS", &events, true)
+        .override_global("TRACE_PER_SECOND", &per_second, true)
+        .override_global("TRACE_FILTER", &trace_filter, true)
         .override_global(aya_log::LEVEL, &log_level, true);
+    if wishes.trace.is_some() {
+        loader.map_max_entries("TRACE_RING", RING_BYTES);
+    }
     loader.load(OBJECT).context("cannot create the maps")
 }

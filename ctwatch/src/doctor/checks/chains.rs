@@ -8,7 +8,7 @@ use crate::doctor::text::{rate, thousands};
 
 /// Above this mean length a look-up costs several cache misses more than it need.
 const LONG: f64 = 4.0;
-/// The advice of old, when the default limit was that many times the buckets.
+/// The advice of old: before 5.15 the kernel itself made the limit that many times a `hashsize` that was given.
 const OLD_ADVICE: u64 = 8;
 
 pub fn check(facts: &Facts) -> Vec<Finding> {
@@ -80,20 +80,28 @@ fn worst(mean: f64, buckets: u64) -> u64 {
 /// Packets dropped because their chain was too long (5.15).
 fn too_long(facts: &Facts) -> Option<Finding> {
     use ctwatch_ebpf::Event::FailedChaintoolong;
-    let namespace = facts
-        .namespaces
-        .iter()
-        .find(|namespace| lost(facts, namespace) > 0)
-        .or_else(|| facts.namespaces.iter().find(|namespace| namespace.stats.get("chainlength").is_some_and(|lost| *lost > 0)))?;
+    let namespace = facts.namespaces.iter().find(|namespace| lost(facts, namespace) > 0).or_else(|| {
+        facts
+            .namespaces
+            .iter()
+            .find(|namespace| namespace.stats.get("chainlength").is_some_and(|lost| *lost > 0))
+    })?;
     let live = lost(facts, namespace);
     let buckets = namespace.sysctl("buckets");
     let what = if live > 0 {
-        format!("{} packets a second dropped because their hash chain was too long", rate(facts.live.per_second(live)))
+        format!(
+            "{} packets a second dropped because their hash chain was too long",
+            rate(facts.live.per_second(live))
+        )
     } else {
         "packets were dropped since boot because their hash chain was too long; none now".to_owned()
     };
     let status = if live > 0 { Status::Warning } else { Status::Ok };
-    let from = if facts.live.sum(namespace.netns, &[FailedChaintoolong]).is_some() { live_source(facts) } else { STATS.into() };
+    let from = if facts.live.sum(namespace.netns, &[FailedChaintoolong]).is_some() {
+        live_source(facts)
+    } else {
+        STATS.into()
+    };
     let finding = Finding::new(
         "chain-too-long",
         status,

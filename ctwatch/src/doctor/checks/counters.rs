@@ -38,7 +38,11 @@ fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let what = if live == 0 {
         "packets were lost in races for one entry since boot; none now".to_owned()
     } else {
-        format!("{} packets a second lost in races for one entry{}", rate(per_second), of_namespace(facts, namespace))
+        format!(
+            "{} packets a second lost in races for one entry{}",
+            rate(per_second),
+            of_namespace(facts, namespace)
+        )
     };
     let finding = Finding::new(
         "insert-failed",
@@ -59,7 +63,8 @@ fn worst_protocol(facts: &Facts, namespace: &Namespace) -> Option<String> {
     let failed = |counts: &std::collections::BTreeMap<Event, u64>| -> u64 {
         FAILED.iter().filter_map(|event| counts.get(event)).sum()
     };
-    let flows = facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns && failed(&flow.counts) > 0);
+    let flows =
+        facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns && failed(&flow.counts) > 0);
     flows.max_by_key(|flow| failed(&flow.counts)).map(|flow| protocol::name(flow.proto).into_owned())
 }
 

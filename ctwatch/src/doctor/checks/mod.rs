@@ -14,14 +14,8 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 6] = [
-    occupancy::check,
-    counters::check,
-    timeouts::check,
-    chains::check,
-    presence::check,
-    probes::check,
-];
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 6] =
+    [occupancy::check, presence::check, timeouts::check, chains::check, counters::check, probes::check];
 
 /// All findings, and what they come to.
 pub fn diagnose(facts: &Facts) -> Diagnosis {
@@ -43,7 +37,8 @@ pub fn diagnose(facts: &Facts) -> Diagnosis {
 /// The one line of a machine that nothing ails.
 fn calm(facts: &Facts) -> String {
     if facts.conntrack == Presence::Absent {
-        return "connection tracking is not loaded: nothing is tracked, and nothing can be dropped by it".into();
+        return "connection tracking is not loaded: nothing is tracked, and nothing can be dropped by it"
+            .into();
     }
     let fullest = facts
         .namespaces
@@ -51,7 +46,11 @@ fn calm(facts: &Facts) -> String {
         .filter_map(|namespace| Some((namespace, namespace.fill()?)))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let Some((namespace, fill)) = fullest else { return "connection tracking does no harm".into() };
-    let others = if facts.namespaces.len() > 1 { format!(" in the fullest namespace, {}", namespace.name) } else { String::new() };
+    let others = if facts.namespaces.len() > 1 {
+        format!(" in the fullest namespace, {}", namespace.name)
+    } else {
+        String::new()
+    };
     let refused = match refused(facts, namespace) {
         Some(0) => format!(", no new flow refused in {} s", rate(facts.live.seconds)),
         _ => String::new(),
@@ -68,9 +67,9 @@ fn calm(facts: &Facts) -> String {
 fn refused(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let counted = facts.live.sum(namespace.netns, &[Event::DropTableFull]);
     // The kernel's `drop` holds other losses too, but where a table is full it is this one.
-    counted.or_else(|| namespace.grown("drop").filter(|_| namespace.fill().is_some_and(|fill| fill >= 0.95))).or_else(|| {
-        namespace.grown("drop").filter(|drop| *drop == 0)
-    })
+    counted
+        .or_else(|| namespace.grown("drop").filter(|_| namespace.fill().is_some_and(|fill| fill >= 0.95)))
+        .or_else(|| namespace.grown("drop").filter(|drop| *drop == 0))
 }
 
 /// Live entries evicted for want of room during the sample.
@@ -101,14 +100,14 @@ fn named(port: &Port, total: u64) -> String {
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
-const STATS: &str = "/proc/net/stat/nf_conntrack";
+const STATS: &str = "the kernel's counters, as conntrack -S shows them";
 const LOG: &str = "/dev/kmsg";
 
 /// Where the live sample's figures come from.
 fn live_source(facts: &Facts) -> String {
     match facts.live.source {
         Some(kind) => format!("live sample of {:.1} s by {}", facts.live.seconds, kind.name()),
-        None => format!("{STATS}, over {:.1} s", facts.live.seconds),
+        None => format!("{STATS}, over {:.1} s", facts.live.around_s),
     }
 }
 

@@ -20,7 +20,8 @@ const SOON: f64 = 600.0;
 const RECENT: u64 = 86_400;
 
 pub fn check(facts: &Facts) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect();
+    let mut findings: Vec<Finding> =
+        facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect();
     findings.extend(before(facts));
     findings
 }
@@ -36,7 +37,10 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         Finding::new(
             "table-full",
             Status::Critical,
-            format!("the table{place} is full: {occupied}{}", losses(facts, refused, evicted, culprit_text(namespace))),
+            format!(
+                "the table{place} is full: {occupied}{}",
+                losses(facts, refused, evicted, &culprit_text(namespace))
+            ),
             "Packets of new flows are dropped, or live flows are thrown out to make room for them. Users see connections \
              that do not open, or that hang when they were quiet for a moment.",
         )
@@ -67,13 +71,14 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     };
     let top = culprit(namespace);
     let finding = finding
+        .seen("netns", namespace.netns, namespace.name.clone())
         .seen("count", peak, COUNT)
         .seen("max", max, MAX)
         .seen_if("refused", refused, live_source(facts))
         .seen_if("early_drop", evicted, live_source(facts))
         .seen_if("collector_evictions", pressure(facts, namespace), live_source(facts))
         .seen_if("insert", inserted(facts, namespace), live_source(facts))
-        .seen_if("full_in_seconds", to_full, "growth during the sample")
+        .seen_if("full_in_seconds", to_full.filter(|_| fill < PRESSURE), "growth during the sample")
         .seen_if("fills_it", top.map(|port| named(port, namespace.table.total)), namespace.table.from.clone())
         .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
     Some(finding.cure(cures(facts, namespace)))
@@ -81,27 +86,27 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
 
 /// A larger table, less in it, or both.
 fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
-    let mut remedies: Vec<Remedy> = limit::raise(facts, namespace).into_iter().collect();
-    if let Some(port) = culprit(namespace) {
-        remedies.extend(notrack::remedies(facts.tools, namespace, port));
-    }
-    remedies.extend(timeouts::excesses(namespace).iter().take(2).map(|excess| timeouts::shorten(namespace, excess)));
-    remedies
+    let untracked = culprit(namespace).map(|port| notrack::remedies(facts.tools, namespace, port));
+    let excesses = timeouts::excesses(namespace);
+    let shorter = excesses.iter().take(2).map(|excess| timeouts::shorten(facts, namespace, excess));
+    // TCP is what stateful rules are mostly written for: leaving it out comes last.
+    let tcp = culprit(namespace).is_some_and(|port| port.proto == 6);
+    let (early, late) = if tcp { (None, untracked) } else { (untracked, None) };
+    let raised = limit::raise(facts, namespace).into_iter();
+    raised.chain(early.into_iter().flatten()).chain(shorter).chain(late.into_iter().flatten()).collect()
 }
 
-fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: String) -> String {
-    let mut text = String::new();
-    if let Some(refused) = refused.filter(|refused| *refused > 0) {
-        text += &format!(", {} new flows a second refused", rate(facts.live.per_second(refused)));
-    }
-    if let Some(evicted) = evicted.filter(|evicted| *evicted > 0) {
-        text += &format!(", {} live ones a second thrown out", rate(facts.live.per_second(evicted)));
-    }
-    text + &culprit
+fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &str) -> String {
+    let told = |lost: Option<u64>, what: &str| match lost {
+        Some(lost) if lost > 0 => format!(", {} {what}", rate(facts.live.per_second(lost))),
+        _ => String::new(),
+    };
+    told(refused, "new flows a second refused") + &told(evicted, "live ones a second thrown out") + culprit
 }
 
 fn culprit_text(namespace: &Namespace) -> String {
-    culprit(namespace).map_or_else(String::new, |port| format!("; filled by {}", named(port, namespace.table.total)))
+    culprit(namespace)
+        .map_or_else(String::new, |port| format!("; filled by {}", named(port, namespace.table.total)))
 }
 
 fn pressure(facts: &Facts, namespace: &Namespace) -> Option<u64> {
@@ -115,13 +120,18 @@ fn inserted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 /// Seconds until the table is full if it goes on to grow as in the sample; `None` where that means nothing.
 fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let (before, after, max) = (namespace.count?, namespace.count_after?, namespace.max()?);
-    let growth = facts.live.per_second(after.checked_sub(before)?);
-    // Below a hundredth of the limit in the sample it may as well be noise.
-    if growth <= 0.0 || (after - before) * 100 < max {
+    let grown = after.checked_sub(before)?;
+    // Below a hundredth of the limit it may as well be noise.
+    if grown == 0 || grown * 100 < max || facts.live.around_s <= 0.0 {
         return None;
     }
+    let growth = grown as f64 / facts.live.around_s;
     let seconds = max.saturating_sub(after) as f64 / growth;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below SOON, and not negative")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "below SOON, and not negative"
+    )]
     (seconds <= SOON).then_some(seconds as u64)
 }
 
@@ -140,7 +150,8 @@ fn before(facts: &Facts) -> Option<Finding> {
     // With room to spare now, somebody has mended it, or the burst has no reason to come again at this size.
     let still_tight = own.fill().is_some_and(|fill| fill >= HALF);
     let status = if recent && still_tight { Status::Warning } else { Status::Ok };
-    let ago = when.map_or_else(|| "since boot".to_owned(), |when| format!("{} ago", duration(when)));
+    let ago =
+        when.map_or_else(|| "at some time since boot".to_owned(), |when| format!("{} ago", duration(when)));
     let finding = Finding::new(
         "table-was-full",
         status,
@@ -153,7 +164,11 @@ fn before(facts: &Facts) -> Option<Finding> {
     .seen_if("logged_seconds_ago", when, LOG)
     .seen("uptime_seconds", facts.uptime_s, "CLOCK_MONOTONIC");
     let finding = match limit::recommended(facts, own) {
-        Some(limit) => finding.seen("recommended_limit", limit, "twice the highest count seen, rounded up to a power of two"),
+        Some(limit) => finding.seen(
+            "recommended_limit",
+            limit,
+            "twice the highest count seen, rounded up to a power of two",
+        ),
         None => finding,
     };
     Some(if status == Status::Warning { finding.cure(limit::raise(facts, own)) } else { finding })
@@ -173,9 +188,16 @@ pub fn memory(facts: &Facts) -> Option<Finding> {
              stops it.",
         )
     } else {
-        (Status::Ok, "Memory is taken as entries come and given back as they go. Only the hash table's heads are always there.")
+        (
+            Status::Ok,
+            "Memory is taken as entries come and given back as they go. Only the hash table's heads are always there.",
+        )
     };
-    let from = if facts.slab.is_some() { "/proc/slabinfo" } else { "256 bytes an entry and 128 for extensions; /proc/slabinfo was not readable" };
+    let from = if facts.slab.is_some() {
+        "/proc/slabinfo"
+    } else {
+        "256 bytes an entry and 128 for extensions; /proc/slabinfo was not readable"
+    };
     Some(
         Finding::new(
             "memory",

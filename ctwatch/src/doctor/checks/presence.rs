@@ -68,10 +68,19 @@ fn tracked_by(facts: &Facts) -> Finding {
     let mut namespaces = Vec::new();
     let mut unlisted = Vec::new();
     for namespace in &facts.namespaces {
-        let causes = namespace.rules().filter(|rule| !matches!(rule.kind, RuleKind::Notrack | RuleKind::NatChain));
+        let causes =
+            namespace.rules().filter(|rule| !matches!(rule.kind, RuleKind::Notrack | RuleKind::NatChain));
         let before = rules.len();
         rules.extend(causes.map(|rule| {
-            format!("{}: {} {} {}: {} [{}]", namespace.name, rule.family, rule.table, rule.chain, rule.text, rule.needs.join(", "))
+            format!(
+                "{}: {} {} {}: {} [{}]",
+                namespace.name,
+                rule.family,
+                rule.table,
+                rule.chain,
+                rule.text,
+                rule.needs.join(", ")
+            )
         }));
         if rules.len() > before || tracks(facts, namespace) {
             namespaces.push(namespace.name.clone());
@@ -93,7 +102,9 @@ fn tracked_by(facts: &Facts) -> Finding {
         .collect();
     let what = match (namespaces.len(), rules.len()) {
         (0, _) => "connection tracking is loaded, but nothing is tracked".to_owned(),
-        (_, 0) => format!("tracking is on in {}, and no rule that was seen makes it so", namespaces.join(", ")),
+        (_, 0) => {
+            format!("tracking is on in {}, and no rule that was seen makes it so", namespaces.join(", "))
+        }
         (_, 1) => format!("tracking is on in {}, because of one rule", namespaces.join(", ")),
         (_, many) => format!("tracking is on in {}, because of {many} rules", namespaces.join(", ")),
     };
@@ -130,9 +141,12 @@ fn holders(facts: &Facts) -> Option<Finding> {
         });
     };
     let what = if module.used_by.is_empty() {
-        "rmmod nf_conntrack would work now: no module uses it".to_owned()
+        "the command rmmod nf_conntrack would work now: no module uses it".to_owned()
     } else {
-        format!("rmmod nf_conntrack would refuse: “Module nf_conntrack is in use by: {}”", module.used_by.join(" "))
+        format!(
+            "the command rmmod nf_conntrack would refuse: “Module nf_conntrack is in use by: {}”",
+            module.used_by.join(" ")
+        )
     };
     Some(
         Finding::new(

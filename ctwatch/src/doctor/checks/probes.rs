@@ -11,7 +11,9 @@ const fn known_cost(kind: SourceKind) -> &'static str {
     match kind {
         SourceKind::Fexit => "about 3 to 5 % more work for each new flow, nothing for other packets",
         SourceKind::Kprobe => "about 8 % more work for each new flow, nothing for other packets",
-        SourceKind::Netlink => "the kernel prepares an event for each new and each ended flow while it listens",
+        SourceKind::Netlink => {
+            "the kernel prepares an event for each new and each ended flow while it listens"
+        }
         SourceKind::Replay => "nothing",
     }
 }
@@ -34,8 +36,8 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     };
     let unknown: Vec<String> = live.unknown.iter().map(|(event, why)| format!("{event:?}: {why}")).collect();
     let what = match &live.why {
-        Some(_) => format!("ctwatch counts by {} here; a better source cannot run", kind.name()),
-        None => format!("ctwatch counts by {} here", kind.name()),
+        Some(_) => format!("live counts come by {} here; a better source cannot run", kind.name()),
+        None => format!("live counts come by {} here", kind.name()),
     };
     let share = live.run_ns.map(|ns| {
         let percent = if live.seconds > 0.0 { ns as f64 / live.seconds / 1e7 } else { 0.0 };

@@ -1,4 +1,5 @@
-//! What fills a table, and timeouts that fit it badly.
+//! What fills a table, and timeouts that fit it badly. No trouble by themselves: where a table is tight, its own finding
+//! has the same remedies.
 
 use super::culprit;
 use super::{named, of_namespace};
@@ -10,9 +11,6 @@ use crate::model::protocol;
 
 /// A table with fewer entries is nobody's trouble.
 const WORTH_TELLING: u64 = 1000;
-/// From here on it is worth to make room.
-const TIGHT: f64 = 0.8;
-
 pub fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for namespace in &facts.namespaces {
@@ -25,10 +23,6 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn tight(namespace: &Namespace) -> bool {
-    namespace.fill().is_some_and(|fill| fill >= TIGHT)
-}
-
 fn too_long(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let excesses = timeouts::excesses(namespace);
     let most = excesses.first()?;
@@ -36,7 +30,7 @@ fn too_long(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let unreplied: u64 = namespace.table.groups.iter().map(|group| group.unreplied).sum();
     let finding = Finding::new(
         "long-timeouts",
-        if tight(namespace) { Status::Warning } else { Status::Ok },
+        Status::Ok,
         format!(
             "{} of the table{} is kept only by a long timeout, {} ({} s)",
             percent(share(most.freed, total)),
@@ -51,13 +45,14 @@ fn too_long(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     .seen("unreplied", unreplied, namespace.table.from.clone())
     .seen("by_state", states(namespace), namespace.table.from.clone())
     .seen("would_be_gone", most.freed, format!("entries in their last {} s", most.now - most.timeout.proposed));
-    Some(finding.cure(excesses.iter().map(|excess| timeouts::shorten(namespace, excess))))
+    Some(finding.cure(excesses.iter().map(|excess| timeouts::shorten(facts, namespace, excess))))
 }
 
 /// `udp unreplied 2,950, tcp TIME_WAIT 40`: the largest groups.
 fn states(namespace: &Namespace) -> String {
     let groups = namespace.table.groups.iter().take(6);
-    let named = groups.map(|group| format!("{} {} {}", protocol::name(group.proto), group.state, thousands(group.count)));
+    let named = groups
+        .map(|group| format!("{} {} {}", protocol::name(group.proto), group.state, thousands(group.count)));
     named.collect::<Vec<_>>().join(", ")
 }
 
@@ -66,7 +61,7 @@ fn one_flow_type(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let total = namespace.table.total;
     let finding = Finding::new(
         "one-flow-type",
-        if tight(namespace) { Status::Warning } else { Status::Ok },
+        Status::Ok,
         format!("one flow type fills the table{}: {}", of_namespace(facts, namespace), named(port, total)),
         "If nothing needs these flows tracked, leaving them out empties the table and saves the work for each packet. It is \
          right for a service that takes every packet on its own, and wrong where NAT or stateful rules depend on it.",

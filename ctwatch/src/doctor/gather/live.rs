@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ctwatch_ebpf::{Event, FlowType};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Wishes;
 use crate::cli::Options;
@@ -16,7 +16,7 @@ use crate::source::{self, Status};
 pub async fn sample(wishes: &Wishes) -> Live {
     let mut live = Live::default();
     let until = Instant::now() + wishes.sample;
-    if let Err(error) = watch(wishes, &mut live, until).await {
+    if let Err(error) = watch(wishes, &mut live).await {
         live = Live { why: Some(format!("{error:#}")), ..Live::default() };
         sleep_until(until).await;
     }
@@ -26,7 +26,7 @@ pub async fn sample(wishes: &Wishes) -> Live {
     live
 }
 
-async fn watch(wishes: &Wishes, live: &mut Live, until: Instant) -> anyhow::Result<()> {
+async fn watch(wishes: &Wishes, live: &mut Live) -> anyhow::Result<()> {
     let mut options = Options::of_source(wishes.source);
     options.filter.netns = wishes.netns;
     let mut source = source::open(&options)?;
@@ -34,7 +34,8 @@ async fn watch(wishes: &Wishes, live: &mut Live, until: Instant) -> anyhow::Resu
         anyhow::bail!(why);
     }
     let first = source.sample()?;
-    sleep_until(until.max(Instant::now() + wishes.sample / 2)).await;
+    // From here on: attaching took its own time.
+    sleep(wishes.sample).await;
     let last = source.sample()?;
     let info = source.info();
     live.source = Some(info.kind);

@@ -7,7 +7,7 @@ pub mod rules;
 pub mod system;
 pub mod table;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::facts::{FORMAT, Facts};
 use crate::cli::SourceChoice;
@@ -31,7 +31,8 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         format: FORMAT,
         release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
         uptime_s: system::uptime(),
-        cpus: std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX)),
         memory: system::memory(),
         conntrack,
         root: nix::unistd::geteuid().is_root(),
@@ -49,11 +50,13 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
     let kernel = system::Kernel::read();
     let mut places = places::find();
     places.retain(|place| wishes.netns.is_none_or(|netns| netns == place.netns));
-    facts.namespaces = places::visit(&places, |place| namespace::read(place, &kernel));
+    facts.namespaces = places::visit(&places, |place| namespace::read(place, kernel));
     // Statistics are read as close around the sample as can be: before it, what the listing of rules took has passed.
-    let before = places::visit(&places, |place| (place.netns, namespace::read_again()));
+    let began = Instant::now();
+    let before = places::visit(&places, |place| (place.netns, namespace::read_again(kernel)));
     facts.live = live::sample(&wishes).await;
-    let after = places::visit(&places, |place| (place.netns, namespace::read_again()));
+    facts.live.around_s = began.elapsed().as_secs_f64();
+    let after = places::visit(&places, |place| (place.netns, namespace::read_again(kernel)));
     for namespace in &mut facts.namespaces {
         if let Some((_, (count, stats))) = before.iter().find(|(netns, _)| *netns == namespace.netns) {
             namespace.count = *count;

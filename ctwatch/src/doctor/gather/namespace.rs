@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -11,12 +13,14 @@ use super::places::Place;
 use super::system::Kernel;
 use super::{rules, table};
 use crate::doctor::facts::{Namespace, TableView};
+use crate::source::netlink::message::CT_GET_STATS_CPU;
+use crate::source::netlink::socket::Requests;
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
 const STATS: &str = "/proc/thread-self/net/stat/nf_conntrack";
 
 /// All of a namespace but what comes after the sample.
-pub fn read(place: &Place, kernel: &Kernel) -> Namespace {
+pub fn read(place: &Place, kernel: Kernel) -> Namespace {
     let sysctls = sysctls();
     let count = sysctls.get("nf_conntrack_count").copied();
     Namespace {
@@ -27,25 +31,32 @@ pub fn read(place: &Place, kernel: &Kernel) -> Namespace {
         count,
         count_after: None,
         limit_writable: writable("nf_conntrack_max"),
-        stats: stats(),
+        stats: stats(kernel),
         stats_after: BTreeMap::new(),
-        ipvs_conntrack: fs::read_to_string("/proc/sys/net/ipv4/vs/conntrack").is_ok_and(|on| on.trim() == "1"),
+        ipvs_conntrack: fs::read_to_string("/proc/sys/net/ipv4/vs/conntrack")
+            .is_ok_and(|on| on.trim() == "1"),
         nft: rules::nft(kernel),
         iptables: rules::iptables("ip_tables_names", "ip", "iptables"),
         ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables"),
-        table: if count.is_some_and(|count| count > 0) { look_into_table(&sysctls, kernel) } else { TableView::default() },
+        table: if count.is_some_and(|count| count > 0) {
+            look_into_table(&sysctls, kernel)
+        } else {
+            TableView::default()
+        },
         sysctls,
     }
 }
 
 /// Count and statistics, once more.
-pub fn read_again() -> (Option<u64>, BTreeMap<String, u64>) {
-    (number("nf_conntrack_count"), stats())
+pub fn read_again(kernel: Kernel) -> (Option<u64>, BTreeMap<String, u64>) {
+    (number("nf_conntrack_count"), stats(kernel))
 }
 
 fn sysctls() -> BTreeMap<String, u64> {
     let files = fs::read_dir(SYSCTLS).into_iter().flatten().flatten();
-    let names = files.filter_map(|file| file.file_name().into_string().ok()).filter(|name| name.starts_with("nf_conntrack_"));
+    let names = files
+        .filter_map(|file| file.file_name().into_string().ok())
+        .filter(|name| name.starts_with("nf_conntrack_"));
     names.filter_map(|name| Some((name.clone(), number(&name)?))).collect()
 }
 
@@ -60,8 +71,13 @@ fn writable(name: &str) -> bool {
     owner_may_write && statvfs(&path).is_ok_and(|system| !system.flags().contains(FsFlags::ST_RDONLY))
 }
 
-fn stats() -> BTreeMap<String, u64> {
-    parse_stats(&fs::read_to_string(STATS).unwrap_or_default())
+/// Summed over CPUs; empty where nothing tells.
+fn stats(kernel: Kernel) -> BTreeMap<String, u64> {
+    match fs::read_to_string(STATS) {
+        Ok(text) => parse_stats(&text),
+        Err(_) if kernel.ctnetlink => stats_by_netlink().unwrap_or_default(),
+        Err(_) => BTreeMap::new(),
+    }
 }
 
 /// Hexadecimal columns, a line for each CPU; all add up but `entries`, which each line repeats.
@@ -79,14 +95,49 @@ fn parse_stats(text: &str) -> BTreeMap<String, u64> {
     sums
 }
 
-fn look_into_table(sysctls: &BTreeMap<String, u64>, kernel: &Kernel) -> TableView {
-    let unseen = |why: String| TableView { unseen: Some(why), ..TableView::default() };
-    match table::from_procfs(sysctls) {
-        Ok(Some(view)) => view,
-        Ok(None) if kernel.ctnetlink => unseen("this version of ctwatch reads tables from procfs, which this kernel lacks".into()),
-        Ok(None) => unseen("the kernel has no /proc/net/nf_conntrack, and nf_conntrack_netlink is not loaded".into()),
-        Err(error) => unseen(format!("/proc/net/nf_conntrack: {error}")),
+/// The same by ctnetlink, under the titles that procfs gives them.
+fn stats_by_netlink() -> io::Result<BTreeMap<String, u64>> {
+    /// `CTA_STATS_…` that are not always 0.
+    const KINDS: [(u16, &str); 10] = [
+        (2, "found"),
+        (4, "invalid"),
+        (8, "insert"),
+        (9, "insert_failed"),
+        (10, "drop"),
+        (11, "early_drop"),
+        (12, "icmp_error"),
+        (13, "search_restart"),
+        (14, "clashres"),
+        (15, "chainlength"),
+    ];
+    let mut sums = BTreeMap::new();
+    Requests::open()?.dump(CT_GET_STATS_CPU, 0, |message| {
+        for attribute in message.attributes() {
+            if let Some((_, title)) = KINDS.iter().find(|(kind, _)| *kind == attribute.kind) {
+                *sums.entry((*title).to_owned()).or_default() += u64::from(attribute.u32().unwrap_or(0));
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(sums)
+}
+
+fn look_into_table(sysctls: &BTreeMap<String, u64>, kernel: Kernel) -> TableView {
+    let by_netlink = kernel.ctnetlink.then(|| table::from_netlink(sysctls)).and_then(Result::ok);
+    if let Some(view) = by_netlink {
+        return view;
     }
+    let why = match table::from_procfs(sysctls) {
+        Ok(Some(view)) => return view,
+        Ok(None) if kernel.ctnetlink => {
+            "ctnetlink did not answer, and the kernel has no /proc/net/nf_conntrack".to_owned()
+        }
+        Ok(None) => {
+            "the kernel has no /proc/net/nf_conntrack, and nf_conntrack_netlink is not loaded".to_owned()
+        }
+        Err(error) => format!("/proc/net/nf_conntrack: {error}"),
+    };
+    TableView { unseen: Some(why), ..TableView::default() }
 }
 
 #[cfg(test)]

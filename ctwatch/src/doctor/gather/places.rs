@@ -51,7 +51,8 @@ pub fn find() -> Vec<Place> {
         })
         .collect();
     named.sort();
-    let own_name = name_of_own.or_else(|| named.iter().find(|named| named.2 == own).map(|named| named.0.clone()));
+    let own_name =
+        name_of_own.or_else(|| named.iter().find(|named| named.2 == own).map(|named| named.0.clone()));
     add(own, own_name, String::new(), "/proc/thread-self/ns/net".into());
     if let Some(init) = init {
         add(init, Some("init".into()), "nsenter --net=/proc/1/ns/net -- ".into(), init_path);

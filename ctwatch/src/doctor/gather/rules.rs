@@ -11,22 +11,53 @@ use crate::doctor::facts::{Listing, ListingState, Rule, RuleKind};
 
 /// Matches and targets of xtables that take a reference on tracking (`nf_ct_netns_get` in their checkentry, 5.10 to 7.3).
 const XT: [&str; 20] = [
-    "conntrack", "state", "connmark", "connlimit", "connbytes", "connlabel", "helper", "cluster", "CONNMARK",
-    "CONNSECMARK", "SNAT", "DNAT", "MASQUERADE", "REDIRECT", "NETMAP", "SYNPROXY", "CT", "NOTRACK", "nat", "FLOWOFFLOAD",
+    "conntrack",
+    "state",
+    "connmark",
+    "connlimit",
+    "connbytes",
+    "connlabel",
+    "helper",
+    "cluster",
+    "CONNMARK",
+    "CONNSECMARK",
+    "SNAT",
+    "DNAT",
+    "MASQUERADE",
+    "REDIRECT",
+    "NETMAP",
+    "SYNPROXY",
+    "CT",
+    "NOTRACK",
+    "nat",
+    "FLOWOFFLOAD",
 ];
 
 /// nft statements that do the same.
 const STATEMENTS: [&str; 10] = [
-    "ct", "ct count", "ct helper", "ct timeout", "ct expectation", "masquerade", "snat", "dnat", "redirect", "synproxy",
+    "ct",
+    "ct count",
+    "ct helper",
+    "ct timeout",
+    "ct expectation",
+    "masquerade",
+    "snat",
+    "dnat",
+    "redirect",
+    "synproxy",
 ];
 
 /// nft's rules in the calling thread's namespace.
-pub fn nft(kernel: &Kernel) -> Listing {
+pub fn nft(kernel: Kernel) -> Listing {
     if !kernel.nf_tables {
         return Listing::default();
     }
-    let listed = run("nft", &["-j", "list", "ruleset"])
-        .and_then(|json| Ok((json, run("nft", &["-a", "list", "ruleset"])?)))
+    // Terse leaves out the elements of sets, of which there can be a million; nft before 0.9.1 does not know it.
+    let list = |format: &str| {
+        run("nft", &["-t", format, "list", "ruleset"]).or_else(|_| run("nft", &[format, "list", "ruleset"]))
+    };
+    let listed = list("-j")
+        .and_then(|json| Ok((json, list("-a")?)))
         .and_then(|(json, text)| parse_nft(&json, &text).map_err(|error| format!("nft's JSON: {error}")));
     listed.unwrap_or_else(unreadable)
 }
@@ -106,9 +137,18 @@ fn nft_object(kind: &str, body: &Value, texts: &Texts) -> Option<Rule> {
         }
         _ => return None,
     };
-    let chain = if kind == RuleKind::Rule || kind == RuleKind::Notrack { word("chain") } else { word("name") };
+    let chain =
+        if kind == RuleKind::Rule || kind == RuleKind::Notrack { word("chain") } else { word("name") };
     let text = text.unwrap_or_else(|| chain.clone());
-    Some(Rule { kind, family: word("family"), table: word("table"), chain, handle, text, needs: needs.into_iter().collect() })
+    Some(Rule {
+        kind,
+        family: word("family"),
+        table: word("table"),
+        chain,
+        handle,
+        text,
+        needs: needs.into_iter().collect(),
+    })
 }
 
 fn nft_needs(value: &Value, needs: &mut BTreeSet<String>, notrack: &mut bool) {

@@ -11,6 +11,7 @@ use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::doctor::facts::{KernelLog, Module, Program, Slab, Tools};
+use crate::source::netlink::presence;
 
 /// Programs by the kernel's 15-byte name for them, and why they matter here.
 const PROGRAMS: [(&str, &str); 24] = [
@@ -56,13 +57,12 @@ impl Kernel {
             let state = fs::read_to_string(format!("/sys/module/{module}/initstate"));
             state.is_ok_and(|state| state.trim() == "live")
         };
-        let mut kernel = Self { nf_tables: live("nf_tables"), ctnetlink: live("nf_conntrack_netlink") };
-        if !(kernel.nf_tables && kernel.ctnetlink) {
+        let mut kernel = Self { nf_tables: live("nf_tables"), ctnetlink: presence::check().is_ok() };
+        if !kernel.nf_tables {
             let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
             // A module's symbols carry its name in brackets, from before it is usable until after it is gone.
-            let built_in = |symbol: &str| symbols.lines().any(|line| line.split_whitespace().skip(2).eq([symbol]));
-            kernel.nf_tables |= built_in("nf_tables_newrule");
-            kernel.ctnetlink |= built_in("ctnetlink_dump_table");
+            kernel.nf_tables =
+                symbols.lines().any(|line| line.split_whitespace().skip(2).eq(["nf_tables_newrule"]));
         }
         kernel
     }
@@ -71,7 +71,8 @@ impl Kernel {
 /// Where a program is, also for users whose PATH has no sbin.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    let directories =
+        std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
     directories.map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
@@ -116,10 +117,22 @@ fn parse_modules(text: &str) -> Vec<Module> {
             break;
         }
     }
-    let filters = ["nf_", "nft_", "nfnetlink", "xt_", "x_tables", "ip_tables", "ip6_tables", "iptable_", "ip6table_", "ip_vs"];
+    let filters = [
+        "nf_",
+        "nft_",
+        "nfnetlink",
+        "xt_",
+        "x_tables",
+        "ip_tables",
+        "ip6_tables",
+        "iptable_",
+        "ip6table_",
+        "ip_vs",
+    ];
     all.iter()
         .filter(|module| {
-            kept.contains(module.name.as_str()) || filters.iter().any(|filter| module.name.starts_with(filter))
+            kept.contains(module.name.as_str())
+                || filters.iter().any(|filter| module.name.starts_with(filter))
         })
         .cloned()
         .collect()
@@ -130,7 +143,8 @@ fn parse_module(line: &str) -> Option<Module> {
     let name = words.next()?.to_owned();
     let refs = words.nth(1)?.parse().ok()?;
     // A list ends in a comma, none is a dash, and `[permanent]` may stand in it.
-    let users = words.next()?.split(',').filter(|user| !user.is_empty() && *user != "-" && !user.starts_with('['));
+    let users =
+        words.next()?.split(',').filter(|user| !user.is_empty() && *user != "-" && !user.starts_with('['));
     Some(Module { name, refs, used_by: users.map(str::to_owned).collect() })
 }
 
@@ -148,11 +162,18 @@ pub fn programs() -> Vec<Program> {
 /// What modprobe's configuration says of nf_conntrack.
 pub fn modprobe() -> Vec<String> {
     let mut lines = BTreeSet::new();
-    for directory in ["/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d"] {
+    for directory in [
+        "/etc/modprobe.d",
+        "/run/modprobe.d",
+        "/usr/local/lib/modprobe.d",
+        "/usr/lib/modprobe.d",
+        "/lib/modprobe.d",
+    ] {
         for file in fs::read_dir(directory).into_iter().flatten().flatten() {
             let text = fs::read_to_string(file.path()).unwrap_or_default();
             let named = text.lines().map(str::trim).filter(|line| {
-                !line.starts_with('#') && line.split_whitespace().nth(1).is_some_and(|name| name == "nf_conntrack")
+                !line.starts_with('#')
+                    && line.split_whitespace().nth(1).is_some_and(|name| name == "nf_conntrack")
             });
             lines.extend(named.map(|line| format!("{}: {line}", file.file_name().to_string_lossy())));
         }
@@ -160,7 +181,8 @@ pub fn modprobe() -> Vec<String> {
     let boot = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let refused = boot.split_whitespace().filter(|word| {
         word.split_once('=').is_some_and(|(key, value)| {
-            ["module_blacklist", "modprobe.blacklist"].contains(&key) && value.split(',').any(|name| name == "nf_conntrack")
+            ["module_blacklist", "modprobe.blacklist"].contains(&key)
+                && value.split(',').any(|name| name == "nf_conntrack")
         })
     });
     lines.extend(refused.map(|word| format!("kernel command line: {word}")));
@@ -187,7 +209,10 @@ pub fn memory() -> u64 {
 
 /// Seconds since boot by the clock that stamps the kernel's log, which stands still during suspend.
 pub fn uptime() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).ok().and_then(|time| u64::try_from(time.tv_sec()).ok()).unwrap_or(0)
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .ok()
+        .and_then(|time| u64::try_from(time.tv_sec()).ok())
+        .unwrap_or(0)
 }
 
 /// What the kernel's log tells of full tables; `None` where it may not be read (kernel.dmesg_restrict).
@@ -200,7 +225,13 @@ pub fn kernel_log() -> Option<KernelLog> {
     loop {
         match file.read(&mut record) {
             Ok(0) => break,
-            Ok(length) => read_record(&String::from_utf8_lossy(&record[..length]), &mut log, std::mem::take(&mut first)),
+            Ok(length) => {
+                read_record(
+                    &String::from_utf8_lossy(&record[..length]),
+                    &mut log,
+                    std::mem::take(&mut first),
+                );
+            }
             // Overwritten while we read: the next read goes on with the oldest that is left.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -260,8 +291,16 @@ mod tests {
     fn the_log_tells_whether_and_when_not_how_often() {
         let mut log = KernelLog::default();
         read_record("5,0,0,-;Linux version 6.1\n", &mut log, true);
-        read_record("4,900,5000000,-;nf_conntrack: nf_conntrack: table full, dropping packet\n", &mut log, false);
-        read_record("4,901,7000000,c;nf_conntrack: table full in netns 4026531840, dropping packet\n", &mut log, false);
+        read_record(
+            "4,900,5000000,-;nf_conntrack: nf_conntrack: table full, dropping packet\n",
+            &mut log,
+            false,
+        );
+        read_record(
+            "4,901,7000000,c;nf_conntrack: table full in netns 4026531840, dropping packet\n",
+            &mut log,
+            false,
+        );
         read_record("6,902,9000000,-;nf_conntrack: default automatic helper assignment\n", &mut log, false);
         assert_eq!(log, KernelLog { lines: 2, last_s: Some(7), whole: true });
     }

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::doctor::facts::{Group, Port, TableView};
 use crate::doctor::timeouts::{self, TIMEOUTS};
+use crate::source::netlink::entry::{self, L4, status};
+use crate::source::netlink::message::CT_GET;
+use crate::source::netlink::socket::Requests;
 
 /// How many ports are kept.
 const PORTS: usize = 10;
@@ -111,6 +115,61 @@ pub fn from_procfs(sysctls: &BTreeMap<String, u64>) -> io::Result<Option<TableVi
     Ok(Some(collector.finish("/proc/net/nf_conntrack")))
 }
 
+/// Dumps the calling thread's namespace over ctnetlink, which must be there already: asking would load it.
+pub fn from_netlink(sysctls: &BTreeMap<String, u64>) -> io::Result<TableView> {
+    let mut collector = Collector::new(sysctls);
+    Requests::open()?.dump(CT_GET, 0, |message| {
+        if let Some(entry) = entry::Entry::parse(message) {
+            collector.add(Entry {
+                proto: entry.original.proto,
+                state: entry.state.and_then(|number| state_name(entry.original.proto, number)),
+                replied: entry.status & status::SEEN_REPLY != 0,
+                assured: entry.status & status::ASSURED != 0,
+                left: entry.timeout.map(u64::from),
+                port: match entry.original.l4 {
+                    L4::Ports { dst, .. } => Some(dst),
+                    L4::Icmp { .. } | L4::None => None,
+                },
+            });
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(collector.finish("dump by ctnetlink"))
+}
+
+/// The kernel's numbers (`TCP_CONNTRACK_…`, `SCTP_CONNTRACK_…`) by the names that procfs writes.
+fn state_name(proto: u8, number: u8) -> Option<&'static str> {
+    const TCP: [&str; 10] = [
+        "NONE",
+        "SYN_SENT",
+        "SYN_RECV",
+        "ESTABLISHED",
+        "FIN_WAIT",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "TIME_WAIT",
+        "CLOSE",
+        "SYN_SENT2",
+    ];
+    const SCTP: [&str; 9] = [
+        "NONE",
+        "CLOSED",
+        "COOKIE_WAIT",
+        "COOKIE_ECHOED",
+        "ESTABLISHED",
+        "SHUTDOWN_SENT",
+        "SHUTDOWN_RECD",
+        "SHUTDOWN_ACK_SENT",
+        "HEARTBEAT_SENT",
+    ];
+    let names: &[&str] = match proto {
+        6 => &TCP,
+        132 => &SCTP,
+        _ => &[],
+    };
+    names.get(usize::from(number)).copied()
+}
+
 /// A line such as `ipv4 2 tcp 6 431999 ESTABLISHED src=… dst=… sport=… dport=… src=… [ASSURED] mark=0 use=2`.
 fn parse(line: &str) -> Option<Entry<'_>> {
     let mut words = line.split_whitespace().skip(3);
@@ -154,8 +213,14 @@ mod tests {
         };
         assert_eq!(parse(tcp), Some(expected));
         let udp = "ipv6     10 udp      17 29 src=::1 dst=::1 sport=5 dport=6881 [UNREPLIED] src=::1 dst=::1 sport=6881 dport=5 mark=0 use=2";
-        let expected =
-            Entry { proto: 17, state: None, replied: false, assured: false, left: Some(29), port: Some(6881) };
+        let expected = Entry {
+            proto: 17,
+            state: None,
+            replied: false,
+            assured: false,
+            left: Some(29),
+            port: Some(6881),
+        };
         assert_eq!(parse(udp), Some(expected));
         let offloaded = "ipv4     2 tcp      6 src=1.1.1.1 dst=2.2.2.2 sport=5 dport=6 src=2.2.2.2 dst=1.1.1.1 sport=6 dport=5 [OFFLOAD] mark=0 use=3";
         let parsed = parse(offloaded).unwrap();
@@ -170,8 +235,14 @@ mod tests {
         let sysctls = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 30)]);
         let mut collector = Collector::new(&sysctls);
         for left in [1, 19, 20, 29] {
-            let entry =
-                Entry { proto: 17, state: None, replied: false, assured: false, left: Some(left), port: Some(53) };
+            let entry = Entry {
+                proto: 17,
+                state: None,
+                replied: false,
+                assured: false,
+                left: Some(left),
+                port: Some(53),
+            };
             collector.add(entry);
         }
         let view = collector.finish("here");

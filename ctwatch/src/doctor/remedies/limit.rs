@@ -2,12 +2,11 @@
 
 use ctwatch_ebpf::Event;
 
-use super::sysctl_file;
+use super::settings_at_boot;
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 use crate::doctor::text::{bytes, thousands};
 use crate::doctor::timeouts;
-use crate::kernel::facts::Presence;
 
 /// An entry without extensions where the slab could not be read (x86-64, 5.10 to 7.3: 240 to 256 with alignment).
 const ENTRY: u64 = 256;
@@ -17,8 +16,8 @@ const EXTENSIONS: u64 = 128;
 const BUCKET: u64 = 8;
 /// No advice may ask for more than this share of memory.
 const MEMORY_SHARE: u64 = 8;
-/// A lifetime longer than this says nothing of how many entries there will be.
-const SHORT_LIFE: u64 = 300;
+/// TCP's entries go when the connection closes, so that their timeouts say nothing of how many there will be.
+const TCP: u8 = 6;
 
 /// Bytes that one entry takes.
 pub fn entry_bytes(facts: &Facts) -> u64 {
@@ -34,13 +33,16 @@ pub fn table_bytes(facts: &Facts, entries: u64, buckets: u64) -> u64 {
 pub fn demand(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let wanted = facts.live.sum(namespace.netns, &[Event::Insert, Event::DropTableFull])?;
     let largest = namespace.table.groups.first()?;
-    let timeout = timeouts::of(largest.proto, &largest.state)?;
-    let life = namespace.sysctl(timeout.sysctl).filter(|life| *life <= SHORT_LIFE)?;
-    if largest.count * 2 < namespace.table.total {
+    if largest.proto == TCP || largest.count * 2 < namespace.table.total {
         return None;
     }
+    let life = namespace.sysctl(timeouts::of(largest.proto, &largest.state)?.sysctl)?;
     // Little's law: entries = arrivals a second times the seconds that each stays.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates; neither factor is negative")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates; neither factor is negative"
+    )]
     Some((facts.live.per_second(wanted) * life as f64).ceil() as u64)
 }
 
@@ -77,6 +79,7 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     let more = table_bytes(facts, limit, limit.max(buckets)).saturating_sub(table_bytes(facts, max, buckets));
     Some(set(
         facts,
+        "limit",
         format!("Raise the limit from {} to {}, with as many buckets", thousands(max), thousands(limit)),
         &settings,
         &old,
@@ -91,6 +94,7 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     (buckets < wanted).then(|| {
         set(
             facts,
+            "buckets",
             format!("Give the table a bucket for each entry it may hold: {}", thousands(wanted)),
             &[("net.netfilter.nf_conntrack_buckets".to_owned(), wanted)],
             &[("net.netfilter.nf_conntrack_buckets", buckets)],
@@ -102,24 +106,31 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     })
 }
 
-fn set(facts: &Facts, what: String, settings: &[(String, u64)], old: &[(&str, u64)], price: String) -> Remedy {
+fn set(
+    facts: &Facts,
+    name: &str,
+    what: String,
+    settings: &[(String, u64)],
+    old: &[(&str, u64)],
+    price: String,
+) -> Remedy {
     let (enter, reachable) = from_first(facts);
-    let (write, remove) = sysctl_file("90-ctwatch-limit.conf", settings);
-    let mut persist = vec![write];
-    let mut undo: Vec<String> = old.iter().rev().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect();
-    undo.push(remove);
-    if facts.conntrack == Presence::Module {
-        // Settings are applied early in the boot, when the module's sysctls do not exist yet.
-        persist.push("echo nf_conntrack > /etc/modules-load.d/ctwatch-limit.conf".into());
-        undo.push("rm -f /etc/modules-load.d/ctwatch-limit.conf".into());
-    }
-    let what = if reachable { what } else { format!("On the host, not in this container: {}", lower_first(&what)) };
+    let (persist, forget) = settings_at_boot(facts, name, settings);
+    let mut undo: Vec<String> =
+        old.iter().rev().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect();
+    undo.extend(forget);
+    let what = if reachable {
+        what
+    } else {
+        format!("On the host, since only the first namespace may: {}", lower_first(&what))
+    };
     Remedy {
         what,
         commands: settings.iter().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect(),
         persist,
         undo,
         price,
+        alternative: false,
     }
 }
 

@@ -5,6 +5,9 @@ pub mod notrack;
 pub mod switch_off;
 pub mod timeouts;
 
+use super::facts::Facts;
+use crate::kernel::facts::Presence;
+
 /// Where commands that are only for one boot are repeated from at the next.
 const SYSCTL_DIRECTORY: &str = "/etc/sysctl.d";
 
@@ -18,11 +21,20 @@ fn quote(word: &str) -> String {
     }
 }
 
-/// A file of settings under [`SYSCTL_DIRECTORY`]: the command that writes it, and the one that removes it.
-fn sysctl_file(name: &str, settings: &[(String, u64)]) -> (String, String) {
-    let file = format!("{SYSCTL_DIRECTORY}/{name}");
-    let lines: String = settings.iter().map(|(key, value)| format!("{key} = {value}\\n")).collect();
-    (format!("printf '{lines}' > {file}"), format!("rm -f {file}"))
+/// Commands that make settings last, and those that undo that. The name is the remedy's own, so that undoing one leaves
+/// another's files alone.
+fn settings_at_boot(facts: &Facts, name: &str, settings: &[(String, u64)]) -> (Vec<String>, Vec<String>) {
+    let file = format!("{SYSCTL_DIRECTORY}/90-ctwatch-{name}.conf");
+    let lines: Vec<String> = settings.iter().map(|(key, value)| format!("{key} = {value}\\n")).collect();
+    let mut persist = vec![format!("printf '{}' > {file}", lines.concat())];
+    let mut undo = vec![format!("rm -f {file}")];
+    if facts.conntrack == Presence::Module {
+        // Settings are applied early in the boot, when the module's sysctls do not exist yet.
+        let modules = format!("/etc/modules-load.d/ctwatch-{name}.conf");
+        persist.push(format!("echo nf_conntrack > {modules}"));
+        undo.push(format!("rm -f {modules}"));
+    }
+    (persist, undo)
 }
 
 #[cfg(test)]

@@ -14,12 +14,17 @@ pub fn remedies(tools: Tools, namespace: &Namespace, port: &Port) -> Vec<Remedy>
     }
     let by_nft = nft(namespace, &name, port.port);
     let by_iptables = iptables(namespace, &name, port.port);
+    let legacy_alone = namespace.nft.rules.is_empty() && !namespace.iptables.rules.is_empty();
     match (tools.nft, tools.iptables) {
-        (true, true) if namespace.nft.rules.is_empty() && !namespace.iptables.rules.is_empty() => vec![by_iptables, by_nft],
-        (true, true) => vec![by_nft, by_iptables],
+        (true, true) if legacy_alone => vec![by_iptables, alternative(by_nft)],
+        (true, true) => vec![by_nft, alternative(by_iptables)],
         (false, true) => vec![by_iptables],
         _ => vec![by_nft],
     }
+}
+
+fn alternative(remedy: Remedy) -> Remedy {
+    Remedy { alternative: true, ..remedy }
 }
 
 fn nft(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
@@ -27,7 +32,9 @@ fn nft(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
     let mut commands = vec![format!("{nft} add table inet {TABLE}")];
     for hook in ["prerouting", "output"] {
         // 300 before filter: ahead of tracking, which is at -200.
-        commands.push(format!("{nft} 'add chain inet {TABLE} {hook} {{ type filter hook {hook} priority -300; }}'"));
+        commands.push(format!(
+            "{nft} 'add chain inet {TABLE} {hook} {{ type filter hook {hook} priority -300; }}'"
+        ));
         for end in ["dport", "sport"] {
             commands.push(format!("{nft} add rule inet {TABLE} {hook} {proto} {end} {port} notrack"));
         }
@@ -47,6 +54,7 @@ fn nft(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
         persist,
         undo,
         price: price(namespace, proto, port),
+        alternative: false,
     }
 }
 
@@ -54,7 +62,9 @@ fn iptables(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
     let rules = |action: &str| {
         let mut commands = Vec::new();
         for program in ["iptables", "ip6tables"] {
-            for (chain, end) in [("PREROUTING", "dport"), ("PREROUTING", "sport"), ("OUTPUT", "sport"), ("OUTPUT", "dport")] {
+            for (chain, end) in
+                [("PREROUTING", "dport"), ("PREROUTING", "sport"), ("OUTPUT", "sport"), ("OUTPUT", "dport")]
+            {
                 commands.push(format!(
                     "{}{program} -t raw -{action} {chain} -p {proto} --{end} {port} -j CT --notrack",
                     namespace.enter
@@ -64,7 +74,10 @@ fn iptables(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
         commands
     };
     let persist = if namespace.own {
-        vec!["iptables-save > /etc/iptables/rules.v4".into(), "ip6tables-save > /etc/iptables/rules.v6".into()]
+        vec![
+            "iptables-save > /etc/iptables/rules.v4".into(),
+            "ip6tables-save > /etc/iptables/rules.v6".into(),
+        ]
     } else {
         Vec::new()
     };
@@ -72,11 +85,12 @@ fn iptables(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
     // Saved files hold the whole ruleset: written again, they hold it without these rules.
     undo.extend(persist.clone());
     Remedy {
-        what: format!("The same with iptables: stop tracking {proto} port {port}, both directions"),
+        what: format!("Stop tracking {proto} port {port}, both directions, with iptables"),
         commands: rules("A"),
         persist,
         undo,
         price: price(namespace, proto, port),
+        alternative: false,
     }
 }
 

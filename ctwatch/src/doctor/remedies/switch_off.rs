@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::quote;
-use crate::doctor::facts::{Facts, Module, Namespace, Rule, RuleKind};
+use crate::doctor::facts::{Facts, ListingState, Module, Namespace, Rule, RuleKind};
 use crate::doctor::finding::Remedy;
 use crate::kernel::facts::Presence;
 
@@ -11,7 +11,12 @@ const REFUSE: &str = "/etc/modprobe.d/ctwatch-no-conntrack.conf";
 
 /// The order in which modules can go so that nf_conntrack can go last: users before what they use.
 pub fn unload_order(modules: &[Module]) -> Vec<String> {
-    fn visit<'a>(name: &'a str, users: &BTreeMap<&'a str, &'a [String]>, seen: &mut BTreeSet<&'a str>, order: &mut Vec<String>) {
+    fn visit<'a>(
+        name: &'a str,
+        users: &BTreeMap<&'a str, &'a [String]>,
+        seen: &mut BTreeSet<&'a str>,
+        order: &mut Vec<String>,
+    ) {
         if !seen.insert(name) {
             return;
         }
@@ -31,6 +36,12 @@ pub fn unload_order(modules: &[Module]) -> Vec<String> {
 
 /// How to switch it off; `None` where a rule could not be listed, since half of it would not help.
 pub fn remedy(facts: &Facts) -> Option<Remedy> {
+    let unreadable = |namespace: &Namespace| {
+        namespace.listings().iter().any(|listing| matches!(listing.state, ListingState::Unreadable(_)))
+    };
+    if facts.namespaces.iter().any(unreadable) {
+        return None;
+    }
     let mut commands = Vec::new();
     let mut undo = Vec::new();
     for namespace in &facts.namespaces {
@@ -58,9 +69,17 @@ pub fn remedy(facts: &Facts) -> Option<Remedy> {
         .to_owned();
     if !facts.programs.is_empty() {
         let names: Vec<&str> = facts.programs.iter().map(|program| program.name.as_str()).collect();
-        price += &format!("; stop first what would write such rules again: {}", names.join(", "));
+        price.push_str("; stop first what would write such rules again: ");
+        price.push_str(&names.join(", "));
     }
-    Some(Remedy { what: "Switch connection tracking off".into(), commands, persist, undo, price })
+    Some(Remedy {
+        what: "Switch connection tracking off".into(),
+        commands,
+        persist,
+        undo,
+        price,
+        alternative: false,
+    })
 }
 
 fn nft(namespace: &Namespace, commands: &mut Vec<String>, undo: &mut Vec<String>) {
@@ -107,7 +126,9 @@ fn place(rule: &Rule) -> (&str, &str, &str) {
 }
 
 fn legacy(namespace: &Namespace, commands: &mut Vec<String>, undo: &mut Vec<String>) {
-    for (program, listing) in [("iptables-legacy", &namespace.iptables), ("ip6tables-legacy", &namespace.ip6tables)] {
+    for (program, listing) in
+        [("iptables-legacy", &namespace.iptables), ("ip6tables-legacy", &namespace.ip6tables)]
+    {
         if listing.rules.is_empty() {
             continue;
         }

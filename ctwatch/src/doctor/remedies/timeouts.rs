@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::sysctl_file;
-use crate::doctor::facts::Namespace;
+use super::settings_at_boot;
+use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 use crate::doctor::text::{duration, percent, share, thousands};
 use crate::doctor::timeouts::{self, Timeout};
@@ -29,26 +29,27 @@ pub fn excesses(namespace: &Namespace) -> Vec<Excess> {
         let gone = group.left.get(&cut).copied().unwrap_or(0);
         freed.entry(timeout.sysctl).or_insert(Excess { timeout, now, freed: 0 }).freed += gone;
     }
-    let mut excesses: Vec<Excess> =
-        freed.into_values().filter(|excess| excess.freed > 0 && excess.freed * 10 >= namespace.table.total).collect();
+    let mut excesses: Vec<Excess> = freed
+        .into_values()
+        .filter(|excess| excess.freed > 0 && excess.freed * 10 >= namespace.table.total)
+        .collect();
     excesses.sort_by_key(|excess| std::cmp::Reverse(excess.freed));
     excesses
 }
 
 /// The command for one of them.
-pub fn shorten(namespace: &Namespace, excess: &Excess) -> Remedy {
+pub fn shorten(facts: &Facts, namespace: &Namespace, excess: &Excess) -> Remedy {
     let Excess { timeout, now, freed } = *excess;
     let key = format!("net.netfilter.nf_conntrack_{}", timeout.sysctl);
     let enter = &namespace.enter;
-    let (write, remove) = sysctl_file(&format!("90-ctwatch-{}.conf", timeout.sysctl), &[(key.clone(), timeout.proposed)]);
     let mut undo = vec![format!("{enter}sysctl -w {key}={now}")];
+    let mut persist = Vec::new();
     // Files of settings are read for the first namespace alone.
-    let persist = if namespace.own && namespace.limit_writable {
-        undo.push(remove);
-        vec![write]
-    } else {
-        Vec::new()
-    };
+    if namespace.own && namespace.limit_writable {
+        let (keep, forget) = settings_at_boot(facts, timeout.sysctl, &[(key.clone(), timeout.proposed)]);
+        persist = keep;
+        undo.extend(forget);
+    }
     Remedy {
         what: format!(
             "Let {} go after {} instead of {}: frees about {} entries ({}) once those now in the table have run out",
@@ -62,5 +63,6 @@ pub fn shorten(namespace: &Namespace, excess: &Excess) -> Remedy {
         persist,
         undo,
         price: timeout.price.into(),
+        alternative: false,
     }
 }

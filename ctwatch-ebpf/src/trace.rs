@@ -1,0 +1,210 @@
+//! Handing single events to userspace, where they were asked for.
+//!
+//! While nothing was, the verifier knows [`TRACE_EVENTS`] to be 0 and removes all of this.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns},
+};
+use core::arch::asm;
+use ctwatch_ebpf::{
+    Event, FlowType,
+    loss::{Budget, Traced, Tuple},
+};
+
+use crate::{
+    conn::{Conn, Memory as _, Probed, read, tuple_of},
+    context::{self, Context},
+    count::passes,
+    maps::{TRACE_BUDGET, TRACE_FILTERS, TRACE_RING},
+};
+
+/// One bit for each [`Event`] to hand over, at its number.
+#[unsafe(no_mangle)]
+static TRACE_EVENTS: Global<u32> = Global::new(0);
+/// How many events one CPU may hand over in a second.
+#[unsafe(no_mangle)]
+static TRACE_PER_SECOND: Global<u32> = Global::new(0);
+/// Whether `TRACE_FILTERS` asks for anything.
+#[unsafe(no_mangle)]
+static TRACE_FILTER: Global<u8> = Global::new(0);
+/// `nf_conntrack_tuple.src.u3`
+#[unsafe(no_mangle)]
+static TUPLE_SRC: Global<u32> = Global::new(0);
+/// `nf_conntrack_tuple.src.u`
+#[unsafe(no_mangle)]
+static TUPLE_SRC_PART: Global<u32> = Global::new(0);
+/// `nf_conntrack_tuple.dst.u3`
+#[unsafe(no_mangle)]
+static TUPLE_DST: Global<u32> = Global::new(0);
+/// `nf_conntrack_tuple.dst.u`
+#[unsafe(no_mangle)]
+static TUPLE_DST_PART: Global<u32> = Global::new(0);
+/// `nf_conn.zone`; 0 where this kernel has no zones.
+#[unsafe(no_mangle)]
+static CONN_ZONE: Global<u32> = Global::new(0);
+/// `nf_conntrack_zone.id`
+#[unsafe(no_mangle)]
+static ZONE_ID: Global<u32> = Global::new(0);
+/// `task_struct.flags`; 0 where unknown.
+#[unsafe(no_mangle)]
+static TASK_FLAGS: Global<u32> = Global::new(0);
+
+/// A kernel thread, ksoftirqd among them (include/linux/sched.h, 5.10 to 7.3).
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// Whether any event is handed over.
+#[inline(always)]
+pub fn on() -> bool {
+    TRACE_EVENTS.load() != 0
+}
+
+#[inline(always)]
+fn asked(event: Event) -> bool {
+    on() && TRACE_EVENTS.load() >> (event as u32) & 1 != 0
+}
+
+/// An event of the entry at `ct`, seen by a program whose function runs at stack pointer `sp`.
+#[inline(always)]
+pub fn entry(event: Event, conn: &Conn, ct: u64, sp: u64) {
+    if asked(event) {
+        let ct = number(ct);
+        let zone = zone_of(ct + u64::from(CONN_ZONE.load()));
+        emit(event as u64 | conn.status << 32, conn.flow.pack(), tuple_of(ct), zone, sp);
+    }
+}
+
+/// An event of a flow that has no entry: the tuple and zone that `__nf_conntrack_alloc` was called with.
+#[inline(always)]
+pub fn refused(event: Event, flow: FlowType, tuple: u64, zone: u64, sp: u64) {
+    if asked(event) {
+        emit(event as u64, flow.pack(), number(tuple), zone_of(number(zone)), sp);
+    }
+}
+
+/// Notes whose flow `__nf_conntrack_alloc` was called for, so that an eviction can name it.
+#[inline(always)]
+pub fn newcomer(net: u64, zone: u64, orig: u64, sp: u64) {
+    if on()
+        && let Some(slot) = context::enter(sp)
+    {
+        slot.alloc_net = number(net);
+        slot.alloc_zone = number(zone);
+        slot.alloc_orig = number(orig);
+    }
+}
+
+/// Forgets it at the function's return: the tuple lay on its caller's stack.
+#[inline(always)]
+pub fn newcomer_left(sp: u64) {
+    if on()
+        && let Some(slot) = context::inside(sp)
+    {
+        slot.alloc_orig = 0;
+    }
+}
+
+/// Whether the entry at `ct` is on its way into the table through `nf_conntrack_hash_check_insert`,
+/// whose return tells of it.
+#[inline(always)]
+pub fn by_netlink(ct: u64, sp: u64) -> bool {
+    on() && context::inside(sp).is_some_and(|slot| slot.check_ct == number(ct))
+}
+
+/// A typed pointer as a number: the verifier allows little arithmetic on pointers.
+#[inline(always)]
+fn number(pointer: u64) -> u64 {
+    read(&raw const pointer as u64).unwrap_or(0)
+}
+
+/// The address of a zone's id; 0 where this kernel has no zones.
+#[inline(always)]
+fn zone_of(zone: u64) -> u64 {
+    if CONN_ZONE.load() == 0 { 0 } else { zone + u64::from(ZONE_ID.load()) }
+}
+
+/// `what` holds the event's number and, in its upper half, the entry's status.
+#[inline(never)]
+fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
+    let flow = FlowType::unpack(flow);
+    if !passes(flow) {
+        return 0;
+    }
+    let Some(tuple) = tuple(flow, tuple_at, zone_at) else { return 0 };
+    if TRACE_FILTER.load() != 0
+        && let Some(filter) = TRACE_FILTERS.get(0)
+        && !filter.passes(&tuple)
+    {
+        return 0;
+    }
+    let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) else { return 0 };
+    // SAFETY: no arguments.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the pointer is to this CPU's copy. Where hooks nest, some more may pass than the
+    // budget allows; none goes uncounted.
+    if !unsafe { (*budget).spend(ktime_ns, u64::from(TRACE_PER_SECOND.load())) } {
+        hold_back(budget);
+        return 0;
+    }
+    let event = what as u32;
+    let slot = context::inside(sp);
+    let newcomer = match slot {
+        Some(slot) if event == Event::DeleteEarlyDrop as u32 && slot.alloc_orig != 0 => orig(slot),
+        _ => Tuple::default(),
+    };
+    let comm = comm(sp);
+    let Some(mut place) = TRACE_RING.reserve::<Traced>(0) else {
+        hold_back(budget);
+        return 0;
+    };
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let status = (what >> 32) as u32;
+    place.write(Traced { ktime_ns, netns: flow.netns, event, status, cpu, tuple, newcomer, comm });
+    place.submit(0);
+    0
+}
+
+/// Counts an event that is not handed over.
+#[inline(always)]
+fn hold_back(budget: *mut Budget) {
+    // SAFETY: the pointer is into the map, so that the field is too.
+    let suppressed = unsafe { &raw mut (*budget).suppressed };
+    // Atomic, because this must be exact where a preempted hook and another meet on one CPU (7.3).
+    // SAFETY: adds to that field alone, which is aligned; BPF_XADD is older than 5.10.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) suppressed, in(reg) 1_u64) };
+}
+
+#[inline(always)]
+fn orig(slot: &Context) -> Tuple {
+    Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
+        .and_then(|flow| tuple(flow, slot.alloc_orig, zone_of(slot.alloc_zone)))
+        .unwrap_or_default()
+}
+
+#[inline(always)]
+fn tuple(flow: FlowType, at: u64, zone_at: u64) -> Option<Tuple> {
+    Some(Tuple {
+        src: read(at + u64::from(TUPLE_SRC.load()))?,
+        dst: read(at + u64::from(TUPLE_DST.load()))?,
+        src_part: read(at + u64::from(TUPLE_SRC_PART.load()))?,
+        dst_part: read(at + u64::from(TUPLE_DST_PART.load()))?,
+        zone: if zone_at == 0 { 0 } else { read(zone_at)? },
+        family: flow.family,
+        proto: flow.proto,
+    })
+}
+
+/// The current process, unless a softirq has borrowed its CPU or it is a kernel thread.
+#[inline(always)]
+fn comm(sp: u64) -> [u8; 16] {
+    let (owner, _) = context::owner(sp);
+    let nobody = [0; 16];
+    if owner & 1 != 0 || TASK_FLAGS.load() == 0 {
+        return nobody;
+    }
+    match read::<u32>(owner + u64::from(TASK_FLAGS.load())) {
+        Some(flags) if flags & PF_KTHREAD == 0 => bpf_get_current_comm().unwrap_or(nobody),
+        _ => nobody,
+    }
+}

@@ -1,0 +1,104 @@
+//! The flags of `doctor`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::TypedValueParser as _;
+use clap::{Args, Subcommand};
+
+use super::{ABOUT_FILTERS, ABOUT_OUTPUT, Netns, SourceChoice, parse_netns};
+
+/// Flags of `doctor`.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Exit codes: 0 ok, 1 warning, 2 critical, 3 could not tell or wrong usage.")]
+pub struct DoctorArgs {
+    /// What to do instead of looking at this machine.
+    #[command(subcommand)]
+    pub command: Option<DoctorCommand>,
+    /// Length of the live sample in seconds, fractions allowed, 0.1 to 3600
+    #[arg(long, value_name = "SECS", default_value = "3", value_parser = super::parse_interval)]
+    pub sample: Duration,
+    /// Where the live sample comes from
+    #[arg(long, value_name = "SOURCE", default_value = "auto")]
+    pub source: SourceChoice,
+    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
+    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
+    netns: Netns,
+    /// Also what is only worth knowing
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    pub all: bool,
+    /// One JSON object
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    pub json: bool,
+    /// No colour, even on a terminal (as does the variable NO_COLOR)
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    pub no_color: bool,
+    /// Write the facts, addresses masked, for a bug report; `-` is stdout, in place of the answer
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
+    /// Judge captured facts instead of this machine; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+}
+
+impl DoctorArgs {
+    /// The only namespace to look at.
+    pub const fn netns(&self) -> Option<u32> {
+        self.netns.0
+    }
+}
+
+/// What else `doctor` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum DoctorCommand {
+    /// All about one finding, offline; without an id, all findings there are
+    Explain {
+        /// The finding's id, such as `table-full`
+        id: Option<String>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn doctor(args: &[&str]) -> Result<DoctorArgs, clap::Error> {
+        match Cli::try_parse_from(["ctwatch", "doctor"].iter().chain(args))?.into_command() {
+            Command::Doctor(doctor) => Ok(doctor),
+            other => panic!("not doctor: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_look_for_three_seconds_at_everything() {
+        let args = doctor(&[]).unwrap();
+        assert_eq!(args.sample, Duration::from_secs(3));
+        assert!(!args.all && !args.json && args.netns().is_none() && args.command.is_none());
+    }
+
+    #[test]
+    fn explain_takes_an_id_or_none() {
+        let args = doctor(&["explain", "table-full"]).unwrap();
+        assert!(matches!(args.command, Some(DoctorCommand::Explain { id: Some(id) }) if id == "table-full"));
+        assert!(matches!(doctor(&["explain"]).unwrap().command, Some(DoctorCommand::Explain { id: None })));
+        assert!(doctor(&["--all", "explain", "memory"]).is_err());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [
+            &["--sample", "0"][..],
+            &["--sample", "x"],
+            &["--latency"],
+            &["table-full"],
+            &["--netns", "nowhere"],
+        ] {
+            assert!(doctor(args).is_err(), "{args:?}");
+        }
+    }
+}

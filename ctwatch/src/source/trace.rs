@@ -1,0 +1,221 @@
+//! Single events from the programs' ring buffer, with the namespace's name and the wall clock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use aya::maps::{MapData, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::probe::{Events, Mechanism, Probe, Wishes};
+use super::tables::Tables;
+use super::{Source as _, Status, now};
+use crate::cli::{SourceChoice, TraceOptions};
+use crate::model::trace::{self, Names, Record};
+use crate::model::SourceInfo;
+
+/// How many events are read before the reader of our output gets them.
+const BATCH: usize = 256;
+/// How long a namespace's name is believed: its inode may be given to another.
+const NAME_HOLDS: Duration = Duration::from_secs(5);
+
+/// Hands out events as they come.
+#[expect(missing_debug_implementations, reason = "aya's maps have none")]
+pub struct Tracer {
+    probe: Probe,
+    names: Names,
+    channel: Option<Channel>,
+    /// Left in the ring buffer of programs that have been let go.
+    left: VecDeque<Record>,
+    /// Held back by those programs.
+    past_suppressed: u64,
+    namespaces: Namespaces,
+}
+
+struct Channel {
+    ring: AsyncFd<RingBuf<MapData>>,
+    budget: aya::maps::PerCpuArray<MapData, ctwatch_ebpf::loss::Budget>,
+    since_ns: u64,
+    /// Held back before all programs were attached.
+    suppressed_before: u64,
+    /// Whether the ring buffer was read to its end since it was last seen to hold something.
+    dry: bool,
+}
+
+impl Tracer {
+    /// Prepares the programs and attaches at once where tracking is there.
+    pub fn open(options: &TraceOptions) -> anyhow::Result<Self> {
+        let mechanism = match options.source {
+            SourceChoice::Auto => Mechanism::Best,
+            SourceChoice::Fexit => Mechanism::Trampolines,
+            SourceChoice::Kprobe => Mechanism::Kprobes,
+            SourceChoice::Netlink => anyhow::bail!(
+                "the netlink source cannot trace: the kernel announces no refused flow and no failed insert, \
+                 and an eviction without its newcomer; leave --source out, or use `ctwatch live --source netlink`"
+            ),
+        };
+        let probe = Probe::open(Wishes {
+            mechanism,
+            filter: options.filter,
+            verbose: options.verbose,
+            cost: false,
+            trace: Some(options.wanted),
+        })?;
+        let mut tracer = Self {
+            probe,
+            names: options.wanted.names,
+            channel: None,
+            left: VecDeque::new(),
+            past_suppressed: 0,
+            namespaces: Namespaces::new(options.filter.netns)?,
+        };
+        tracer.take_channel()?;
+        Ok(tracer)
+    }
+
+    /// What runs and what it cannot tell.
+    pub fn info(&self) -> &SourceInfo {
+        self.probe.info()
+    }
+
+    /// Looks whether there is something to watch, as [`super::Source::look`] does.
+    pub fn look(&mut self) -> anyhow::Result<Status> {
+        let status = self.probe.look()?;
+        self.take_channel()?;
+        Ok(status)
+    }
+
+    /// Waits for events and reads those that are there, a batch at most. Without anything to watch, waits for ever.
+    /// Nothing is lost where the waiting is given up.
+    pub async fn next(&mut self) -> anyhow::Result<Vec<(Record, String)>> {
+        if self.left.is_empty() {
+            match &mut self.channel {
+                Some(channel) => channel.ready().await?,
+                None => std::future::pending().await,
+            }
+        }
+        self.read()
+    }
+
+    /// Events that are there now, a batch at most. Empty where there are none.
+    pub fn read(&mut self) -> anyhow::Result<Vec<(Record, String)>> {
+        let mut records: Vec<Record> = Vec::new();
+        while records.len() < BATCH
+            && let Some(record) = self.left.pop_front()
+        {
+            records.push(record);
+        }
+        if let Some(channel) = &mut self.channel {
+            channel.read(self.names, BATCH - records.len(), |record| records.push(record))?;
+        }
+        let namespaces = &mut self.namespaces;
+        let named = |record: Record| {
+            let name = namespaces.name(record.netns);
+            (record, name)
+        };
+        Ok(records.into_iter().map(named).collect())
+    }
+
+    /// How many events were held back since the start.
+    pub fn suppressed(&self) -> anyhow::Result<u64> {
+        let now = match &self.channel {
+            Some(channel) => channel.suppressed()?.saturating_sub(channel.suppressed_before),
+            None => 0,
+        };
+        Ok(self.past_suppressed + now)
+    }
+
+    /// How many events the kernel's mechanisms are known to have skipped.
+    pub fn lost(&mut self) -> anyhow::Result<u64> {
+        self.probe.lost()
+    }
+
+    /// Lets the programs go; what they have handed over can still be read.
+    pub fn detach(&mut self) -> anyhow::Result<()> {
+        self.probe.close()
+    }
+
+    fn take_channel(&mut self) -> anyhow::Result<()> {
+        let Some(events) = self.probe.take_events() else { return Ok(()) };
+        if let Some(mut old) = self.channel.take() {
+            let left = &mut self.left;
+            old.read(self.names, usize::MAX, |record| left.push_back(record))?;
+            self.past_suppressed += old.suppressed()?.saturating_sub(old.suppressed_before);
+        }
+        self.channel = Some(Channel::new(events)?);
+        Ok(())
+    }
+}
+
+impl Channel {
+    fn new(events: Events) -> anyhow::Result<Self> {
+        let Events { ring, budget, since_ns } = events;
+        // SAFETY: the map owns its descriptor, gives out no other, and keeps it open for as long as it lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
+            .map_err(std::io::Error::from)
+            .context("cannot wait for events")?;
+        let mut channel = Self { ring, budget, since_ns, suppressed_before: 0, dry: true };
+        channel.suppressed_before = channel.suppressed()?;
+        Ok(channel)
+    }
+
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        if self.dry {
+            let mut guard = self.ring.readable_mut().await.context("cannot wait for events")?;
+            // The next wait begins anew: what comes from here on wakes it, what is there is read first.
+            guard.clear_ready();
+            self.dry = false;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, names: Names, most: usize, mut each: impl FnMut(Record)) -> anyhow::Result<()> {
+        let (wall_ns, mono_ns) = now()?;
+        let offset = wall_ns - i128::from(mono_ns);
+        let since = i128::from(self.since_ns) + offset;
+        let ring = self.ring.get_mut();
+        for _ in 0..most {
+            let Some(item) = ring.next() else {
+                self.dry = true;
+                break;
+            };
+            if let Some(record) = trace::decode(&item, names, offset)
+                && record.wall_ns >= since
+            {
+                each(record);
+            }
+        }
+        Ok(())
+    }
+
+    fn suppressed(&self) -> anyhow::Result<u64> {
+        let budgets = self.budget.get(&0, 0).context("cannot read map TRACE_BUDGET")?;
+        Ok(budgets.iter().map(|budget| budget.suppressed).sum())
+    }
+}
+
+/// Names of namespaces, as all views show them.
+#[derive(Debug)]
+struct Namespaces {
+    tables: Tables,
+    names: BTreeMap<u32, String>,
+    read: Option<Instant>,
+}
+
+impl Namespaces {
+    fn new(only: Option<u32>) -> anyhow::Result<Self> {
+        Ok(Self { tables: Tables::new(only)?, names: BTreeMap::new(), read: None })
+    }
+
+    /// The name, or the inode in decimal where nobody knows one.
+    fn name(&mut self, netns: u32) -> String {
+        let fresh = self.read.is_some_and(|read| read.elapsed() < NAME_HOLDS);
+        if !fresh {
+            let tables = self.tables.read([netns]);
+            self.names = tables.into_iter().map(|table| (table.netns, table.name)).collect();
+            self.read = Some(Instant::now());
+        }
+        self.names.get(&netns).cloned().unwrap_or_else(|| netns.to_string())
+    }
+}

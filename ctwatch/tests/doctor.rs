@@ -1,0 +1,115 @@
+//! `ctwatch doctor` as a monitoring system and a bug report meet it; on captured machines, so that it needs no rights.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn doctor(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ctwatch")).arg("doctor").args(args).output().unwrap()
+}
+
+fn machine(name: &str) -> String {
+    format!("{}/tests/machines/{name}.json", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn exit_codes_are_those_of_a_monitoring_plugin() {
+    for (name, code, word) in [
+        ("healthy", 0, "OK: "),
+        ("absent", 0, "OK: "),
+        ("near-full", 1, "WARNING: "),
+        ("dropping", 2, "CRITICAL: "),
+    ] {
+        let output = doctor(&["--from", &machine(name)]);
+        assert_eq!(output.status.code(), Some(code), "{name}");
+        assert!(text(&output.stdout).starts_with(word), "{name}: {}", text(&output.stdout));
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn whatever_keeps_it_from_an_answer_is_3() {
+    let garbage = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(garbage.path(), "{\"format\":1").unwrap();
+    let other = tempfile::NamedTempFile::new().unwrap();
+    let facts = std::fs::read_to_string(machine("absent")).unwrap();
+    std::fs::write(other.path(), facts.replacen("\"format\": 1", "\"format\": 999", 1)).unwrap();
+    for (args, told) in [
+        (&["--no-such-flag"][..], "unexpected argument"),
+        (&["--sample", "soon"], "not a number of seconds"),
+        (&["--from", "/no/such/file"], "cannot read /no/such/file: No such file"),
+        (&["--from", garbage.path().to_str().unwrap()], "does not hold what `doctor --capture` writes: EOF"),
+        (&["--from", other.path().to_str().unwrap()], "captured in format 999"),
+        (&["explain", "no-such-finding"], "no finding is called `no-such-finding`"),
+    ] {
+        let output = doctor(args);
+        assert_eq!(output.status.code(), Some(3), "{args:?}");
+        assert!(output.stdout.is_empty());
+        assert!(text(&output.stderr).contains(told), "{args:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn json_is_one_line_with_what_the_contract_names() {
+    let output = doctor(&["--json", "--from", &machine("dropping")]);
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["status"], "critical");
+    let finding = &object["findings"][0];
+    assert_eq!(finding["id"], "table-full");
+    assert_eq!(finding["status"], "critical");
+    assert!(finding["what"].as_str().unwrap().contains("udp port 6881"));
+    assert!(finding["evidence"]["count"]["value"].is_u64());
+    let remedy = &finding["remedies"][0];
+    for list in ["commands", "persist", "undo"] {
+        assert!(remedy[list].as_array().is_some_and(|list| !list.is_empty()), "{list}");
+    }
+    let brief = object["findings"].as_array().unwrap().len();
+    let all = doctor(&["--json", "--all", "--from", &machine("dropping")]);
+    let all: Value = serde_json::from_slice(&all.stdout).unwrap();
+    assert!(all["findings"].as_array().unwrap().len() > brief);
+}
+
+#[test]
+fn a_healthy_machine_has_no_finding() {
+    let output = doctor(&["--json", "--from", &machine("healthy")]);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["findings"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn facts_survive_capture_and_reading() {
+    let name = machine("container");
+    let output = doctor(&["--from", &name, "--capture", "-"]);
+    let again: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let first: Value = serde_json::from_str(&std::fs::read_to_string(&name).unwrap()).unwrap();
+    assert_eq!(again, first);
+}
+
+#[test]
+fn explain_tells_all_about_every_finding_it_lists() {
+    let list = doctor(&["explain"]);
+    assert_eq!(list.status.code(), Some(0));
+    for line in text(&list.stdout).lines() {
+        let id = line.split_whitespace().next().unwrap();
+        let told = doctor(&["explain", id]);
+        assert_eq!(told.status.code(), Some(0));
+        assert!(text(&told.stdout).starts_with(id) && told.stdout.len() > 200);
+    }
+}
+
+/// This machine, whatever it is: it answers, and loads nothing by looking.
+#[test]
+fn this_machine_gets_an_answer() {
+    let modules = || std::fs::read_to_string("/proc/modules").unwrap_or_default().lines().count();
+    let before = modules();
+    let output = doctor(&["--json", "--sample", "0.1", "--netns", "self"]);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let code = ["ok", "warning", "critical", "unknown"].iter().position(|status| object["status"] == *status);
+    assert_eq!(output.status.code(), code.map(|code| i32::try_from(code).unwrap()));
+    assert_eq!(modules(), before);
+}

@@ -1,0 +1,127 @@
+//! Plans made from facts that were captured on real kernels (`ctwatch facts`).
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use ctwatch::{
+    kernel::{
+        facts::{Availability, Facts},
+        plan::{self, Plan, Refusal},
+    },
+    model::SourceKind,
+};
+
+fn captured(name: &str) -> Facts {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/facts").join(format!("{name}.json"));
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn shown(plan: Result<Plan, Refusal>) -> String {
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(refusal) => return refusal.to_string(),
+    };
+    let mut text = format!("{}", plan.kind.name());
+    if let Some(why) = plan.why {
+        write!(text, " because {why}").unwrap();
+    }
+    for hook in plan.hooks {
+        write!(text, "\n{:?} {} -> {}", hook.method, hook.symbol, hook.program).unwrap();
+    }
+    for (event, why) in plan.unknown {
+        write!(text, "\nunknown {event:?}: {why}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn debian_5_10_has_no_module_btf() {
+    insta::assert_snapshot!(shown(plan::best(&captured("debian-5.10"))));
+}
+
+#[test]
+fn debian_6_1_by_trampolines_and_by_kprobes() {
+    let facts = captured("debian-6.1");
+    insta::assert_snapshot!("debian_6_1_best", shown(plan::best(&facts)));
+    insta::assert_snapshot!("debian_6_1_kprobes", shown(plan::kprobes(&facts)));
+}
+
+#[test]
+fn later_kernels_are_planned_like_6_1() {
+    let expected = shown(plan::trampolines(&captured("debian-6.1")));
+    for name in ["debian-6.12", "debian-7.3"] {
+        assert_eq!(shown(plan::trampolines(&captured(name))), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_preemptible_kernel_gets_trampolines_only_where_nothing_can_nest() {
+    insta::assert_snapshot!(shown(plan::best(&captured("debian-7.3"))));
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_counts_as_preemptible() {
+    let mut facts = captured("debian-6.12");
+    facts.preemption = None;
+    let plan = plan::best(&facts).unwrap();
+    assert_eq!(plan.kind, SourceKind::Kprobe);
+    insta::assert_snapshot!(plan.why.unwrap());
+}
+
+#[test]
+fn lockdown_refuses_both() {
+    let facts = captured("debian-6.12-lockdown");
+    insta::assert_snapshot!(shown(plan::best(&facts)));
+}
+
+#[test]
+fn a_kernel_without_kprobes_says_so() {
+    insta::assert_snapshot!(shown(plan::kprobes(&captured("without-kprobes"))));
+}
+
+#[test]
+fn without_rights_only_the_rights_are_named() {
+    let mut facts = captured("debian-6.12");
+    facts.capabilities = Default::default();
+    facts.symbols.hidden = true;
+    insta::assert_snapshot!(shown(plan::kprobes(&facts)));
+}
+
+#[test]
+fn hidden_addresses_and_missing_btf_are_named_together() {
+    let mut facts = captured("debian-6.12");
+    facts.symbols.hidden = true;
+    facts.btf = Availability::Absent;
+    insta::assert_snapshot!(shown(plan::kprobes(&facts)));
+}
+
+#[test]
+fn an_inlined_insert_is_counted_at_confirmation() {
+    let mut facts = captured("debian-6.12");
+    facts.symbols.watched.retain(|symbol| symbol != "__nf_conntrack_hash_insert");
+    let plan = plan::best(&facts).unwrap();
+    assert!(!plan.subtract_netlink);
+    assert!(plan.unknown.is_empty());
+    insta::assert_snapshot!(shown(Ok(plan)));
+}
+
+#[test]
+fn what_cannot_be_probed_is_unknown_with_a_reason() {
+    for function in [
+        "early_drop",
+        "__nf_conntrack_alloc",
+        "nf_ct_resolve_clash",
+        "nf_conntrack_hash_check_insert",
+        "__nf_ct_delete_from_lists",
+        "nf_ct_delete",
+        "__nf_conntrack_confirm",
+    ] {
+        let mut facts = captured("debian-6.12");
+        facts.symbols.watched.retain(|symbol| symbol != function);
+        let plan = plan::best(&facts).unwrap();
+        assert!(!plan.unknown.is_empty(), "{function}");
+        for note in plan.unknown.values() {
+            assert!(note.contains(&facts.release), "{note}");
+        }
+        assert!(plan.hooks.iter().all(|hook| hook.symbol != function), "{function}");
+    }
+}
