@@ -117,7 +117,7 @@ fn what_cannot_be_probed_is_unknown_with_a_reason() {
     ] {
         let mut facts = captured("debian-6.12");
         facts.symbols.watched.retain(|symbol| symbol != function);
-        let plan = plan::best(&facts).unwrap();
+        let plan = plan::kprobes(&facts).unwrap();
         assert!(!plan.unknown.is_empty(), "{function}");
         for note in plan.unknown.values() {
             assert!(note.contains(&facts.release), "{note}");

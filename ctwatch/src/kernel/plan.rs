@@ -113,8 +113,7 @@ fn preemptible(facts: &Facts) -> Option<String> {
     match facts.preemption.as_deref() {
         Some("none" | "voluntary") => None,
         Some(mode) => Some(format!(
-            "this kernel is preemptible ({mode}): fexit programs would miss events; boot with \
-             preempt=voluntary for the cheaper source"
+            "this kernel is preemptible ({mode}): fexit programs would miss events"
         )),
         None => Some(
             "this kernel does not tell whether it is preemptible, where fexit programs would miss \

@@ -17,6 +17,8 @@ use crate::model::SourceInfo;
 
 /// How many events are read before the reader of our output gets them.
 const BATCH: usize = 256;
+/// How far the wall clock must have moved for us to follow.
+const CLOCK_STEP_NS: i128 = 1_000_000;
 /// How long a namespace's name is believed: its inode may be given to another.
 const NAME_HOLDS: Duration = Duration::from_secs(5);
 
@@ -37,6 +39,8 @@ struct Channel {
     ring: AsyncFd<RingBuf<MapData>>,
     budget: aya::maps::PerCpuArray<MapData, ctwatch_ebpf::loss::Budget>,
     since_ns: u64,
+    /// What to add to the monotonic clock.
+    wall_minus_mono: i128,
     /// Held back before all programs were attached.
     suppressed_before: u64,
     /// Whether the ring buffer was read to its end since it was last seen to hold something.
@@ -155,7 +159,7 @@ impl Channel {
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(std::io::Error::from)
             .context("cannot wait for events")?;
-        let mut channel = Self { ring, budget, since_ns, suppressed_before: 0, dry: true };
+        let mut channel = Self { ring, budget, since_ns, wall_minus_mono: offset()?, suppressed_before: 0, dry: true };
         channel.suppressed_before = channel.suppressed()?;
         Ok(channel)
     }
@@ -171,8 +175,12 @@ impl Channel {
     }
 
     fn read(&mut self, names: Names, most: usize, mut each: impl FnMut(Record)) -> anyhow::Result<()> {
-        let (wall_ns, mono_ns) = now()?;
-        let offset = wall_ns - i128::from(mono_ns);
+        // Two readings of two clocks are never the same distance apart: following that would show a burst out of order.
+        let offset = offset()?;
+        if (offset - self.wall_minus_mono).abs() > CLOCK_STEP_NS {
+            self.wall_minus_mono = offset;
+        }
+        let offset = self.wall_minus_mono;
         let since = i128::from(self.since_ns) + offset;
         let ring = self.ring.get_mut();
         for _ in 0..most {
@@ -193,6 +201,12 @@ impl Channel {
         let budgets = self.budget.get(&0, 0).context("cannot read map TRACE_BUDGET")?;
         Ok(budgets.iter().map(|budget| budget.suppressed).sum())
     }
+}
+
+/// What to add to the monotonic clock to get the wall clock.
+fn offset() -> anyhow::Result<i128> {
+    let (wall_ns, mono_ns) = now()?;
+    Ok(wall_ns - i128::from(mono_ns))
 }
 
 /// Names of namespaces, as all views show them.

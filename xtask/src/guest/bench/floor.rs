@@ -1,5 +1,6 @@
 //! The floor: four programs that add one to a counter and do nothing else. What they cost, any observer pays that
-//! hears of refusals, confirmations, evictions and removals through BPF trampolines.
+//! hears of refusals, confirmations, evictions and removals through BPF trampolines. An entry trampoline is cheaper
+//! than one that sees the return, so the return is watched only where the event is in it.
 //!
 //! Loaded by bare system calls, so that nothing of ctwatch, and no other loader, is in the figure.
 
@@ -14,10 +15,10 @@ use nix::libc;
 use super::super::ctwatch;
 use super::super::space::checked;
 
-/// The functions, and whether their return is watched: a refusal shows only there.
+/// The functions, and whether their return is watched: refusals and failed evictions show only there.
 const HOOKS: [(&str, bool); 4] = [
     ("__nf_conntrack_alloc", true),
-    ("__nf_conntrack_confirm", true),
+    ("__nf_conntrack_confirm", false),
     ("early_drop", true),
     ("nf_ct_delete", false),
 ];

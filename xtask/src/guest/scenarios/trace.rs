@@ -58,7 +58,8 @@ impl Trace {
     /// are out of the table at the end.
     fn start(args: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(program())
-            .args(["trace", "--json", "--events", "insert"])
+            .args(["trace", "--json"])
+            .args(if args.contains(&"--events") { &[][..] } else { &["--events", "insert"] })
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
