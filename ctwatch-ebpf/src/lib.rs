@@ -2,6 +2,10 @@
 //!
 //! Builds without `std`, on the BPF target and on the host alike.
 #![cfg_attr(not(test), no_std)]
+#![expect(
+    clippy::inline_always,
+    reason = "a call in a BPF program costs more than what these do, and the verifier follows it anew each time"
+)]
 
 pub mod loss;
 

@@ -158,11 +158,7 @@ impl Options {
     /// The defaults of `live` with this source; its cost is measured.
     pub fn of_source(source: SourceChoice) -> Self {
         let defaults = Self::from(Cli::parse_from(["ctwatch"]).live);
-        Self {
-            source,
-            format: Format::Json,
-            ..defaults
-        }
+        Self { source, format: Format::Json, ..defaults }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use ctwatch::{
     kernel::{
-        facts::{Availability, Facts},
+        facts::{Availability, Capabilities, Facts},
         plan::{self, Plan, Refusal},
     },
     model::SourceKind,
@@ -20,7 +20,7 @@ fn shown(plan: Result<Plan, Refusal>) -> String {
         Ok(plan) => plan,
         Err(refusal) => return refusal.to_string(),
     };
-    let mut text = format!("{}", plan.kind.name());
+    let mut text = plan.kind.name().to_string();
     if let Some(why) = plan.why {
         write!(text, " because {why}").unwrap();
     }
@@ -81,7 +81,7 @@ fn a_kernel_without_kprobes_says_so() {
 #[test]
 fn without_rights_only_the_rights_are_named() {
     let mut facts = captured("debian-6.12");
-    facts.capabilities = Default::default();
+    facts.capabilities = Capabilities::default();
     facts.symbols.hidden = true;
     insta::assert_snapshot!(shown(plan::kprobes(&facts)));
 }

@@ -51,8 +51,17 @@ struct Run<'a> {
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
 const COUNTING: [&str; 11] = [
-    "traffic::", "full::unassured", "full::assured", "full::mixed", "delete::", "netlink::", "clash::", "netns::", "nat::",
-    "filter::", "generators::",
+    "traffic::",
+    "full::unassured",
+    "full::assured",
+    "full::mixed",
+    "delete::",
+    "netlink::",
+    "clash::",
+    "netns::",
+    "nat::",
+    "filter::",
+    "generators::",
 ];
 
 /// Every kernel by the source that ctwatch chooses there; and what it counts once more by kprobes, which is what remains
@@ -61,10 +70,11 @@ fn runs<'a>(kernels: &'a [Kernel], filter: Option<&str>) -> VecDeque<Run<'a>> {
     let asked: Vec<String> = filter.map(str::to_owned).into_iter().collect();
     let again = if asked.is_empty() { COUNTING.map(str::to_owned).to_vec() } else { asked.clone() };
     let first = kernels.iter().map(|kernel| Run { kernel, source: "auto", filters: asked.clone() });
-    let second = kernels
-        .iter()
-        .filter(|kernel| !kernel.release.starts_with("5.10."))
-        .map(|kernel| Run { kernel, source: "kprobe", filters: again.clone() });
+    let second = kernels.iter().filter(|kernel| !kernel.release.starts_with("5.10.")).map(|kernel| Run {
+        kernel,
+        source: "kprobe",
+        filters: again.clone(),
+    });
     first.chain(second).collect()
 }
 
@@ -163,7 +173,12 @@ fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
         let detail = format!("the guest died: {why}");
         report(&mut tally, &place, "guest", Outcome::Failed, &detail, began.elapsed().as_secs_f64());
     } else {
-        say(format!("{} by {} is done after {:.0} s", kernel.release, run.source, began.elapsed().as_secs_f64()));
+        say(format!(
+            "{} by {} is done after {:.0} s",
+            kernel.release,
+            run.source,
+            began.elapsed().as_secs_f64()
+        ));
     }
     tally
 }

@@ -5,9 +5,7 @@ use clap::builder::TypedValueParser;
 use ctwatch_ebpf::loss::{Net, TRACE_NETS, TRACE_PORTS};
 use ctwatch_ebpf::{AF_INET, AF_INET6};
 
-use super::{
-    ABOUT_FILTERS, ABOUT_OUTPUT, Family, Format, Netns, SourceChoice, parse_netns, parse_protocols,
-};
+use super::{ABOUT_FILTERS, ABOUT_OUTPUT, Family, Format, Netns, SourceChoice, parse_netns, parse_protocols};
 use crate::model::trace::{self, Name, Names, Wanted};
 use crate::model::{Filter, Protocols};
 
@@ -141,9 +139,9 @@ fn parse_events(text: &str) -> Result<Names, String> {
     let mut names = Names::default();
     for part in text.split(',').map(str::trim) {
         let (text, leave_out) = part.strip_prefix('-').map_or((part, false), |rest| (rest, true));
-        let named = |name: &Name| text == "all" || text == name.text();
+        let meant = |name: &Name| text == "all" || text == name.text();
         let mut found = false;
-        for name in Name::ALL.into_iter().filter(named) {
+        for name in Name::ALL.into_iter().filter(meant) {
             found = true;
             if leave_out { names.remove(name) } else { names.insert(name) }
         }

@@ -43,8 +43,7 @@ pub fn print(bytes: &[u8]) -> anyhow::Result<()> {
 
 /// A pipe whose reader went away, or a terminal that hung up.
 pub fn nobody_reads(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::BrokenPipe
-        || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
+    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
 }
 
 /// Shows a line on stderr; nobody is left to tell when that fails.

@@ -170,9 +170,7 @@ impl Trace {
                     }
                 }
                 let text = match &self.view {
-                    View::Lines(lines) => {
-                        lines.start(info, options.wanted.names, options.wanted.per_second)
-                    }
+                    View::Lines(lines) => lines.start(info, options.wanted.names, options.wanted.per_second),
                     View::Json => String::new(),
                 };
                 self.print(&text).await
@@ -185,8 +183,7 @@ impl Trace {
             records.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
             *left -= records.len() as u64;
         }
-        let text: String =
-            records.iter().map(|(record, name)| self.view.record(record, name)).collect();
+        let text: String = records.iter().map(|(record, name)| self.view.record(record, name)).collect();
         let go = self.print(&text).await?;
         Ok(if self.left == Some(0) { Go::Home } else { go })
     }

@@ -247,14 +247,14 @@ fn preemption_built_in(version: &str, configuration: Option<&str>) -> Option<Str
     let model = version.split_ascii_whitespace().find(|word| word.starts_with("PREEMPT"));
     if let Some(configuration) = configuration {
         let set = |option: &str| configuration.lines().any(|line| line == option);
-        let modes = [
+        let options = [
             ("CONFIG_PREEMPT_RT=y", "full"),
             ("CONFIG_PREEMPT_LAZY=y", "lazy"),
             ("CONFIG_PREEMPT=y", "full"),
             ("CONFIG_PREEMPT_VOLUNTARY=y", "voluntary"),
             ("CONFIG_PREEMPT_NONE=y", "none"),
         ];
-        return modes.iter().find_map(|(option, mode)| set(option).then(|| (*mode).to_owned()));
+        return options.iter().find_map(|(option, mode)| set(option).then(|| (*mode).to_owned()));
     }
     match model {
         None if !version.is_empty() => Some("voluntary".to_owned()),

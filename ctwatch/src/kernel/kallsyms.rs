@@ -97,7 +97,7 @@ pub fn parse(text: &str) -> Symbols {
             continue;
         }
         let base = base_name(symbol);
-        if WATCHED.contains(&base) && !symbol.ends_with(".cold") {
+        if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
             watched.push(symbol.to_owned());
         }
         if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
@@ -200,7 +200,8 @@ ffffffffc0009000 t early_drop\t[some_driver]
     #[test]
     fn hidden_addresses_are_noticed() {
         let hidden = TEXT.replace("ffffffff", "00000000").replace("c000", "0000");
-        let zero: String = hidden.lines().map(|line| format!("0000000000000000{}\n", &line[16..])).collect();
+        let zero =
+            hidden.lines().fold(String::new(), |text, line| text + "0000000000000000" + &line[16..] + "\n");
         let symbols = parse(&zero);
         assert!(symbols.hidden);
         assert!(symbols.callers.is_empty());

@@ -112,9 +112,7 @@ pub fn best(facts: &Facts) -> Result<Plan, Refusal> {
 fn preemptible(facts: &Facts) -> Option<String> {
     match facts.preemption.as_deref() {
         Some("none" | "voluntary") => None,
-        Some(mode) => Some(format!(
-            "this kernel is preemptible ({mode}): fexit programs would miss events"
-        )),
+        Some(mode) => Some(format!("this kernel is preemptible ({mode}): fexit programs would miss events")),
         None => Some(
             "this kernel does not tell whether it is preemptible, where fexit programs would miss \
              events; mount debugfs for it to tell"

@@ -56,9 +56,10 @@ impl Plan {
         // Where the insert function was inlined, inserts are seen at confirmation.
         let insert_at_confirm = !self.subtract_netlink;
         self.hooks.retain(|hook| match hook.program {
-            "confirm" | "confirm_ret" => asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert]),
-            // It keeps clashes, of which confirmation also returns 1, from looking like inserts.
-            "resolve_clash_ret" => asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert]),
+            // The last one keeps clashes, of which confirmation also returns 1, from looking like inserts.
+            "confirm" | "confirm_ret" | "resolve_clash_ret" => {
+                asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert])
+            }
             program => SERVES.iter().find(|(name, _)| *name == program).is_none_or(|(_, some)| asked(some)),
         });
         self.unknown.retain(|event, _| asked(&[*event]));
@@ -77,5 +78,88 @@ impl Plan {
             }
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::kernel::kallsyms::Symbols;
+    use crate::model::trace::{Name, Names};
+
+    const KPROBES: [&str; 11] = [
+        "alloc",
+        "alloc_ret",
+        "early_drop_ret",
+        "delete",
+        "delete_from_lists",
+        "check_insert_ret",
+        "check_insert",
+        "resolve_clash_ret",
+        "confirm_ret",
+        "confirm",
+        "hash_insert",
+    ];
+    const TRAMPOLINES: [&str; 7] = [
+        "alloc_bpf",
+        "early_drop_bpf",
+        "delete_bpf",
+        "check_insert_bpf",
+        "resolve_clash_bpf",
+        "confirm_bpf",
+        "hash_insert_bpf",
+    ];
+
+    fn programs(kind: SourceKind, all: &[&'static str], subtract: bool, asked: &[Name]) -> Vec<&'static str> {
+        let mut names = Names::default();
+        for name in Name::ALL {
+            names.remove(name);
+        }
+        for name in asked {
+            names.insert(*name);
+        }
+        let hook = |program: &&'static str| Hook {
+            program,
+            symbol: String::new(),
+            method: if kind == SourceKind::Fexit { Method::Fexit } else { Method::Kprobe },
+        };
+        let plan = Plan {
+            kind,
+            why: None,
+            hooks: all.iter().map(hook).collect(),
+            unknown: BTreeMap::new(),
+            subtract_netlink: subtract,
+        };
+        let watched = ["__nf_conntrack_alloc", "nf_conntrack_hash_check_insert"].map(str::to_owned).to_vec();
+        let facts = Facts { symbols: Symbols { watched, ..Symbols::default() }, ..Facts::default() };
+        plan.tracing(&facts, names.events()).hooks.into_iter().map(|hook| hook.program).collect()
+    }
+
+    #[test]
+    fn each_event_brings_its_hooks_and_no_other() {
+        let kprobes = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES, true, asked);
+        assert_eq!(kprobes(&Name::ALL), KPROBES);
+        assert_eq!(kprobes(&[Name::Drop]), ["alloc", "alloc_ret", "early_drop_ret"]);
+        assert_eq!(kprobes(&[Name::EarlyDrop]), ["alloc", "alloc_ret", "delete", "delete_from_lists"]);
+        assert_eq!(kprobes(&[Name::InsertFailed]), ["resolve_clash_ret", "confirm_ret", "confirm"]);
+        assert_eq!(kprobes(&[Name::Insert]), ["check_insert_ret", "check_insert", "hash_insert"]);
+    }
+
+    #[test]
+    fn inserts_at_confirmation_bring_confirmation() {
+        let inlined = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES[..10], false, asked);
+        let hooks = ["check_insert_ret", "check_insert", "resolve_clash_ret", "confirm_ret", "confirm"];
+        assert_eq!(inlined(&[Name::Insert]), hooks);
+        assert_eq!(inlined(&[Name::Drop]), ["alloc", "alloc_ret", "early_drop_ret"]);
+    }
+
+    #[test]
+    fn trampolines_learn_the_newcomer_at_an_entry_of_their_own() {
+        let fexit = |asked: &[Name]| programs(SourceKind::Fexit, &TRAMPOLINES, true, asked);
+        assert_eq!(fexit(&[Name::Drop]), ["alloc_bpf", "early_drop_bpf"]);
+        assert_eq!(fexit(&[Name::EarlyDrop]), ["alloc_bpf", "delete_bpf", "alloc_enter_bpf"]);
+        assert_eq!(fexit(&[Name::Insert]), ["check_insert_bpf", "hash_insert_bpf", "check_insert_enter_bpf"]);
     }
 }

@@ -195,7 +195,8 @@ impl Tracker {
         self.lost = self.lost.max(sample.lost);
         let cost = sample.cost.map(|now| self.cost_since(now, elapsed));
         self.cost = sample.cost;
-        let top = sample.top.as_deref().map(|now| ranking::since(self.top.as_deref().unwrap_or_default(), now));
+        let top =
+            sample.top.as_deref().map(|now| ranking::since(self.top.as_deref().unwrap_or_default(), now));
         self.top = sample.top;
 
         let counts = self.take_rows(&sample.rows, elapsed);

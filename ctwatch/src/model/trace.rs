@@ -2,9 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ctwatch_ebpf::loss::{
-    Net, TRACE_PORTS, TraceFilter, Traced, Tuple, has_ports, is_icmp,
-};
+use ctwatch_ebpf::loss::{Net, TRACE_PORTS, TraceFilter, Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
 
 /// `IPS_SEEN_REPLY` and `IPS_ASSURED` of uapi/linux/netfilter/nf_conntrack_common.h.

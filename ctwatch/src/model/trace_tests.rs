@@ -37,7 +37,9 @@ fn tuple(src: &str, dst: &str, proto: u8, src_part: [u8; 2], dst_part: [u8; 2]) 
 
 fn everything() -> Names {
     let mut names = Names::default();
-    Name::ALL.into_iter().for_each(|name| names.insert(name));
+    for name in Name::ALL {
+        names.insert(name);
+    }
     names
 }
 
@@ -98,7 +100,9 @@ fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
     }
     for name in Name::ALL {
         let mut one = Names::default();
-        Name::ALL.into_iter().for_each(|other| one.remove(other));
+        for other in Name::ALL {
+            one.remove(other);
+        }
         assert!(one.is_empty());
         one.insert(name);
         for event in name.events() {
@@ -124,7 +128,8 @@ fn networks_are_read_with_and_without_a_prefix() {
         parse_net(text).unwrap();
     }
     assert_eq!(parse_net("10.1.2.3/8").unwrap(), parse_net("10.0.0.0/8").unwrap());
-    for text in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "10.0.0.0/+8", "self", "10.0.0.0/8/8"] {
+    for text in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/", "10.0.0.0/+8", "self", "10.0.0.0/8/8"]
+    {
         parse_net(text).expect_err(text);
     }
     let flow = tuple("10.200.0.1", "192.168.0.1", 17, [0; 2], [0; 2]);

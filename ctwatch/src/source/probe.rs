@@ -102,7 +102,7 @@ pub struct Probe {
     past: Past,
     /// Of the programs attached last, until somebody takes it.
     events: Option<Events>,
-    _stats: Option<OwnedFd>,
+    stats: Option<OwnedFd>,
 }
 
 impl std::fmt::Debug for Probe {
@@ -144,7 +144,7 @@ impl Probe {
             past: Past::default(),
             events: None,
             // Needs CAP_SYS_ADMIN (5.8 to 7.3): without it, cost is not known and all else works.
-            _stats: stats.unwrap_or(None),
+            stats: stats.unwrap_or(None),
         };
         // Rights and kernel features are checked before anything is waited for.
         wishes.mechanism.plan(&Facts::read()?)?;
@@ -257,7 +257,7 @@ impl Source for Probe {
         cost.run_ns += self.past.cost.run_ns;
         cost.runs += self.past.cost.runs;
         let tables = self.tables.read(rows.keys().map(|flow| flow.netns));
-        let cost = self._stats.is_some().then_some(cost);
+        let cost = self.stats.is_some().then_some(cost);
         Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost, top: None, losses: None })
     }
 }

@@ -12,8 +12,8 @@ use super::probe::{Events, Mechanism, Probe, Wishes};
 use super::tables::Tables;
 use super::{Source as _, Status, now};
 use crate::cli::{SourceChoice, TraceOptions};
-use crate::model::trace::{self, Names, Record};
 use crate::model::SourceInfo;
+use crate::model::trace::{self, Names, Record};
 
 /// How many events are read before the reader of our output gets them.
 const BATCH: usize = 256;
@@ -159,7 +159,8 @@ impl Channel {
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(std::io::Error::from)
             .context("cannot wait for events")?;
-        let mut channel = Self { ring, budget, since_ns, wall_minus_mono: offset()?, suppressed_before: 0, dry: true };
+        let mut channel =
+            Self { ring, budget, since_ns, wall_minus_mono: offset()?, suppressed_before: 0, dry: true };
         channel.suppressed_before = channel.suppressed()?;
         Ok(channel)
     }

@@ -111,16 +111,14 @@ fn load_program(attr: &mut bpf_attr) -> Result<OwnedFd> {
     load.log_level = 1;
     load.log_buf = log.as_mut_ptr() as u64;
     load.log_size = u32::try_from(log.len())?;
-    match bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
-        Ok(fd) => Ok(fd),
-        Err(_) => {
-            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-            let text = String::from_utf8_lossy(&log[..end]);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-            Err(first).context(tail)
-        }
+    if let Ok(fd) = bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
+        return Ok(fd);
     }
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+    Err(first).context(tail)
 }
 
 const fn map_data(map: &Map) -> Option<&MapData> {

@@ -39,10 +39,7 @@ fn records() -> Vec<(Record, &'static str)> {
     let ping = flow(1, "10.0.0.1", "10.0.0.9", Detail::Icmp { kind: 8, code: 0, id: 77 });
     let bare = flow(253, "10.0.0.1", "10.0.0.9", Detail::None);
     vec![
-        (
-            Record { newcomer: Some(ping), ..record(Name::EarlyDrop, Event::DeleteEarlyDrop, udp) },
-            "init",
-        ),
+        (Record { newcomer: Some(ping), ..record(Name::EarlyDrop, Event::DeleteEarlyDrop, udp) }, "init"),
         (
             Record {
                 comm: Some("curl\x1b[2J".into()),
@@ -52,10 +49,7 @@ fn records() -> Vec<(Record, &'static str)> {
             "blue",
         ),
         (record(Name::InsertFailed, Event::FailedChaintoolong, bare), "init"),
-        (
-            Record { assured: true, replied: true, ..record(Name::Delete, Event::DeleteTimeout, tcp) },
-            "init",
-        ),
+        (Record { assured: true, replied: true, ..record(Name::Delete, Event::DeleteTimeout, tcp) }, "init"),
         (record(Name::ClashResolve, Event::ClashReplyOnly, udp), "init"),
         (record(Name::Insert, Event::Insert, ping), "4026532201"),
     ]

@@ -58,7 +58,11 @@ pub(super) fn write(all: &[Measured]) -> Result<()> {
         Ok(text) => serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?,
         Err(_) => Baseline::new(),
     };
-    baseline.extend(of(all));
+    let now = of(all);
+    if let Some((kernel, _)) = now.iter().find(|(_, figures)| figures.is_empty()) {
+        bail!("ctwatch was not measured on {kernel}: no baseline");
+    }
+    baseline.extend(now);
     fs::write(&file, serde_json::to_string_pretty(&baseline)? + "\n")
         .with_context(|| format!("writing {}", file.display()))?;
     say(format!("{} is the new baseline", file.display()));

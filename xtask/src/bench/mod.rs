@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long)]
     check: bool,
     /// Write the measured figures as the new baseline
-    #[arg(long, conflicts_with_all = ["check", "only"])]
+    #[arg(long, conflicts_with = "check")]
     write_baseline: bool,
     /// Write everything measured to this file
     #[arg(long, value_name = "FILE")]

@@ -81,7 +81,13 @@ impl Watch {
         let mut child = Command::new(program())
             .args(["live", "--json", "--interval", "0.5"])
             .args(args)
-            .args(SOURCE.get().filter(|_| !args.contains(&"--source")).into_iter().flat_map(|source| ["--source", source]))
+            .args(
+                SOURCE
+                    .get()
+                    .filter(|_| !args.contains(&"--source"))
+                    .into_iter()
+                    .flat_map(|source| ["--source", source]),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

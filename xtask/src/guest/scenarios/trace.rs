@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -148,9 +149,8 @@ impl Drop for Trace {
 
 fn is_marker(event: &Value) -> anyhow::Result<bool> {
     let text = event["dst"].as_str().with_context(|| format!("no dst in {event}"))?;
-    let first: std::net::IpAddr = Family::V4.target(MARKER);
-    let address: std::net::IpAddr = text.parse().with_context(|| format!("dst {text}"))?;
-    Ok(address.is_ipv4() == first.is_ipv4() && address >= first)
+    let address: IpAddr = text.parse().with_context(|| format!("dst {text}"))?;
+    Ok((Family::V4.target(MARKER)..Family::V4.target(MARKER + 0x1_0000)).contains(&address))
 }
 
 impl Told {
@@ -233,7 +233,12 @@ fn burst(source: &str) -> anyhow::Result<()> {
             anyhow::ensure!(entered != refused, "{target}: inserted {entered}, refused {refused}");
         }
     }
-    anyhow::ensure!(!drops.is_empty() && !evictions.is_empty(), "{} drops, {} evictions", drops.len(), evictions.len());
+    anyhow::ensure!(
+        !drops.is_empty() && !evictions.is_empty(),
+        "{} drops, {} evictions",
+        drops.len(),
+        evictions.len()
+    );
 
     let me = fs::read_to_string("/proc/self/comm")?;
     for event in &told.events {
@@ -334,7 +339,19 @@ fn netlink_and_flush() -> anyhow::Result<()> {
     let (space, trace, _) = begin(&["--events", "all"], 10_000, 4096)?;
     let sent: Sent = udp::send(Flows::new(Family::V4, 50))?;
     checked(space.command("conntrack").args([
-        "-I", "-p", "udp", "-s", "192.0.2.1", "-d", "192.0.2.2", "--sport", "1", "--dport", "2", "-t", "60",
+        "-I",
+        "-p",
+        "udp",
+        "-s",
+        "192.0.2.1",
+        "-d",
+        "192.0.2.2",
+        "--sport",
+        "1",
+        "--dport",
+        "2",
+        "-t",
+        "60",
     ]))?;
     checked(space.command("conntrack").arg("-F"))?;
     let told = trace.stop()?;
