@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 
-use crate::bench;
 use crate::build;
 use crate::prototypes;
 use crate::step::{self, Step};
@@ -16,8 +15,7 @@ pub fn run() -> Result<()> {
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
     prototypes::run()?;
-    test::guests(&Selection::default())?;
-    bench::check()
+    test::guests(&Selection::default())
 }
 
 fn checked(what: &str, args: &[&str], variable: Option<(&str, &str)>) -> Result<()> {
