@@ -99,11 +99,6 @@ pub fn run(options: &Options) -> Result<()> {
     if options.check { baseline::check(&all) } else { Ok(()) }
 }
 
-/// What `ci` runs: ctwatch alone, against the baseline.
-pub fn check() -> Result<()> {
-    run(&Options { only: vec!["ctwatch".to_owned()], check: true, ..Options::default() })
-}
-
 /// Boots each kernel once, two at a time: a guest that counts instructions has one CPU.
 fn measure(kernels: &[Kernel], initramfs: &Initramfs, args: &[String]) -> Result<Vec<Measured>> {
     let step = Step::begin(format!("measuring on {} kernels", kernels.len()));
