@@ -12,13 +12,16 @@ use super::{Family, Flows, PORT, Sent, pin, raw, udp};
 /// One datagram from each of two CPUs, from one socket, to each destination: both see a flow that is not there yet.
 pub(in super::super) fn udp_pairs(flows: Flows) -> anyhow::Result<Sent> {
     let socket = UdpSocket::bind((flows.family.home(), 0)).context("bind the sender")?;
-    pairs(flows, |number, tally| udp::one(&socket, SocketAddr::new(flows.family.target(number), PORT), tally))
+    pairs(flows, |_, number, tally| {
+        udp::one(&socket, SocketAddr::new(flows.family.target(number), PORT), tally)
+    })
 }
 
 /// The same with TCP SYNs by raw socket. TCP allows no resolution: of two that race, one is dropped.
 pub(in super::super) fn tcp_pairs(flows: Flows, port: u16) -> anyhow::Result<Sent> {
     anyhow::ensure!(flows.family == Family::V4, "the checksum is made for IPv4 only");
-    let socket: OwnedFd = raw::raw_socket(flows.family, 6)?;
+    // One for each racer: the kernel holds a raw socket's lock for as long as its packet is on the way.
+    let sockets: [OwnedFd; 2] = [raw::raw_socket(flows.family, 6)?, raw::raw_socket(flows.family, 6)?];
     let mut syn = Vec::new();
     syn.extend(4444_u16.to_be_bytes());
     syn.extend(port.to_be_bytes());
@@ -26,10 +29,13 @@ pub(in super::super) fn tcp_pairs(flows: Flows, port: u16) -> anyhow::Result<Sen
     syn.extend([0; 4]);
     // Five words long, SYN, window 1024. The checksum stays 0: conntrack looks at it on the way in only.
     syn.extend([0x50, 0x02, 4, 0, 0, 0, 0, 0]);
-    pairs(flows, |number, tally| raw::one(&socket, flows.family.target(number), &syn, tally))
+    pairs(flows, |cpu, number, tally| raw::one(&sockets[cpu], flows.family.target(number), &syn, tally))
 }
 
-fn pairs(flows: Flows, send: impl Fn(u32, &mut Sent) -> anyhow::Result<()> + Sync) -> anyhow::Result<Sent> {
+fn pairs(
+    flows: Flows,
+    send: impl Fn(usize, u32, &mut Sent) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<Sent> {
     let arrived = AtomicU32::new(0);
     let failed = AtomicU32::new(0);
     let racer = |cpu| {
@@ -46,7 +52,7 @@ fn pairs(flows: Flows, send: impl Fn(u32, &mut Sent) -> anyhow::Result<()> + Syn
                     thread::yield_now();
                 }
             }
-            if let Err(error) = send(number, &mut mine) {
+            if let Err(error) = send(cpu, number, &mut mine) {
                 failed.store(1, Ordering::Release);
                 return Err(error);
             }
