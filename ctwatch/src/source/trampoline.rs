@@ -118,6 +118,11 @@ fn load_program(attr: &mut bpf_attr) -> Result<OwnedFd> {
     let text = String::from_utf8_lossy(&log[..end]);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+    // The verifier gives a reason for what it rejects; a kernel that allows no such program gives none.
+    if tail.is_empty() {
+        return Err(first)
+            .context("it refuses programs of this type altogether; use --source kprobe or netlink");
+    }
     Err(first).context(tail)
 }
 
