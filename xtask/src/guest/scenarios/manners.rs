@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::Context;
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 
 use super::super::ctwatch::{PATIENCE, Watch, program};
@@ -26,6 +27,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("manners::closed_pipe", closed_pipe),
     scenario("manners::sigkill", sigkill),
     scenario("manners::unprivileged", unprivileged),
+    scenario("manners::without_btf", without_btf),
     scenario("manners::wrong_usage", wrong_usage),
 ];
 
@@ -194,6 +196,26 @@ fn unprivileged() -> anyhow::Result<()> {
         anyhow::ensure!(said.contains(word), "the message does not name {word}: {said}");
     }
     anyhow::ensure!(!said.contains("panicked"), "{said}");
+    Ok(())
+}
+
+/// Without type information: one message with the way out, and by `auto` the next source, which says why.
+fn without_btf() -> anyhow::Result<()> {
+    const BTF: &str = "/sys/kernel/btf";
+    modules::load()?;
+    mount(Some("none"), BTF, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("hide the BTF")?;
+    let probes = run(&["live", "--json", "-n", "1", "--source", "kprobe"]);
+    let auto = run(&["live", "--json", "-n", "1", "-i", "0.2"]);
+    umount(BTF).context("show the BTF again")?;
+    let (probes, auto) = (probes?, auto?);
+    let said = String::from_utf8_lossy(&probes.stderr).into_owned();
+    anyhow::ensure!(probes.status.code() == Some(1), "{}: {said}", probes.status);
+    anyhow::ensure!(said.contains("CONFIG_DEBUG_INFO_BTF") && said.contains("way out"), "{said}");
+    anyhow::ensure!(auto.status.success(), "{auto:?}");
+    let object: serde_json::Value = serde_json::from_slice(&auto.stdout).context("its only object")?;
+    anyhow::ensure!(object["source"]["kind"] == "netlink", "{object}");
+    let why = object["source"]["why"].as_str().unwrap_or_default();
+    anyhow::ensure!(why.contains("CONFIG_DEBUG_INFO_BTF"), "why: {why}");
     Ok(())
 }
 
