@@ -151,7 +151,7 @@ pub(super) fn stdout_is_closed() -> bool {
 
 /// Whether the reader still takes what we write.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reader {
+pub(super) enum Reader {
     Reads,
     Gone,
 }
@@ -274,24 +274,32 @@ impl<W: AsyncWrite + Unpin> Watch<'_, W> {
     }
 
     async fn print(&mut self, text: &str) -> anyhow::Result<Reader> {
-        let out = &mut self.out;
-        let mut writing = pin!(async {
-            out.write_all(text.as_bytes()).await?;
-            out.flush().await
-        });
-        let written = tokio::select! {
-            biased;
-            written = &mut writing => written,
-            () = stopped(&mut self.stop) => match timeout(PATIENCE, writing).await {
-                Ok(written) => written,
-                Err(_) => return Ok(Reader::Gone),
-            },
-        };
-        match written {
-            Ok(()) => Ok(Reader::Reads),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
-            Err(error) => Err(error).context("cannot write to stdout"),
-        }
+        print(&mut self.out, &mut self.stop, text).await
+    }
+}
+
+/// Writes and flushes. A reader that does not read delays the end by no more than [`PATIENCE`].
+pub(super) async fn print(
+    out: &mut (impl AsyncWrite + Unpin),
+    stop: &mut watch::Receiver<bool>,
+    text: &str,
+) -> anyhow::Result<Reader> {
+    let mut writing = pin!(async {
+        out.write_all(text.as_bytes()).await?;
+        out.flush().await
+    });
+    let written = tokio::select! {
+        biased;
+        written = &mut writing => written,
+        () = stopped(stop) => match timeout(PATIENCE, writing).await {
+            Ok(written) => written,
+            Err(_) => return Ok(Reader::Gone),
+        },
+    };
+    match written {
+        Ok(()) => Ok(Reader::Reads),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(error) => Err(error).context("cannot write to stdout"),
     }
 }
 

@@ -4,11 +4,9 @@ use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
-use super::live::{every, stdout_is_closed, stop_on_signals, stopped};
+use super::live::{Reader, every, print, stdout_is_closed, stop_on_signals, stopped};
 use super::tell;
 use crate::cli::{Format, TraceOptions};
 use crate::model::trace::{Name, Record};
@@ -21,8 +19,6 @@ use crate::view::trace_lines::TraceLines;
 const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
 /// How soon it is seen that it went away, that events were held back, or that nobody reads any more.
 const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
-/// How long a reader that does not read may hold up our end.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
@@ -222,24 +218,10 @@ impl Trace {
         if text.is_empty() {
             return Ok(Go::On);
         }
-        let out = &mut self.out;
-        let mut writing = std::pin::pin!(async {
-            out.write_all(text.as_bytes()).await?;
-            out.flush().await
-        });
-        let written = tokio::select! {
-            biased;
-            written = &mut writing => written,
-            () = stopped(&mut self.stop) => match timeout(PATIENCE, writing).await {
-                Ok(written) => written,
-                Err(_) => return Ok(Go::Home),
-            },
-        };
-        match written {
-            Ok(()) => Ok(Go::On),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Go::Home),
-            Err(error) => Err(error).context("cannot write to stdout"),
-        }
+        Ok(match print(&mut self.out, &mut self.stop, text).await? {
+            Reader::Reads => Go::On,
+            Reader::Gone => Go::Home,
+        })
     }
 }
 

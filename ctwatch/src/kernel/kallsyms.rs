@@ -1,7 +1,5 @@
 //! The kernel's symbols: which functions can be probed by name, and where callers lie in memory.
 
-use std::collections::BTreeMap;
-
 use ctwatch_ebpf::{CALLERS, Caller, CallerRange};
 use serde::{Deserialize, Serialize};
 
@@ -140,15 +138,6 @@ impl Symbols {
                 CallerRange { start: text.start, end: text.end, caller: text.caller as u32, reserved: 0 };
         }
         ranges
-    }
-
-    /// How many symbols each kind of caller has.
-    pub fn caller_kinds(&self) -> BTreeMap<Caller, usize> {
-        let mut kinds = BTreeMap::new();
-        for text in &self.callers {
-            *kinds.entry(text.caller).or_default() += 1;
-        }
-        kinds
     }
 }
 
