@@ -102,6 +102,8 @@ pub struct Probe {
     past: Past,
     /// Of the programs attached last, until somebody takes it.
     events: Option<Events>,
+    /// Read at opening, for the first attaching only: later ones may meet another load of the module.
+    facts: Option<Facts>,
     stats: Option<OwnedFd>,
 }
 
@@ -143,17 +145,25 @@ impl Probe {
             attached: None,
             past: Past::default(),
             events: None,
+            facts: None,
             // Needs CAP_SYS_ADMIN (5.8 to 7.3): without it, cost is not known and all else works.
             stats: stats.unwrap_or(None),
         };
         // Rights and kernel features are checked before anything is waited for.
-        wishes.mechanism.plan(&Facts::read()?)?;
+        let facts = Facts::read()?;
+        wishes.mechanism.plan(&facts)?;
+        // Reading them is most of the start-up, so they serve for attaching too where tracking is there.
+        probe.facts = Some(facts).filter(|facts| facts.conntrack != Presence::Absent);
         probe.look()?;
+        probe.facts = None;
         Ok(probe)
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
-        let facts = Facts::read()?;
+        let facts = match self.facts.take() {
+            Some(facts) => facts,
+            None => Facts::read()?,
+        };
         let mut plan = self.wishes.mechanism.plan(&facts)?;
         if let Some(wanted) = &self.wishes.trace {
             plan = plan.tracing(&facts, wanted.names.events());
