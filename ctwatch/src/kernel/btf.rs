@@ -113,8 +113,8 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// One past the last type number.
-    fn end(&self) -> u32 {
+    /// One past the last type number, with which a module's numbering goes on.
+    pub fn end(&self) -> u32 {
         self.first + u32::try_from(self.offsets.len()).unwrap_or(u32::MAX - self.first)
     }
 

@@ -40,6 +40,9 @@ pub struct Facts {
     pub prototypes: BTreeMap<String, String>,
     /// Their numbers in the BTF that holds them.
     pub functions: BTreeMap<String, u32>,
+    /// How many types vmlinux's BTF has: a module's go on from there. 0 where it was not read.
+    #[serde(default)]
+    pub vmlinux_types: u32,
 }
 
 /// Whether connection tracking is there.
@@ -162,6 +165,11 @@ impl Facts {
         Ok(facts)
     }
 
+    /// Whether a function, by its number in BTF, lives in the module of connection tracking.
+    pub fn in_module(&self, function: u32) -> bool {
+        self.conntrack == Presence::Module && function >= self.vmlinux_types
+    }
+
     fn read_btf(&mut self, directory: &Path) {
         let base = match blob(&directory.join("vmlinux"), None) {
             Ok(Some(base)) => base,
@@ -172,6 +180,7 @@ impl Facts {
             }
         };
         self.btf = Availability::Present;
+        self.vmlinux_types = base.end();
         let module = match blob(&directory.join("nf_conntrack"), Some(&base)) {
             Ok(None) => None,
             Ok(module) => {

@@ -1,12 +1,16 @@
 //! Where samples come from.
 
+pub mod attached;
+mod kprobe;
 mod logger;
 pub mod netlink;
+pub mod object;
 pub mod probe;
 mod sys;
 pub mod tables;
 pub mod trace;
 mod trampoline;
+pub mod watch;
 
 use nix::time::{ClockId, clock_gettime};
 

@@ -8,8 +8,9 @@ use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::probe::{Events, Mechanism, Probe, Wishes};
+use super::probe::{Mechanism, Probe, Wishes};
 use super::tables::Tables;
+use super::watch::Events;
 use super::{Source as _, Status, now};
 use crate::cli::{SourceChoice, TraceOptions};
 use crate::model::SourceInfo;

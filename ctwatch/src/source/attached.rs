@@ -1,0 +1,178 @@
+//! Programs at work: attaching, detaching, and what the kernel says of their runs.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use aya_obj::generated::bpf_attach_type;
+
+use super::{
+    kprobe::Kprobe,
+    object::{Object, Target},
+    sys::{ProgramStats, program_stats},
+    trampoline,
+};
+use crate::{
+    kernel::{
+        facts::Facts,
+        plan::{Hook, Method},
+    },
+    model::Cost,
+};
+
+/// An object and those of its programs that are attached. Dropping it detaches them all.
+#[derive(Debug)]
+pub struct Attached {
+    /// The programs' maps.
+    pub object: Object,
+    programs: Vec<Program>,
+    /// The BTF object of nf_conntrack, once it was needed.
+    module_btf: Option<OwnedFd>,
+    /// Of programs that have been detached.
+    past: Runs,
+}
+
+/// What programs did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// How often the kernel skipped one, as far as it tells.
+    pub missed: u64,
+    /// What they cost.
+    pub cost: Cost,
+}
+
+#[derive(Debug)]
+struct Program {
+    name: &'static str,
+    fd: OwnedFd,
+    links: Vec<Link>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Trampoline { _link: OwnedFd },
+    Kprobe(Kprobe),
+}
+
+impl Attached {
+    /// Nothing attached yet.
+    pub fn new(object: Object) -> Self {
+        Self { object, programs: Vec::new(), module_btf: None, past: Runs::default() }
+    }
+
+    /// Attaches these hooks beside those that are attached, in this order.
+    ///
+    /// All of them are loaded before the first is attached, so that a refusal changes nothing and
+    /// little time passes between one and the next. Where one of them cannot be attached, none is.
+    pub fn hook(&mut self, facts: &Facts, hooks: &[Hook]) -> Result<()> {
+        let mut loaded: Vec<(Program, Vec<&Hook>)> = Vec::new();
+        for hook in hooks {
+            let known = loaded.iter_mut().find(|(program, _)| program.name == hook.program);
+            // A trampoline program is loaded for one function; a kprobe's serves any.
+            if let (Some((_, on)), Method::Kprobe | Method::Kretprobe) = (known, hook.method) {
+                on.push(hook);
+                continue;
+            }
+            let fd = self.load(facts, hook).with_context(|| format!("cannot watch {}", hook.symbol))?;
+            loaded.push((Program { name: hook.program, fd, links: Vec::new() }, vec![hook]));
+        }
+        // In the order asked for, which is not that of the programs where one serves several hooks.
+        for hook in hooks {
+            let found = loaded.iter_mut().find(|(_, on)| on.iter().any(|on| std::ptr::eq(*on, hook)));
+            let (program, _) = found.context("every hook has a program")?;
+            let link = program.attach(hook);
+            program
+                .links
+                .push(link.with_context(|| format!("cannot attach {} to {}", hook.program, hook.symbol))?);
+        }
+        self.programs.extend(loaded.into_iter().map(|(program, _)| program));
+        Ok(())
+    }
+
+    /// Detaches these programs from wherever they are attached. What they missed and cost stays in
+    /// the sum, and what they counted in the maps.
+    pub fn unhook(&mut self, programs: &[&str]) -> Result<()> {
+        let (gone, kept) = std::mem::take(&mut self.programs)
+            .into_iter()
+            .partition::<Vec<_>, _>(|program| programs.contains(&program.name));
+        self.programs = kept;
+        for mut program in gone {
+            let mut runs = program.links_missed()?;
+            // Read when it can no longer run.
+            program.links.clear();
+            runs.add(program.runs()?);
+            self.past.add(runs);
+        }
+        Ok(())
+    }
+
+    /// What the programs did since they were loaded, those that have been detached included.
+    pub fn runs(&self) -> Result<Runs> {
+        let mut sum = self.past;
+        for program in &self.programs {
+            sum.add(program.links_missed()?);
+            sum.add(program.runs()?);
+        }
+        Ok(sum)
+    }
+
+    /// The kernel's number of an attached program that uses this map.
+    pub fn user_of(&self, map: &str) -> Result<Option<u32>> {
+        let found = self.programs.iter().find(|program| self.object.uses(program.name, map));
+        Ok(found.map(|program| program_stats(program.fd.as_fd())).transpose()?.map(|stats| stats.id))
+    }
+
+    fn load(&mut self, facts: &Facts, hook: &Hook) -> Result<OwnedFd> {
+        let attach_type = match hook.method {
+            Method::Kprobe | Method::Kretprobe => return self.object.load(hook.program, Target::Kprobe),
+            Method::Fentry => bpf_attach_type::BPF_TRACE_FENTRY as u32,
+            Method::Fexit => bpf_attach_type::BPF_TRACE_FEXIT as u32,
+        };
+        let function = facts.functions.get(&hook.symbol).copied();
+        let function = function.context("the kernel's type information does not have it")?;
+        let module = if facts.in_module(function) {
+            if self.module_btf.is_none() {
+                self.module_btf = Some(trampoline::btf_object("nf_conntrack")?);
+            }
+            self.module_btf.as_ref()
+        } else {
+            None
+        };
+        let module = module.map(OwnedFd::as_fd);
+        self.object.load(hook.program, Target::Trampoline { attach_type, function, module })
+    }
+}
+
+impl Program {
+    fn attach(&self, hook: &Hook) -> Result<Link> {
+        let program = self.fd.as_fd();
+        Ok(match hook.method {
+            Method::Fentry | Method::Fexit => Link::Trampoline { _link: trampoline::attach(program)? },
+            Method::Kprobe => Link::Kprobe(Kprobe::attach(program, &hook.symbol, false)?),
+            Method::Kretprobe => Link::Kprobe(Kprobe::attach(program, &hook.symbol, true)?),
+        })
+    }
+
+    fn links_missed(&self) -> Result<Runs> {
+        let mut runs = Runs::default();
+        for link in &self.links {
+            if let Link::Kprobe(kprobe) = link {
+                runs.missed += kprobe.missed().context("cannot read a kprobe's misses")?;
+            }
+        }
+        Ok(runs)
+    }
+
+    fn runs(&self) -> Result<Runs> {
+        let ProgramStats { run_ns, runs, missed, .. } =
+            program_stats(self.fd.as_fd()).context("cannot read a program's statistics")?;
+        Ok(Runs { missed, cost: Cost { run_ns, runs } })
+    }
+}
+
+impl Runs {
+    fn add(&mut self, other: Self) {
+        self.missed += other.missed;
+        self.cost.run_ns += other.cost.run_ns;
+        self.cost.runs += other.cost.runs;
+    }
+}

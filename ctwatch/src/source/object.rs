@@ -1,0 +1,211 @@
+//! The eBPF object: its programs, and the maps that they share.
+//!
+//! Not aya's own loader, for three reasons: it parses all of vmlinux's BTF, which took longer than
+//! everything else together; it (through 0.16) attaches fentry and fexit programs to functions of
+//! vmlinux only; and it makes every map, used or not. Parsing and relocating are aya-obj's, and so
+//! are the maps' types aya's.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::CString,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, MapError};
+use aya_obj::{
+    EbpfSectionKind,
+    generated::{BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
+};
+
+use super::sys::{bpf_fd, create_map, freeze, set_name, write_section, zeroed};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ctwatch-ebpf"));
+
+/// `BPF_LD | BPF_DW | BPF_IMM`: the instruction that names a map.
+const LOAD_ADDRESS: u8 = 0x18;
+
+/// Read-only values for the programs, by the name of the global. A name that the object does not
+/// have, or a value of another size, is an error.
+#[derive(Clone, Debug, Default)]
+pub struct Globals(BTreeMap<String, Vec<u8>>);
+
+impl Globals {
+    /// Sets one, in the machine's byte order.
+    pub fn set(&mut self, name: &str, value: &[u8]) -> &mut Self {
+        self.0.insert(name.to_owned(), value.to_owned());
+        self
+    }
+}
+
+/// What a program is loaded for.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A kprobe or kretprobe.
+    Kprobe,
+    /// A BPF trampoline.
+    Trampoline {
+        /// `BPF_TRACE_FENTRY` or `BPF_TRACE_FEXIT`.
+        attach_type: u32,
+        /// The function's number in its BTF.
+        function: u32,
+        /// The BTF object of the module that holds the function; `None` for vmlinux.
+        module: Option<BorrowedFd<'a>>,
+    },
+}
+
+/// The object, ready to give programs and maps. A map is made when the first program that uses it
+/// is loaded, or when it is asked for.
+pub struct Object {
+    license: CString,
+    /// By name. Where they name a map, it is by its place in `maps`.
+    programs: HashMap<String, Vec<bpf_insn>>,
+    maps: Vec<MapOf>,
+}
+
+#[derive(Debug)]
+struct MapOf {
+    name: String,
+    definition: aya_obj::Map,
+    made: Option<OwnedFd>,
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Object").field("maps", &self.maps).finish_non_exhaustive()
+    }
+}
+
+impl Object {
+    /// The object that was built into this binary.
+    pub fn parse(globals: &Globals) -> Result<Self> {
+        let mut object = aya_obj::Object::parse(OBJECT).context("cannot parse the eBPF object")?;
+        let globals = globals.0.iter().map(|(name, value)| (name.as_str(), (value.as_slice(), true)));
+        object.patch_map_data(globals.collect()).context("cannot set the programs' constants")?;
+        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
+        let places = (0..).zip(&maps).map(|(place, (name, map))| (name.as_str(), place, map));
+        object.relocate_maps(places, &text).context("cannot relocate map references")?;
+        object.relocate_calls(&text).context("cannot relocate calls")?;
+        let mut programs = HashMap::new();
+        for (name, program) in &object.programs {
+            let function = object
+                .functions
+                .remove(&program.function_key())
+                .with_context(|| format!("no code of {name}"))?;
+            programs.insert(name.clone(), function.instructions);
+        }
+        let map = |(name, definition)| MapOf { name, definition, made: None };
+        Ok(Self { license: object.license, programs, maps: maps.into_iter().map(map).collect() })
+    }
+
+    /// Sets a map's size, before it is made.
+    pub fn resize(&mut self, map: &str, entries: u32) -> Result<()> {
+        self.find(map)?.definition.set_max_entries(entries);
+        Ok(())
+    }
+
+    /// A map as one of aya's types.
+    pub fn map<T: TryFrom<Map, Error = MapError>>(&mut self, name: &str) -> Result<T> {
+        let fd = self.find(name)?.make()?.try_clone_to_owned()?;
+        let map = MapData::from_fd(fd).and_then(Map::from_map_data).and_then(T::try_from);
+        map.with_context(|| format!("map {name} is not what it should be"))
+    }
+
+    fn find(&mut self, name: &str) -> Result<&mut MapOf> {
+        let found = self.maps.iter_mut().find(|map| map.name == name);
+        found.with_context(|| format!("the object has no map {name}"))
+    }
+
+    /// Whether a program refers to a map.
+    pub fn uses(&self, program: &str, map: &str) -> bool {
+        let code = self.programs.get(program).map_or(&[][..], Vec::as_slice);
+        references(code).any(|(_, place)| self.maps.get(place).is_some_and(|used| used.name == map))
+    }
+
+    /// Loads a program, with the maps that it uses.
+    pub fn load(&mut self, program: &str, target: Target<'_>) -> Result<OwnedFd> {
+        let code = self.programs.get(program);
+        let mut code = code.with_context(|| format!("the object has no program {program}"))?.clone();
+        let references: Vec<(usize, usize)> = references(&code).collect();
+        for (at, place) in references {
+            let map = self.maps.get_mut(place).context("the object refers to a map that it does not have")?;
+            code[at].imm = map.make()?.as_raw_fd();
+        }
+        let mut attr = zeroed();
+        // SAFETY: the variant for BPF_PROG_LOAD; every byte of it was set to zero.
+        let load = unsafe { &mut attr.__bindgen_anon_3 };
+        load.insns = code.as_ptr() as u64;
+        load.insn_cnt = u32::try_from(code.len())?;
+        load.license = self.license.as_ptr() as u64;
+        set_name(&mut load.prog_name, program);
+        match target {
+            Target::Kprobe => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32,
+            Target::Trampoline { attach_type, function, module } => {
+                load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+                load.expected_attach_type = attach_type;
+                load.attach_btf_id = function;
+                if let Some(module) = module {
+                    load.__bindgen_anon_1.attach_btf_obj_fd = module.as_raw_fd().cast_unsigned();
+                }
+            }
+        }
+        load_program(&mut attr).with_context(|| format!("the kernel does not accept program {program}"))
+    }
+}
+
+impl MapOf {
+    fn make(&mut self) -> Result<BorrowedFd<'_>> {
+        if self.made.is_none() {
+            let Self { name, definition, .. } = &*self;
+            let fd = create_map(name, definition).with_context(|| format!("cannot make map {name}"))?;
+            if !definition.data().is_empty() {
+                write_section(fd.as_fd(), definition.data())
+                    .with_context(|| format!("cannot fill {name}"))?;
+            }
+            if definition.section_kind() == EbpfSectionKind::Rodata {
+                freeze(fd.as_fd()).with_context(|| format!("cannot freeze {name}"))?;
+            }
+            self.made = Some(fd);
+        }
+        Ok(self.made.as_ref().context("just made")?.as_fd())
+    }
+}
+
+/// The instructions that name a map, and the map's place.
+fn references(code: &[bpf_insn]) -> impl Iterator<Item = (usize, usize)> {
+    let names_map = |insn: &bpf_insn| {
+        insn.code == LOAD_ADDRESS
+            && [BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE].contains(&u32::from(insn.src_reg()))
+    };
+    let found = code.iter().enumerate().filter(move |(_, insn)| names_map(insn));
+    found.filter_map(|(at, insn)| Some((at, usize::try_from(insn.imm).ok()?)))
+}
+
+/// Loads once in silence; if that fails, again with the verifier's log, whose end names the fault.
+fn load_program(attr: &mut bpf_attr) -> Result<OwnedFd> {
+    let first = match bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
+        Ok(fd) => return Ok(fd),
+        Err(error) => error,
+    };
+    let mut log = vec![0_u8; 256 << 10];
+    // SAFETY: the variant for BPF_PROG_LOAD, as the caller filled it.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.log_level = 1;
+    load.log_buf = log.as_mut_ptr() as u64;
+    load.log_size = u32::try_from(log.len())?;
+    if let Ok(fd) = bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
+        return Ok(fd);
+    }
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    let text = String::from_utf8_lossy(&log[..end]);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines[lines.len().saturating_sub(12)..].join("\n");
+    // The verifier gives a reason for what it rejects; a kernel that allows no such program gives none.
+    if tail.is_empty() {
+        return Err(first).context(
+            "it refuses programs of this type altogether; try another --source (fexit, kprobe, netlink)",
+        );
+    }
+    Err(first).context(tail)
+}
