@@ -288,9 +288,9 @@ impl Attached {
             if wishes.verbose { Some(EbpfLogger::init_with_logger(&mut ebpf, Stderr)?) } else { None };
         let mut ranges: Array<_, [CallerRange; CALLERS]> = map(&mut ebpf, "CALLER_RANGES")?;
         ranges.set(0, facts.symbols.ranges(), 0).context("cannot write map CALLER_RANGES")?;
-        if let Some(wanted) = &wishes.trace {
+        if let Some(ends) = &wishes.filter.ends {
             let mut filters: Array<_, TraceFilter> = map(&mut ebpf, "TRACE_FILTERS")?;
-            filters.set(0, wanted.filter, 0).context("cannot write map TRACE_FILTERS")?;
+            filters.set(0, ends, 0).context("cannot write map TRACE_FILTERS")?;
         }
         let mut attached = Self {
             ebpf,
@@ -426,17 +426,16 @@ where
 
 /// Loads the object with this kernel's offsets and the user's filter as read-only globals.
 fn load(facts: &Facts, plan: &Plan, wishes: &Wishes) -> anyhow::Result<Ebpf> {
-    let Filter { protos, family, netns } = wishes.filter;
-    let filter = u8::from(wishes.filter != Filter::default());
+    let Filter { protos, family, netns, ends } = wishes.filter;
+    let filter = u8::from(protos.is_some() || family.is_some() || netns.is_some());
     let protos = protos.map_or([u64::MAX; 4], |protos| protos.0);
     let family = family.unwrap_or(0);
     let netns = netns.unwrap_or(0);
     let chaintoolong = u8::from(facts.chaintoolong);
     let insert_at_confirm = u8::from(!plan.subtract_netlink);
-    let (events, per_second, trace_filter) = match &wishes.trace {
-        Some(wanted) => (wanted.names.events(), wanted.per_second, u8::from(!wanted.filter.is_empty())),
-        None => (0, 0, 0),
-    };
+    let (events, per_second) =
+        wishes.trace.as_ref().map_or((0, 0), |wanted| (wanted.names.events(), wanted.per_second));
+    let trace_filter = u8::from(ends.is_some());
     let log_level = if wishes.verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();
     for (global, offset) in &facts.offsets {
