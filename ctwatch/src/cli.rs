@@ -1,22 +1,19 @@
 //! The one definition of commands and flags; help, completions and the man page come from it.
 
+mod common;
 mod doctor;
 mod trace;
 
 use std::time::Duration;
 
-use clap::builder::TypedValueParser;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ctwatch_ebpf::{AF_INET, AF_INET6};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::model::{Filter, Protocols, protocol};
-use crate::source::tables;
+use crate::model::{By, Filter};
 
+use common::ABOUT_FILTERS;
+pub use common::{CommonArgs, OutputArgs, PlaceArgs, SourceChoice};
 pub use doctor::{DoctorArgs, DoctorCommand};
 pub use trace::{TraceArgs, TraceOptions};
-
-const ABOUT_FILTERS: &str = "What to watch";
-const ABOUT_OUTPUT: &str = "Output";
 
 /// See what connection tracking does to this machine: new flows, refused flows, evictions, removals, by protocol.
 #[derive(Debug, Parser)]
@@ -58,10 +55,6 @@ pub enum Command {
 
 /// Flags of `live`, as typed.
 #[derive(Clone, Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag that users type; `Options` has what they mean"
-)]
 pub struct LiveArgs {
     /// Seconds between reports, fractions allowed, 0.1 to 3600
     #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = parse_interval)]
@@ -69,57 +62,17 @@ pub struct LiveArgs {
     /// Stop after N reports
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
-    /// Plain lines, even on a terminal
-    #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
-    plain: bool,
-    /// One JSON object a line for each report
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    json: bool,
-    /// No colour, even on a terminal (as does the variable NO_COLOR)
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    no_color: bool,
-    /// Say what the programs in the kernel have to say, on stderr
-    #[arg(short, long, help_heading = ABOUT_OUTPUT)]
-    verbose: bool,
-    /// Only these L4 protocols: names or numbers, separated by commas
-    #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
-    proto: Option<Protocols>,
-    /// Only this address family
-    #[arg(long, value_name = "FAMILY", help_heading = ABOUT_FILTERS)]
-    family: Option<Family>,
-    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
-    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
-    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
-    netns: Netns,
-    /// Where the counts come from; one that is named and cannot run is an error
-    #[arg(long, value_name = "SOURCE", default_value = "auto")]
-    source: SourceChoice,
+    /// Rank by these: dport, src, dst, separated by commas. Destination ports are always ranked; addresses, source or
+    /// destination, only when asked for: each costs every new flow a look-up more
+    #[arg(long, value_name = "LIST", default_value = "dport", value_parser = parse_by, help_heading = ABOUT_FILTERS)]
+    by: Ranked,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
-/// `--family`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Family {
-    Ipv4,
-    Ipv6,
-}
-
-/// `--netns`, resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Netns(Option<u32>);
-
-/// `--source`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum SourceChoice {
-    /// The best that this kernel allows
-    #[default]
-    Auto,
-    /// BPF trampolines
-    Fexit,
-    /// Kprobes and kretprobes
-    Kprobe,
-    /// Ctnetlink events and statistics
-    Netlink,
-}
+/// `--by`.
+#[derive(Clone, Debug)]
+struct Ranked(Vec<By>);
 
 /// How reports are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +103,8 @@ pub struct Options {
     pub verbose: bool,
     /// What to watch.
     pub filter: Filter,
+    /// What is ranked, each once; destination ports always are.
+    pub by: Vec<By>,
     /// Which source was asked for.
     pub source: SourceChoice,
 }
@@ -164,23 +119,16 @@ impl Options {
 
 impl From<LiveArgs> for Options {
     fn from(args: LiveArgs) -> Self {
-        let format = match (args.plain, args.json) {
-            (_, true) => Format::Json,
-            (true, false) => Format::Plain,
-            (false, false) => Format::Auto,
-        };
-        let family = args.family.map(|family| match family {
-            Family::Ipv4 => AF_INET,
-            Family::Ipv6 => AF_INET6,
-        });
+        let CommonArgs { place, output, verbose, .. } = &args.common;
         Self {
             interval: args.interval,
             count: args.count,
-            format,
-            color: !args.no_color,
-            verbose: args.verbose,
-            filter: Filter { protos: args.proto, family, netns: args.netns.0 },
-            source: args.source,
+            format: args.common.format(),
+            color: !output.no_color,
+            verbose: *verbose,
+            filter: args.common.filter(),
+            by: args.by.0,
+            source: place.source,
         }
     }
 }
@@ -196,26 +144,15 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_count(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(0) => Err("at least one report; leave --count out to go on until stopped".into()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("not a whole number of reports".into()),
-    }
+    common::parse_count(text, "report", "to go on until stopped")
 }
 
-fn parse_protocols(text: &str) -> Result<Protocols, String> {
-    let mut set = Protocols::default();
-    for part in text.split(',') {
-        let proto = protocol::number(part.trim()).ok_or_else(|| {
-            format!("no protocol `{}`; name one (tcp, udp, icmp, icmpv6, sctp, gre, …) or give its number, 0 to 255", part.trim())
-        })?;
-        set.insert(proto);
+fn parse_by(text: &str) -> Result<Ranked, String> {
+    let mut by = common::parse_names(text, "ranking", &By::ALL, By::name)?;
+    if !by.contains(&By::Dport) {
+        by.insert(0, By::Dport);
     }
-    Ok(set)
-}
-
-fn parse_netns(text: &str) -> Result<Netns, String> {
-    tables::resolve(text).map(Netns).map_err(|error| format!("{error:#}"))
+    Ok(Ranked(by))
 }
 
 /// The completion script of a shell.
@@ -245,7 +182,10 @@ pub fn man() -> std::io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use ctwatch_ebpf::AF_INET6;
+
     use super::*;
+    use crate::model::filter;
 
     fn options(args: &[&str]) -> Result<Options, clap::Error> {
         match Cli::try_parse_from(std::iter::once(&"ctwatch").chain(args))?.into_command() {
@@ -267,6 +207,7 @@ mod tests {
         assert_eq!(defaults.count, None);
         assert_eq!(defaults.format, Format::Auto);
         assert_eq!(defaults.filter, Filter::default());
+        assert_eq!(defaults.by, [By::Dport]);
         assert_eq!(defaults.source, SourceChoice::Auto);
         assert!(defaults.color && !defaults.verbose);
     }
@@ -285,6 +226,10 @@ mod tests {
             "ipv6",
             "--netns",
             "4026531999",
+            "--port",
+            "53,6881",
+            "--net",
+            "10.0.0.0/8,2001:db8::/32",
         ];
         let bare = options(&args).unwrap();
         assert_eq!(bare, options(&[&["live"][..], &args].concat()).unwrap());
@@ -295,6 +240,20 @@ mod tests {
         assert!(protos.contains(17) && protos.contains(6) && !protos.contains(1));
         assert_eq!(bare.filter.family, Some(AF_INET6));
         assert_eq!(bare.filter.netns, Some(4_026_531_999));
+        let nets = ["10.0.0.0/8", "2001:db8::/32"].map(|net| filter::parse_net(net).unwrap());
+        assert_eq!(bare.filter.ends, filter::ends(&[53, 6881], &nets));
+        assert!(bare.filter.ends.is_some());
+    }
+
+    #[test]
+    fn destination_ports_are_ranked_whatever_else_is() {
+        for (asked, ranked) in [
+            ("dport", &[By::Dport][..]),
+            ("src", &[By::Dport, By::Src]),
+            ("dst, src,dst", &[By::Dport, By::Src, By::Dst]),
+        ] {
+            assert_eq!(options(&["--by", asked]).unwrap().by, ranked, "{asked}");
+        }
     }
 
     #[test]
@@ -315,8 +274,14 @@ mod tests {
             (&["--netns", "no-such-namespace"], "no network namespace `no-such-namespace`"),
             (&["--netns", "../../etc/passwd"], "no network namespace"),
             (&["--plain", "--json"], "cannot be used with"),
-            (&["--port", "53"], "unexpected argument"),
-            (&["--net", "self"], "unexpected argument"),
+            (&["--port", "70000"], "no port `70000`"),
+            (&["--port", "+53"], "no port `+53`"),
+            (&["--port", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"], "at most 16 ports"),
+            (&["--net", "self"], "no network `self`"),
+            (&["--net", "10.0.0.0/40"], "0 to 32 bits"),
+            (&["--net", "::1,::1,::1,::1,::1,::1,::1,::1,::1"], "at most 8 networks"),
+            (&["--by", "sport"], "no ranking `sport`; there are dport, src, dst"),
+            (&["--by", ""], "no ranking ``"),
         ] {
             let error = options(args).expect_err("accepted");
             assert_eq!(error.exit_code(), 2, "{args:?}");
@@ -329,7 +294,10 @@ mod tests {
     fn man_page_and_completions_know_every_flag() {
         let page = String::from_utf8(man().unwrap()).unwrap();
         let script = String::from_utf8(completions(clap_complete::Shell::Bash)).unwrap();
-        for flag in ["interval", "count", "plain", "json", "proto", "family", "netns", "source", "no-color"] {
+        for flag in [
+            "interval", "count", "plain", "json", "proto", "family", "netns", "source", "no-color", "port",
+            "net", "by", "verbose",
+        ] {
             assert!(page.contains(&flag.replace('-', "\\-")), "{flag} in the man page");
             assert!(script.contains(&format!("--{flag}")), "{flag} in the completions");
         }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::TypedValueParser as _;
 use clap::{Args, Subcommand};
 
-use super::{ABOUT_FILTERS, ABOUT_OUTPUT, Netns, SourceChoice, parse_netns};
+use super::common::ABOUT_OUTPUT;
+use super::{OutputArgs, PlaceArgs};
 
 /// Flags of `doctor`.
 #[derive(Clone, Debug, Args)]
@@ -19,35 +19,19 @@ pub struct DoctorArgs {
     /// Length of the live sample in seconds, fractions allowed, 0.1 to 3600
     #[arg(long, value_name = "SECS", default_value = "3", value_parser = super::parse_interval)]
     pub sample: Duration,
-    /// Where the live sample comes from
-    #[arg(long, value_name = "SOURCE", default_value = "auto")]
-    pub source: SourceChoice,
-    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
-    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
-    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
-    netns: Netns,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Also what is only worth knowing
     #[arg(long, help_heading = ABOUT_OUTPUT)]
     pub all: bool,
-    /// One JSON object
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    pub json: bool,
-    /// No colour, even on a terminal (as does the variable NO_COLOR)
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    pub no_color: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
     /// Write the facts, addresses masked, for a bug report; `-` is stdout, in place of the answer
     #[arg(long, value_name = "FILE")]
     pub capture: Option<PathBuf>,
     /// Judge captured facts instead of this machine; `-` is stdin
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
-}
-
-impl DoctorArgs {
-    /// The only namespace to look at.
-    pub const fn netns(&self) -> Option<u32> {
-        self.netns.0
-    }
 }
 
 /// What else `doctor` does.
@@ -78,7 +62,7 @@ mod tests {
     fn the_defaults_look_for_three_seconds_at_everything() {
         let args = doctor(&[]).unwrap();
         assert_eq!(args.sample, Duration::from_secs(3));
-        assert!(!args.all && !args.json && args.netns().is_none() && args.command.is_none());
+        assert!(!args.all && !args.output.json && args.place.netns().is_none() && args.command.is_none());
     }
 
     #[test]

@@ -1,20 +1,13 @@
 //! The flags of `ctwatch trace`.
 
 use clap::Args;
-use clap::builder::TypedValueParser;
-use ctwatch_ebpf::loss::{Net, TRACE_NETS, TRACE_PORTS};
-use ctwatch_ebpf::{AF_INET, AF_INET6};
 
-use super::{ABOUT_FILTERS, ABOUT_OUTPUT, Family, Format, Netns, SourceChoice, parse_netns, parse_protocols};
-use crate::model::trace::{self, Name, Names, Wanted};
-use crate::model::{Filter, Protocols};
+use super::{ABOUT_FILTERS, CommonArgs, Format, SourceChoice};
+use crate::model::Filter;
+use crate::model::trace::{Name, Names, Wanted};
 
 /// Flags of `trace`, as typed.
 #[derive(Clone, Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a flag that users type; `TraceOptions` has what they mean"
-)]
 pub struct TraceArgs {
     /// Stop after N events
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
@@ -28,37 +21,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value = "1000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_events: u32,
-    /// Plain lines, even on a terminal
-    #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
-    plain: bool,
-    /// One JSON object a line for each event
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    json: bool,
-    /// No colour, even on a terminal (as does the variable NO_COLOR)
-    #[arg(long, help_heading = ABOUT_OUTPUT)]
-    no_color: bool,
-    /// Say what the programs in the kernel have to say, on stderr
-    #[arg(short, long, help_heading = ABOUT_OUTPUT)]
-    verbose: bool,
-    /// Only these L4 protocols: names or numbers, separated by commas
-    #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
-    proto: Option<Protocols>,
-    /// Only this address family
-    #[arg(long, value_name = "FAMILY", help_heading = ABOUT_FILTERS)]
-    family: Option<Family>,
-    /// Only flows with one of these ports at either end, separated by commas; of an eviction, the victim's
-    #[arg(long, value_name = "LIST", value_parser = parse_ports, help_heading = ABOUT_FILTERS)]
-    port: Option<Ports>,
-    /// Only flows with either end in one of these networks, as 10.0.0.0/8 or 2001:db8::/32, separated by commas
-    #[arg(long, value_name = "CIDR", value_parser = parse_nets, help_heading = ABOUT_FILTERS)]
-    net: Option<Nets>,
-    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
-    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
-    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
-    netns: Netns,
-    /// Where the events come from; one that is named and cannot run is an error
-    #[arg(long, value_name = "SOURCE", default_value = "auto")]
-    source: SourceChoice,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 /// The flags of `trace`, checked and resolved.
@@ -72,9 +36,9 @@ pub struct TraceOptions {
     pub color: bool,
     /// Whether the programs' own log is shown.
     pub verbose: bool,
-    /// Which flow types.
+    /// Which flows; of an eviction, which victims.
     pub filter: Filter,
-    /// Which events, and of which flows.
+    /// Which events.
     pub wanted: Wanted,
     /// Which source was asked for.
     pub source: SourceChoice,
@@ -82,57 +46,21 @@ pub struct TraceOptions {
 
 impl From<TraceArgs> for TraceOptions {
     fn from(args: TraceArgs) -> Self {
-        let family = args.family.map(|family| match family {
-            Family::Ipv4 => AF_INET,
-            Family::Ipv6 => AF_INET6,
-        });
+        let CommonArgs { place, output, verbose, .. } = &args.common;
         Self {
             count: args.count,
-            format: if args.json { Format::Json } else { Format::Plain },
-            color: !args.no_color,
-            verbose: args.verbose,
-            filter: Filter { protos: args.proto, family, netns: args.netns.0 },
-            wanted: Wanted {
-                names: args.events.unwrap_or_default(),
-                per_second: args.max_events,
-                filter: trace::filter(
-                    &args.port.map_or_else(Vec::new, |ports| ports.0),
-                    &args.net.map_or_else(Vec::new, |nets| nets.0),
-                ),
-            },
-            source: args.source,
+            format: if output.json { Format::Json } else { Format::Plain },
+            color: !output.no_color,
+            verbose: *verbose,
+            filter: args.common.filter(),
+            wanted: Wanted { names: args.events.unwrap_or_default(), per_second: args.max_events },
+            source: place.source,
         }
     }
 }
 
-/// `--port`, at most [`TRACE_PORTS`].
-#[derive(Clone, Debug)]
-struct Ports(Vec<u16>);
-
-/// `--net`, at most [`TRACE_NETS`].
-#[derive(Clone, Debug)]
-struct Nets(Vec<Net>);
-
-fn parse_ports(text: &str) -> Result<Ports, String> {
-    let port = |part: &str| {
-        part.trim().parse().map_err(|_| format!("no port `{}`; give numbers from 0 to 65535", part.trim()))
-    };
-    let ports: Vec<u16> = text.split(',').map(port).collect::<Result<_, _>>()?;
-    if ports.len() > TRACE_PORTS { Err(format!("at most {TRACE_PORTS} ports")) } else { Ok(Ports(ports)) }
-}
-
-fn parse_nets(text: &str) -> Result<Nets, String> {
-    let nets: Vec<Net> =
-        text.split(',').map(|part| trace::parse_net(part.trim())).collect::<Result<_, _>>()?;
-    if nets.len() > TRACE_NETS { Err(format!("at most {TRACE_NETS} networks")) } else { Ok(Nets(nets)) }
-}
-
 fn parse_count(text: &str) -> Result<u64, String> {
-    match text.parse() {
-        Ok(0) => Err("at least one event; leave --count out to go on until stopped".into()),
-        Ok(count) => Ok(count),
-        Err(_) => Err("not a whole number of events".into()),
-    }
+    super::common::parse_count(text, "event", "to go on until stopped")
 }
 
 fn parse_events(text: &str) -> Result<Names, String> {
@@ -172,7 +100,7 @@ mod tests {
         let defaults = options(&[]).unwrap();
         assert_eq!(defaults.wanted.names, Names::default());
         assert_eq!(defaults.wanted.per_second, 1000);
-        assert!(defaults.wanted.filter.is_empty());
+        assert_eq!(defaults.filter, Filter::default());
         assert_eq!(defaults.format, Format::Plain);
         let more = options(&["--events", "insert,delete"]).unwrap().wanted.names;
         for (name, asked) in [

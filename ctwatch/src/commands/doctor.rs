@@ -44,11 +44,11 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     if args.capture.as_deref() == Some(Path::new("-")) {
         return Ok(diagnosis.status.exit_code());
     }
-    let text = if args.json {
+    let text = if args.output.json {
         view::json(&diagnosis, &context(args, &facts)?, args.all)?
     } else {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = !args.no_color && !refused && io::stdout().is_terminal();
+        let color = !args.output.no_color && !refused && io::stdout().is_terminal();
         view::plain(&diagnosis, Style { all: args.all, color })
     };
     print(text.as_bytes())?;
@@ -56,7 +56,7 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
 }
 
 fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
-    let wishes = Wishes { sample: args.sample, source: args.source, netns: args.netns() };
+    let wishes = Wishes { sample: args.sample, source: args.place.source, netns: args.place.netns() };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

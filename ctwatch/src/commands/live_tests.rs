@@ -6,7 +6,7 @@ use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType};
 
 use super::*;
 use crate::cli::SourceChoice;
-use crate::model::{Filter, Sample, SourceInfo, SourceKind};
+use crate::model::{By, Filter, Sample, SourceInfo, SourceKind};
 
 const UDP: FlowType = FlowType { netns: 7, family: AF_INET, proto: 17 };
 
@@ -75,6 +75,7 @@ fn options(count: Option<u64>) -> Options {
         color: false,
         verbose: false,
         filter: Filter::default(),
+        by: vec![By::Dport],
         source: SourceChoice::Auto,
     }
 }

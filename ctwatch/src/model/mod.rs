@@ -14,6 +14,7 @@ pub mod verdict;
 
 pub use diff::{CostReport, Flow, Rates, Report, Tracker};
 pub use filter::{Filter, Protocols};
+pub use ranking::By;
 pub use sample::{Cost, Sample, SourceInfo, SourceKind, Table};
 
 use ctwatch_ebpf::{AF_INET, AF_INET6, FlowType};

@@ -17,6 +17,9 @@ pub enum By {
 }
 
 impl By {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Dport, Self::Src, Self::Dst];
+
     /// As JSON and flags spell it.
     pub const fn name(self) -> &'static str {
         match self {

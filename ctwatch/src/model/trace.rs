@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ctwatch_ebpf::loss::{Net, TRACE_PORTS, TraceFilter, Traced, Tuple, has_ports, is_icmp};
+use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
+
+use super::filter::{octets, words};
 
 /// `IPS_SEEN_REPLY` and `IPS_ASSURED` of uapi/linux/netfilter/nf_conntrack_common.h.
 const SEEN_REPLY: u32 = 1 << 1;
@@ -153,55 +155,6 @@ pub struct Wanted {
     pub names: Names,
     /// At most this many in a second on each CPU.
     pub per_second: u32,
-    /// Ports and networks that a flow must have at either end.
-    pub filter: TraceFilter,
-}
-
-/// A network from text: an address, or an address and the length of its prefix.
-pub fn parse_net(text: &str) -> Result<Net, String> {
-    let (address, length) = match text.split_once('/') {
-        Some((address, length)) => (address, Some(length)),
-        None => (text, None),
-    };
-    let address: IpAddr = address
-        .parse()
-        .map_err(|_| format!("no network `{text}`; give one as 10.0.0.0/8, 2001:db8::/32 or an address"))?;
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    let length = match length {
-        None => longest,
-        Some(length) => length
-            .parse()
-            .ok()
-            .filter(|given| *given <= longest && length.bytes().all(|byte| byte.is_ascii_digit()))
-            .ok_or_else(|| format!("a prefix of `{text}` has 0 to {longest} bits"))?,
-    };
-    let mut bits = u128::MAX.checked_shl(128 - length).unwrap_or(0).to_be_bytes();
-    let (family, octets) = match address {
-        IpAddr::V4(address) => {
-            let mut octets = [0; 16];
-            octets[..4].copy_from_slice(&address.octets());
-            (AF_INET, octets)
-        }
-        IpAddr::V6(address) => (AF_INET6, address.octets()),
-    };
-    let mask = words(bits);
-    for (bit, octet) in bits.iter_mut().zip(octets) {
-        *bit &= octet;
-    }
-    Ok(Net { address: words(bits), mask, family: family.into() })
-}
-
-/// The filter for these ports and networks, of which the first 16 and 8 count.
-pub fn filter(ports: &[u16], nets: &[Net]) -> TraceFilter {
-    let port_count = ports.len().min(TRACE_PORTS) as u64;
-    let mut filter = TraceFilter { port_count, ..TraceFilter::default() };
-    for (to, from) in filter.ports.iter_mut().zip(ports) {
-        *to = from.to_be_bytes();
-    }
-    for (to, from) in filter.nets.iter_mut().zip(nets) {
-        *to = *from;
-    }
-    filter
 }
 
 /// One event, decoded.
@@ -347,21 +300,6 @@ fn flow(tuple: &Tuple) -> Option<Flow> {
 fn comm(bytes: &[u8; 16]) -> Option<String> {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     (end > 0).then(|| String::from_utf8_lossy(&bytes[..end]).into_owned())
-}
-
-fn words(octets: [u8; 16]) -> [u64; 2] {
-    let mut words = [0; 2];
-    for (word, part) in words.iter_mut().zip(octets.as_chunks::<8>().0) {
-        *word = u64::from_ne_bytes(*part);
-    }
-    words
-}
-
-fn octets(words: [u64; 2]) -> [u8; 16] {
-    let mut octets = [0; 16];
-    octets[..8].copy_from_slice(&words[0].to_ne_bytes());
-    octets[8..].copy_from_slice(&words[1].to_ne_bytes());
-    octets
 }
 
 /// Takes bytes off the front, in the kernel's byte order.

@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::cli::{Format, Options, SourceChoice};
 use crate::kernel::plan::Refusal;
-use crate::model::{Sample, SourceInfo};
+use crate::model::{By, Sample, SourceInfo};
 use netlink::Netlink;
 use probe::{Mechanism, Probe};
 
@@ -48,6 +48,12 @@ pub trait Source {
 
 /// Opens the best source that this kernel allows, or the one that was named.
 pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
+    // A filter that is not applied must not pass in silence, nor a ranking that nobody makes.
+    anyhow::ensure!(options.filter.ends.is_none(), "no source of live counts can filter by --port or --net");
+    anyhow::ensure!(
+        options.by.iter().all(|by| *by == By::Dport),
+        "no source of live counts ranks by anything but the destination port"
+    );
     let probe = |mechanism| probe::Wishes {
         mechanism,
         filter: options.filter,

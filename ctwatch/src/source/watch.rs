@@ -59,10 +59,12 @@ impl Watch {
         let mut object = Object::parse(&globals(facts, plan, wishes))?;
         let mut ranges: Array<_, [CallerRange; CALLERS]> = object.map("CALLER_RANGES")?;
         ranges.set(0, facts.symbols.ranges(), 0).context("cannot write map CALLER_RANGES")?;
-        if let Some(wanted) = &wishes.trace {
+        if wishes.trace.is_some() {
             object.resize("TRACE_RING", RING_BYTES)?;
+        }
+        if let Some(ends) = &wishes.filter.ends {
             let mut filters: Array<_, TraceFilter> = object.map("TRACE_FILTERS")?;
-            filters.set(0, wanted.filter, 0).context("cannot write map TRACE_FILTERS")?;
+            filters.set(0, ends, 0).context("cannot write map TRACE_FILTERS")?;
         }
         let mut watch = Self {
             owners: object.map("ROW_OWNERS")?,
@@ -160,19 +162,18 @@ impl Watch {
 
 /// This kernel's offsets and the user's filter, for the programs.
 fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
-    let Filter { protos, family, netns } = wishes.filter;
+    let Filter { protos, family, netns, ends } = wishes.filter;
+    let by_type = protos.is_some() || family.is_some() || netns.is_some();
     let protos = protos.map_or([u64::MAX; 4], |protos| protos.0);
-    let (events, per_second, trace_filter) = match &wishes.trace {
-        Some(wanted) => (wanted.names.events(), wanted.per_second, !wanted.filter.is_empty()),
-        None => (0, 0, false),
-    };
+    let (events, per_second) =
+        wishes.trace.as_ref().map_or((0, 0), |wanted| (wanted.names.events(), wanted.per_second));
     let log_level = if wishes.verbose { log::Level::Debug as u8 } else { 0 };
     let mut globals = Globals::default();
     for (global, offset) in &facts.offsets {
         globals.set(global, &offset.to_ne_bytes());
     }
     globals
-        .set("FILTER", &[u8::from(wishes.filter != Filter::default())])
+        .set("FILTER", &[u8::from(by_type)])
         .set("FILTER_FAMILY", &[family.unwrap_or(0)])
         .set("FILTER_NETNS", &netns.unwrap_or(0).to_ne_bytes())
         .set("FILTER_PROTO", &protos.map(u64::to_ne_bytes).concat())
@@ -180,7 +181,7 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         .set("INSERT_AT_CONFIRM", &[u8::from(!plan.subtract_netlink)])
         .set("TRACE_EVENTS", &events.to_ne_bytes())
         .set("TRACE_PER_SECOND", &per_second.to_ne_bytes())
-        .set("TRACE_FILTER", &[u8::from(trace_filter)])
+        .set("TRACE_FILTER", &[u8::from(ends.is_some())])
         .set(aya_log::LEVEL, &[log_level]);
     globals
 }

@@ -1,0 +1,196 @@
+//! Flags that several commands share, each defined once.
+
+use clap::builder::TypedValueParser as _;
+use clap::{Args, ValueEnum};
+use ctwatch_ebpf::loss::{Net, TRACE_NETS, TRACE_PORTS};
+use ctwatch_ebpf::{AF_INET, AF_INET6};
+
+use super::Format;
+use crate::model::{Filter, Protocols, filter, protocol};
+use crate::source::tables;
+
+pub(super) const ABOUT_OUTPUT: &str = "Output";
+pub(super) const ABOUT_FILTERS: &str = "What to watch";
+
+/// What `live`, `trace` and `table` have in common.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    flows: FlowArgs,
+    #[command(flatten)]
+    pub(super) place: PlaceArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+    /// Plain lines, even on a terminal
+    #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
+    plain: bool,
+    /// Say more on stderr: what the programs in the kernel have to say, how the table was read
+    #[arg(short, long, help_heading = ABOUT_OUTPUT)]
+    pub(super) verbose: bool,
+}
+
+/// Which flows.
+#[derive(Clone, Debug, Args)]
+struct FlowArgs {
+    /// Only these L4 protocols: names or numbers, separated by commas
+    #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
+    proto: Option<Protocols>,
+    /// Only this address family
+    #[arg(long, value_name = "FAMILY", help_heading = ABOUT_FILTERS)]
+    family: Option<Family>,
+    /// Only flows with one of these ports at either end, separated by commas; of an eviction, the victim's
+    #[arg(long, value_name = "LIST", value_parser = parse_ports, help_heading = ABOUT_FILTERS)]
+    port: Option<Ports>,
+    /// Only flows with either end in one of these networks, as 10.0.0.0/8 or 2001:db8::/32, separated by commas
+    #[arg(long, value_name = "CIDR", value_parser = parse_nets, help_heading = ABOUT_FILTERS)]
+    net: Option<Nets>,
+}
+
+/// Where to look, and by what means.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArgs {
+    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
+    #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
+    netns: Netns,
+    /// Where the figures come from; a source that is named and cannot run is an error
+    #[arg(long, value_name = "SOURCE", default_value = "auto")]
+    pub source: SourceChoice,
+}
+
+impl PlaceArgs {
+    /// Inode of the only namespace to look at.
+    pub const fn netns(&self) -> Option<u32> {
+        self.netns.0
+    }
+}
+
+/// How to write.
+#[derive(Clone, Debug, Args)]
+pub struct OutputArgs {
+    /// JSON, one object a line
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    pub json: bool,
+    /// No colour, even on a terminal (as does the variable NO_COLOR)
+    #[arg(long, help_heading = ABOUT_OUTPUT)]
+    pub no_color: bool,
+}
+
+impl CommonArgs {
+    pub(super) fn filter(&self) -> Filter {
+        let FlowArgs { proto, family, port, net } = &self.flows;
+        Filter {
+            protos: *proto,
+            family: family.map(|family| match family {
+                Family::Ipv4 => AF_INET,
+                Family::Ipv6 => AF_INET6,
+            }),
+            netns: self.place.netns(),
+            ends: filter::ends(
+                port.as_ref().map_or(&[], |ports| &ports.0),
+                net.as_ref().map_or(&[], |nets| &nets.0),
+            ),
+        }
+    }
+
+    pub(super) const fn format(&self) -> Format {
+        match (self.plain, self.output.json) {
+            (_, true) => Format::Json,
+            (true, false) => Format::Plain,
+            (false, false) => Format::Auto,
+        }
+    }
+}
+
+/// `--family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+/// `--netns`, resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Netns(Option<u32>);
+
+/// `--port`, at most [`TRACE_PORTS`].
+#[derive(Clone, Debug)]
+struct Ports(Vec<u16>);
+
+/// `--net`, at most [`TRACE_NETS`].
+#[derive(Clone, Debug)]
+struct Nets(Vec<Net>);
+
+/// `--source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SourceChoice {
+    /// The best that this kernel allows
+    #[default]
+    Auto,
+    /// BPF trampolines
+    Fexit,
+    /// Kprobes and kretprobes
+    Kprobe,
+    /// Ctnetlink events and statistics
+    Netlink,
+}
+
+fn parse_protocols(text: &str) -> Result<Protocols, String> {
+    let mut set = Protocols::default();
+    for part in text.split(',') {
+        let proto = protocol::number(part.trim()).ok_or_else(|| {
+            format!("no protocol `{}`; name one (tcp, udp, icmp, icmpv6, sctp, gre, …) or give its number, 0 to 255", part.trim())
+        })?;
+        set.insert(proto);
+    }
+    Ok(set)
+}
+
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    let port = |part: &str| {
+        // `u16::from_str` takes "+53" too, which nobody means.
+        Some(part.trim())
+            .filter(|part| part.starts_with(|first: char| first.is_ascii_digit()))
+            .and_then(|part| part.parse().ok())
+            .ok_or_else(|| format!("no port `{}`; give numbers from 0 to 65535", part.trim()))
+    };
+    let ports: Vec<u16> = text.split(',').map(port).collect::<Result<_, _>>()?;
+    if ports.len() > TRACE_PORTS { Err(format!("at most {TRACE_PORTS} ports")) } else { Ok(Ports(ports)) }
+}
+
+fn parse_nets(text: &str) -> Result<Nets, String> {
+    let nets: Vec<Net> =
+        text.split(',').map(|part| filter::parse_net(part.trim())).collect::<Result<_, _>>()?;
+    if nets.len() > TRACE_NETS { Err(format!("at most {TRACE_NETS} networks")) } else { Ok(Nets(nets)) }
+}
+
+fn parse_netns(text: &str) -> Result<Netns, String> {
+    tables::resolve(text).map(Netns).map_err(|error| format!("{error:#}"))
+}
+
+/// A whole number of at least 1 of what `--count` counts.
+pub(super) fn parse_count(text: &str, of: &str, without: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err(format!("at least one {of}; leave --count out {without}")),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("not a whole number of {of}s")),
+    }
+}
+
+/// The members of a list of names separated by commas, each once, in the order of `all`.
+pub(super) fn parse_names<T: Copy>(
+    text: &str,
+    what: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<Vec<T>, String> {
+    let mut asked = vec![false; all.len()];
+    for part in text.split(',').map(str::trim) {
+        let at = all.iter().position(|one| name(*one) == part).ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+            format!("no {what} `{part}`; there are {}", known.join(", "))
+        })?;
+        asked[at] = true;
+    }
+    Ok(all.iter().zip(asked).filter(|(_, asked)| *asked).map(|(one, _)| *one).collect())
+}
