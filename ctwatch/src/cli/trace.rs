@@ -99,6 +99,7 @@ impl From<TraceArgs> for TraceOptions {
                     &args.port.map_or_else(Vec::new, |ports| ports.0),
                     &args.net.map_or_else(Vec::new, |nets| nets.0),
                 ),
+                counting: false,
             },
             source: args.source,
         }

@@ -153,6 +153,8 @@ pub struct Wanted {
     pub names: Names,
     /// At most this many in a second on each CPU.
     pub per_second: u32,
+    /// Whether everything is counted as well.
+    pub counting: bool,
     /// Ports and networks that a flow must have at either end.
     pub filter: TraceFilter,
 }

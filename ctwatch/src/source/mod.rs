@@ -1,6 +1,8 @@
 //! Where samples come from.
 
+mod channel;
 mod logger;
+pub mod losses;
 pub mod netlink;
 pub mod probe;
 mod sys;
@@ -13,8 +15,9 @@ use nix::time::{ClockId, clock_gettime};
 use crate::cli::{Format, Options, SourceChoice};
 use crate::kernel::plan::Refusal;
 use crate::model::{Sample, SourceInfo};
+use losses::Lossy;
 use netlink::Netlink;
-use probe::{Mechanism, Probe};
+use probe::{Mechanism, Probe, Wishes};
 
 /// Whether there is anything to watch right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,27 +47,36 @@ pub trait Source {
 
 /// Opens the best source that this kernel allows, or the one that was named.
 pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
-    let probe = |mechanism| probe::Wishes {
+    match options.source {
+        SourceChoice::Auto => match open_probe(options, Mechanism::Best) {
+            Ok(probe) => Ok(probe),
+            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
+                Ok(netlink) => Ok(Box::new(netlink)),
+                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
+            },
+        },
+        SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
+        SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
+        SourceChoice::Netlink => {
+            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
+        }
+    }
+}
+
+/// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
+fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn Source>> {
+    let wishes = Wishes {
         mechanism,
         filter: options.filter,
         verbose: options.verbose,
         cost: matches!(options.format, Format::Json | Format::Screen),
         trace: None,
     };
-    match options.source {
-        SourceChoice::Auto => match Probe::open(probe(Mechanism::Best)) {
-            Ok(probe) => Ok(Box::new(probe)),
-            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
-                Ok(netlink) => Ok(Box::new(netlink)),
-                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
-            },
-        },
-        SourceChoice::Fexit => Ok(Box::new(Probe::open(probe(Mechanism::Trampolines))?)),
-        SourceChoice::Kprobe => Ok(Box::new(Probe::open(probe(Mechanism::Kprobes))?)),
-        SourceChoice::Netlink => {
-            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
-        }
-    }
+    Ok(if options.format == Format::Screen {
+        Box::new(Lossy::open(wishes)?)
+    } else {
+        Box::new(Probe::open(wishes)?)
+    })
 }
 
 /// Why a source did not run, in one line: its first obstacle, or the cause of its failure.

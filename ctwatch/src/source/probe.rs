@@ -166,7 +166,7 @@ impl Probe {
         };
         let mut plan = self.wishes.mechanism.plan(&facts)?;
         if let Some(wanted) = &self.wishes.trace {
-            plan = plan.tracing(&facts, wanted.names.events());
+            plan = plan.tracing(&facts, wanted);
         }
         let mut attached = Attached::new(&facts, &plan, &self.wishes)?;
         self.events = self.wishes.trace.map(|_| attached.events()).transpose()?;
