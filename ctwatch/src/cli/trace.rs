@@ -53,7 +53,11 @@ impl From<TraceArgs> for TraceOptions {
             color: !output.no_color,
             verbose: *verbose,
             filter: args.common.filter(),
-            wanted: Wanted { names: args.events.unwrap_or_default(), per_second: args.max_events },
+            wanted: Wanted {
+                names: args.events.unwrap_or_default(),
+                per_second: args.max_events,
+                counting: false,
+            },
             source: place.source,
         }
     }

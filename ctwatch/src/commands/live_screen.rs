@@ -57,7 +57,7 @@ enum End {
 /// The terminal is as it was before when this returns, and when it panics.
 pub async fn watch_screen(
     source: &mut dyn Source,
-    app: App,
+    mut app: App,
     count: Option<u64>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<Option<Report>> {
@@ -68,7 +68,10 @@ pub async fn watch_screen(
     let (tell, told) = mpsc::channel(KEYS_AHEAD);
     read_keys(tell.clone());
     tell_continued(tell)?;
-    let tracker = Tracker::new(source.sample()?.mono_ns);
+    // Counts from between attaching and this moment belong to the first interval; single losses are told only once.
+    let first = source.sample()?;
+    let tracker = Tracker::new(first.mono_ns);
+    app.losses(first.losses.as_ref(), first.wall_ns);
     let tty = Tty { pending, out: tokio::io::stdout(), guard };
     let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, last: None };
     let end = screen.until_end(count).await?;
@@ -269,7 +272,9 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
                     }
                     (Status::Waiting(_), Status::Watching) => {
                         self.app.waiting(None);
-                        self.tracker.restart_interval(self.source.sample()?.mono_ns);
+                        let first = self.source.sample()?;
+                        self.tracker.restart_interval(first.mono_ns);
+                        self.app.losses(first.losses.as_ref(), first.wall_ns);
                         ticks = every(self.app.interval());
                         looks = every(LOOK_WHILE_WATCHING);
                     }

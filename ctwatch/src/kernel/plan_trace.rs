@@ -5,6 +5,7 @@ use ctwatch_ebpf::Event;
 use super::facts::Facts;
 use super::plan::{Hook, Method, Plan};
 use crate::model::SourceKind;
+use crate::model::trace::Wanted;
 
 use Event::{
     ClashReplyOnly, ClashResolve, DeleteCleanup, DeleteClosed, DeleteEarlyDrop, DeleteNetlink, DeleteOther,
@@ -49,20 +50,26 @@ const SERVES: [(&str, &[Event]); 15] = [
 ];
 
 impl Plan {
-    /// The part of this plan that the events need (one bit each), and what single events need beyond it.
+    /// What the single events need beyond this plan; and of the plan itself, unless everything is counted as well, only
+    /// the part that they need.
     #[must_use]
-    pub fn tracing(mut self, facts: &Facts, events: u32) -> Self {
+    pub fn tracing(mut self, facts: &Facts, wanted: &Wanted) -> Self {
+        let events = wanted.names.events();
         let asked = |some: &[Event]| some.iter().any(|event| events >> *event as u32 & 1 != 0);
-        // Where the insert function was inlined, inserts are seen at confirmation.
-        let insert_at_confirm = !self.subtract_netlink;
-        self.hooks.retain(|hook| match hook.program {
-            // The last one keeps clashes, of which confirmation also returns 1, from looking like inserts.
-            "confirm" | "confirm_ret" | "resolve_clash_ret" => {
-                asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert])
-            }
-            program => SERVES.iter().find(|(name, _)| *name == program).is_none_or(|(_, some)| asked(some)),
-        });
-        self.unknown.retain(|event, _| asked(&[*event]));
+        if !wanted.counting {
+            // Where the insert function was inlined, inserts are seen at confirmation.
+            let insert_at_confirm = !self.subtract_netlink;
+            self.hooks.retain(|hook| match hook.program {
+                // The last one keeps clashes, of which confirmation also returns 1, from looking like inserts.
+                "confirm" | "confirm_ret" | "resolve_clash_ret" => {
+                    asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert])
+                }
+                program => {
+                    SERVES.iter().find(|(name, _)| *name == program).is_none_or(|(_, some)| asked(some))
+                }
+            });
+            self.unknown.retain(|event, _| asked(&[*event]));
+        }
         if self.kind == SourceKind::Fexit {
             let mut enter = |program, symbol: &str| {
                 if facts.symbols.has(symbol) {
@@ -113,6 +120,16 @@ mod tests {
     ];
 
     fn programs(kind: SourceKind, all: &[&'static str], subtract: bool, asked: &[Name]) -> Vec<&'static str> {
+        programs_wanted(kind, all, subtract, asked, false)
+    }
+
+    fn programs_wanted(
+        kind: SourceKind,
+        all: &[&'static str],
+        subtract: bool,
+        asked: &[Name],
+        counting: bool,
+    ) -> Vec<&'static str> {
         let mut names = Names::default();
         for name in Name::ALL {
             names.remove(name);
@@ -134,7 +151,8 @@ mod tests {
         };
         let watched = ["__nf_conntrack_alloc", "nf_conntrack_hash_check_insert"].map(str::to_owned).to_vec();
         let facts = Facts { symbols: Symbols { watched, ..Symbols::default() }, ..Facts::default() };
-        plan.tracing(&facts, names.events()).hooks.into_iter().map(|hook| hook.program).collect()
+        let wanted = Wanted { names, counting, ..Wanted::default() };
+        plan.tracing(&facts, &wanted).hooks.into_iter().map(|hook| hook.program).collect()
     }
 
     #[test]
@@ -153,6 +171,16 @@ mod tests {
         let hooks = ["check_insert_ret", "check_insert", "resolve_clash_ret", "confirm_ret", "confirm"];
         assert_eq!(inlined(&[Name::Insert]), hooks);
         assert_eq!(inlined(&[Name::Drop]), ["alloc", "alloc_ret", "early_drop_ret"]);
+    }
+
+    #[test]
+    fn beside_counting_no_hook_is_left_out() {
+        let losses = [Name::Drop, Name::EarlyDrop, Name::InsertFailed];
+        let all = |kind, hooks| programs_wanted(kind, hooks, true, &losses, true);
+        assert_eq!(all(SourceKind::Kprobe, &KPROBES), KPROBES);
+        let mut trampolines = TRAMPOLINES.to_vec();
+        trampolines.push("alloc_enter_bpf");
+        assert_eq!(all(SourceKind::Fexit, &TRAMPOLINES), trampolines);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ctwatch_ebpf::{Counters, Event, FlowType};
 
-use super::ranking::{self, LossEvent, Top};
+use super::ranking::{self, Losses, Top};
 use super::sample::{Cost, Sample, Table};
 use super::{family_name, protocol_name};
 
@@ -144,8 +144,8 @@ pub struct Report {
     pub cost: Option<CostReport>,
     /// Ports and addresses ranked over the interval, worst first, where the source ranks them.
     pub top: Option<Vec<Top>>,
-    /// Single losses of the interval, oldest first, where the source tells them.
-    pub losses: Option<Vec<LossEvent>>,
+    /// Single losses of the interval, where the source tells them.
+    pub losses: Option<Losses>,
 }
 
 /// The totals are the highest counts seen: a source may read a counter that it corrects a moment later (an insert that

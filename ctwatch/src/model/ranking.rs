@@ -1,9 +1,8 @@
 //! Who causes it: the ports and addresses that insert, evict and are refused most, and single losses.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
-use ctwatch_ebpf::Event;
+use super::trace::Record;
 
 /// What a ranking is by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,47 +87,13 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
     new
 }
 
-/// What stands beside the addresses of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ends {
-    /// TCP, UDP and whatever else has ports: source, destination.
-    Ports(u16, u16),
-    /// ICMP and ICMPv6: type, code, id.
-    Icmp(u8, u8, u16),
-    /// Any other protocol.
-    Nothing,
-}
-
-/// The original direction of one flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuple {
-    /// L4 protocol number.
-    pub proto: u8,
-    /// Source address.
-    pub src: IpAddr,
-    /// Destination address.
-    pub dst: IpAddr,
-    /// Ports or their like.
-    pub ends: Ends,
-}
-
-/// One loss, as it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LossEvent {
-    /// Wall clock, nanoseconds since the Unix epoch.
-    pub wall_ns: i128,
-    /// A drop, an eviction or a failed insert.
-    pub event: Event,
-    /// Inode of the network namespace.
-    pub netns: u32,
-    /// Whose flow was lost.
-    pub tuple: Tuple,
-    /// Whether the entry had seen traffic that makes it worth keeping (`IPS_ASSURED`).
-    pub assured: bool,
-    /// Whether a reply had been seen (`IPS_SEEN_REPLY`).
-    pub replied: bool,
-    /// The new flow that an eviction made room for.
-    pub newcomer: Option<Tuple>,
+/// Single losses, and how many more there were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Drops, evictions and failed inserts, oldest first.
+    pub events: Vec<Record>,
+    /// Losses of the same time that are not among them: they outran the budget.
+    pub more: u64,
 }
 
 #[cfg(test)]

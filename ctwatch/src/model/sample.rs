@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ctwatch_ebpf::{Counters, Event, FlowType};
 
-use super::ranking::{LossEvent, Top};
+use super::ranking::{Losses, Top};
 
 /// One reading of a source. All counts are totals since the source started.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,8 +23,8 @@ pub struct Sample {
     pub cost: Option<Cost>,
     /// Ports and addresses ranked, where the source ranks them.
     pub top: Option<Vec<Top>>,
-    /// Losses since the sample before, oldest first, where the source tells them singly. Bounded by the source.
-    pub losses: Option<Vec<LossEvent>>,
+    /// Losses since the sample before, where the source tells them singly. Bounded by the source.
+    pub losses: Option<Losses>,
 }
 
 /// Occupation of one namespace's connection tracking table.

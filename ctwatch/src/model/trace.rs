@@ -155,6 +155,8 @@ pub struct Wanted {
     pub names: Names,
     /// At most this many in a second on each CPU.
     pub per_second: u32,
+    /// Whether everything is counted as well.
+    pub counting: bool,
 }
 
 /// One event, decoded.

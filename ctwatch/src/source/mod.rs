@@ -1,8 +1,10 @@
 //! Where samples come from.
 
 pub mod attached;
+mod channel;
 mod kprobe;
 mod logger;
+pub mod losses;
 pub mod netlink;
 pub mod object;
 pub mod probe;
@@ -17,8 +19,9 @@ use nix::time::{ClockId, clock_gettime};
 use crate::cli::{Format, Options, SourceChoice};
 use crate::kernel::plan::Refusal;
 use crate::model::{By, Sample, SourceInfo};
+use losses::Lossy;
 use netlink::Netlink;
-use probe::{Mechanism, Probe};
+use probe::{Mechanism, Probe, Wishes};
 
 /// Whether there is anything to watch right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,27 +57,36 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
         options.by.iter().all(|by| *by == By::Dport),
         "no source of live counts ranks by anything but the destination port"
     );
-    let probe = |mechanism| probe::Wishes {
+    match options.source {
+        SourceChoice::Auto => match open_probe(options, Mechanism::Best) {
+            Ok(probe) => Ok(probe),
+            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
+                Ok(netlink) => Ok(Box::new(netlink)),
+                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
+            },
+        },
+        SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
+        SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
+        SourceChoice::Netlink => {
+            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
+        }
+    }
+}
+
+/// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
+fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn Source>> {
+    let wishes = Wishes {
         mechanism,
         filter: options.filter,
         verbose: options.verbose,
         cost: matches!(options.format, Format::Json | Format::Screen),
         trace: None,
     };
-    match options.source {
-        SourceChoice::Auto => match Probe::open(probe(Mechanism::Best)) {
-            Ok(probe) => Ok(Box::new(probe)),
-            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
-                Ok(netlink) => Ok(Box::new(netlink)),
-                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
-            },
-        },
-        SourceChoice::Fexit => Ok(Box::new(Probe::open(probe(Mechanism::Trampolines))?)),
-        SourceChoice::Kprobe => Ok(Box::new(Probe::open(probe(Mechanism::Kprobes))?)),
-        SourceChoice::Netlink => {
-            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
-        }
-    }
+    Ok(if options.format == Format::Screen {
+        Box::new(Lossy::open(wishes)?)
+    } else {
+        Box::new(Probe::open(wishes)?)
+    })
 }
 
 /// Why a source did not run, in one line: its first obstacle, or the cause of its failure.

@@ -122,7 +122,7 @@ impl Probe {
         };
         let mut plan = self.wishes.mechanism.plan(&facts)?;
         if let Some(wanted) = &self.wishes.trace {
-            plan = plan.tracing(&facts, wanted.names.events());
+            plan = plan.tracing(&facts, wanted);
         }
         // Before the programs hang on it, so that a load of the module in between is noticed.
         let module = module_identity();

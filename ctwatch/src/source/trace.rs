@@ -8,18 +8,17 @@ use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::channel::Channel;
 use super::probe::{Mechanism, Probe, Wishes};
 use super::tables::Tables;
 use super::watch::Events;
-use super::{Source as _, Status, now};
+use super::{Source as _, Status};
 use crate::cli::{SourceChoice, TraceOptions};
 use crate::model::SourceInfo;
-use crate::model::trace::{self, Names, Record};
+use crate::model::trace::{Names, Record};
 
 /// How many events are read before the reader of our output gets them.
 const BATCH: usize = 256;
-/// How far the wall clock must have moved for us to follow.
-const CLOCK_STEP_NS: i128 = 1_000_000;
 /// How long a namespace's name is believed: its inode may be given to another.
 const NAME_HOLDS: Duration = Duration::from_secs(5);
 
@@ -28,7 +27,7 @@ const NAME_HOLDS: Duration = Duration::from_secs(5);
 pub struct Tracer {
     probe: Probe,
     names: Names,
-    channel: Option<Channel>,
+    channel: Option<Waited>,
     /// Left in the ring buffer of programs that have been let go.
     left: VecDeque<Record>,
     /// Held back by those programs.
@@ -36,14 +35,10 @@ pub struct Tracer {
     namespaces: Namespaces,
 }
 
-struct Channel {
+/// A channel that can be waited for.
+struct Waited {
     ring: AsyncFd<RingBuf<MapData>>,
-    budget: aya::maps::PerCpuArray<MapData, ctwatch_ebpf::loss::Budget>,
-    since_ns: u64,
-    /// What to add to the monotonic clock.
-    wall_minus_mono: i128,
-    /// Held back before all programs were attached.
-    suppressed_before: u64,
+    channel: Channel,
     /// Whether the ring buffer was read to its end since it was last seen to hold something.
     dry: bool,
 }
@@ -112,7 +107,7 @@ impl Tracer {
             records.push(record);
         }
         if let Some(channel) = &mut self.channel {
-            channel.read(self.names, BATCH - records.len(), |record| records.push(record))?;
+            channel.read(BATCH - records.len(), |record| records.push(record))?;
         }
         let namespaces = &mut self.namespaces;
         let named = |record: Record| {
@@ -125,7 +120,7 @@ impl Tracer {
     /// How many events were held back since the start.
     pub fn suppressed(&self) -> anyhow::Result<u64> {
         let now = match &self.channel {
-            Some(channel) => channel.suppressed()?.saturating_sub(channel.suppressed_before),
+            Some(waited) => waited.channel.suppressed()?,
             None => 0,
         };
         Ok(self.past_suppressed + now)
@@ -145,25 +140,22 @@ impl Tracer {
         let Some(events) = self.probe.take_events() else { return Ok(()) };
         if let Some(mut old) = self.channel.take() {
             let left = &mut self.left;
-            old.read(self.names, usize::MAX, |record| left.push_back(record))?;
-            self.past_suppressed += old.suppressed()?.saturating_sub(old.suppressed_before);
+            old.read(usize::MAX, |record| left.push_back(record))?;
+            self.past_suppressed += old.channel.suppressed()?;
         }
-        self.channel = Some(Channel::new(events)?);
+        self.channel = Some(Waited::new(events, self.names)?);
         Ok(())
     }
 }
 
-impl Channel {
-    fn new(events: Events) -> anyhow::Result<Self> {
-        let Events { ring, budget, since_ns } = events;
+impl Waited {
+    fn new(events: Events, names: Names) -> anyhow::Result<Self> {
+        let (ring, channel) = Channel::new(events, names)?;
         // SAFETY: the map owns its descriptor, gives out no other, and keeps it open for as long as it lives.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
             .map_err(std::io::Error::from)
             .context("cannot wait for events")?;
-        let mut channel =
-            Self { ring, budget, since_ns, wall_minus_mono: offset()?, suppressed_before: 0, dry: true };
-        channel.suppressed_before = channel.suppressed()?;
-        Ok(channel)
+        Ok(Self { ring, channel, dry: true })
     }
 
     async fn ready(&mut self) -> anyhow::Result<()> {
@@ -176,39 +168,10 @@ impl Channel {
         Ok(())
     }
 
-    fn read(&mut self, names: Names, most: usize, mut each: impl FnMut(Record)) -> anyhow::Result<()> {
-        // Two readings of two clocks are never the same distance apart: following that would show a burst out of order.
-        let offset = offset()?;
-        if (offset - self.wall_minus_mono).abs() > CLOCK_STEP_NS {
-            self.wall_minus_mono = offset;
-        }
-        let offset = self.wall_minus_mono;
-        let since = i128::from(self.since_ns) + offset;
-        let ring = self.ring.get_mut();
-        for _ in 0..most {
-            let Some(item) = ring.next() else {
-                self.dry = true;
-                break;
-            };
-            if let Some(record) = trace::decode(&item, names, offset)
-                && record.wall_ns >= since
-            {
-                each(record);
-            }
-        }
+    fn read(&mut self, most: usize, each: impl FnMut(Record)) -> anyhow::Result<()> {
+        self.dry |= self.channel.read(self.ring.get_mut(), most, each)?;
         Ok(())
     }
-
-    fn suppressed(&self) -> anyhow::Result<u64> {
-        let budgets = self.budget.get(&0, 0).context("cannot read map TRACE_BUDGET")?;
-        Ok(budgets.iter().map(|budget| budget.suppressed).sum())
-    }
-}
-
-/// What to add to the monotonic clock to get the wall clock.
-fn offset() -> anyhow::Result<i128> {
-    let (wall_ns, mono_ns) = now()?;
-    Ok(wall_ns - i128::from(mono_ns))
 }
 
 /// Names of namespaces, as all views show them.

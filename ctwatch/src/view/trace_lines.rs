@@ -8,6 +8,8 @@ use jiff::tz::TimeZone;
 use crate::model::trace::{Detail, Flow, Name, Names, Record};
 use crate::model::{SourceInfo, protocol};
 
+/// Stands between the two ends of a flow.
+const ARROW: &str = ">";
 const PLAIN: &str = "\x1b[0m";
 const DIM: &str = "\x1b[2m";
 const RED: &str = "\x1b[1;31m";
@@ -48,7 +50,7 @@ impl TraceLines {
             _ => "",
         };
         let name = self.paint(style, &format!("{:<13}", record.name.text()));
-        let mut line = format!("{} {name} {}", self.time(record.wall_ns), shown(&record.flow));
+        let mut line = format!("{} {name} {}", self.time(record.wall_ns), flow_text(&record.flow, ARROW));
         if let Some(why) = record.reason().or(record.cause()) {
             let _ = write!(line, "  {why}");
         }
@@ -60,7 +62,7 @@ impl TraceLines {
             };
         }
         if let Some(newcomer) = &record.newcomer {
-            let _ = write!(line, "  for {}", shown(newcomer));
+            let _ = write!(line, "  for {}", flow_text(newcomer, ARROW));
         }
         if netns_name != "init" {
             let _ = write!(line, "  netns {}", clean(netns_name));
@@ -96,19 +98,17 @@ impl TraceLines {
 }
 
 /// A flow in its first packet's direction.
-fn shown(flow: &Flow) -> String {
-    let mut text = format!("{} ", protocol::name(flow.proto));
-    match flow.detail {
+pub(super) fn flow_text(flow: &Flow, arrow: &str) -> String {
+    let proto = protocol::name(flow.proto);
+    let mut text = match flow.detail {
         Detail::Ports(sport, dport) => {
-            let _ = write!(text, "{} > {}", end(flow.src, sport), end(flow.dst, dport));
+            format!("{proto} {} {arrow} {}", end(flow.src, sport), end(flow.dst, dport))
         }
         Detail::Icmp { kind, code, id } => {
-            let _ = write!(text, "{} > {} type {kind} code {code} id {id}", flow.src, flow.dst);
+            format!("{proto} {} {arrow} {} type {kind} code {code} id {id}", flow.src, flow.dst)
         }
-        Detail::None => {
-            let _ = write!(text, "{} > {}", flow.src, flow.dst);
-        }
-    }
+        Detail::None => format!("{proto} {} {arrow} {}", flow.src, flow.dst),
+    };
     if flow.zone != 0 {
         let _ = write!(text, " zone {}", flow.zone);
     }

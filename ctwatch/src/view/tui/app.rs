@@ -12,12 +12,13 @@ use super::keys::{Action, Meaning, Place, meaning};
 use super::theme::Theme;
 use crate::model::diff::Sum;
 use crate::model::history::History;
-use crate::model::ranking::LossEvent;
+use crate::model::ranking::Losses;
+use crate::model::trace::Record;
 use crate::model::verdict::{Level, RECENT, Trouble, troubles};
 use crate::model::{Flow, Report, SourceInfo, family_name, protocol_name};
 use crate::view::Machine;
 
-/// How many losses are kept for their panel.
+/// How many lines are kept for the panel of losses.
 const LOSSES: usize = 200;
 /// The intervals that keys step through, in milliseconds; the ends are those of `--interval`.
 const STEPS_MS: [u64; 12] =
@@ -100,6 +101,14 @@ pub enum Outcome {
     Suspend,
 }
 
+/// A line of the latest losses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    Event(Record),
+    /// So many more came up to this time, and were only counted.
+    More(u64, i128),
+}
+
 /// Everything that comes from the source.
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
@@ -107,7 +116,8 @@ pub(super) struct Watched {
     pub(super) report: Option<Report>,
     pub(super) history: History,
     pub(super) troubles: Vec<Trouble>,
-    pub(super) losses: VecDeque<LossEvent>,
+    /// Newest first.
+    pub(super) losses: VecDeque<Loss>,
     /// When something was last lost or evicted, since the last reset.
     pub(super) last_loss: Option<i128>,
     /// What is missing, where there is nothing to watch.
@@ -167,11 +177,21 @@ impl App {
         if report.flows.iter().any(|flow| lossy.iter().any(|sum| sum.of(&flow.counts) > 0)) {
             live.last_loss = Some(report.wall_ns);
         }
-        for loss in report.losses.iter().flatten() {
-            live.losses.push_front(loss.clone());
+        self.losses(report.losses.as_ref(), report.wall_ns);
+        self.live.report = Some(report);
+    }
+
+    /// Takes in losses that came up to this time.
+    pub fn losses(&mut self, losses: Option<&Losses>, wall_ns: i128) {
+        let Some(losses) = losses else { return };
+        let lines = &mut self.live.losses;
+        for record in &losses.events {
+            lines.push_front(Loss::Event(record.clone()));
         }
-        live.losses.truncate(LOSSES);
-        live.report = Some(report);
+        if losses.more > 0 {
+            lines.push_front(Loss::More(losses.more, wall_ns));
+        }
+        lines.truncate(LOSSES);
     }
 
     /// There is nothing to watch: why. Or there is again.

@@ -2,20 +2,21 @@
 
 use std::fmt::Write as _;
 
-use ctwatch_ebpf::{Event, FlowType};
+use ctwatch_ebpf::FlowType;
 use ratatui::text::{Line, Span};
 
-use super::app::App;
+use super::app::{App, Loss};
 use super::columns::{Known, cell};
-use super::detail::event_name;
 use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
 use crate::model::diff::per_second;
-use crate::model::ranking::{Ends, LossEvent, Top, Tuple};
+use crate::model::ranking::Top;
+use crate::model::trace::Name;
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
 use crate::view::json;
+use crate::view::trace_lines::flow_text;
 
 /// Ports and addresses of the last interval, worst first.
 pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
@@ -65,60 +66,50 @@ fn flow_of(netns: u32, family: u8, proto: u8) -> FlowType {
 /// The latest losses, newest first.
 pub(super) fn losses(app: &App) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
-    let lines: Vec<Line<'static>> = app
-        .shown()
-        .losses
-        .iter()
-        .filter(|loss| {
-            let family =
-                if loss.tuple.src.is_ipv4() { ctwatch_ebpf::AF_INET } else { ctwatch_ebpf::AF_INET6 };
-            app.wants(flow_of(loss.netns, family, loss.tuple.proto))
-        })
-        .map(|loss| loss_line(app, loss))
-        .collect();
+    let lines: Vec<Line<'static>> =
+        app.shown().losses.iter().filter_map(|loss| loss_line(app, loss)).collect();
     if lines.is_empty() { vec![Line::styled(" none", theme.quiet())] } else { lines }
 }
 
-fn loss_line(app: &App, loss: &LossEvent) -> Line<'static> {
+fn loss_line(app: &App, loss: &Loss) -> Option<Line<'static>> {
     let theme = app.settings.theme;
-    let what = match loss.event {
-        Event::DeleteEarlyDrop => "early_drop".to_owned(),
-        Event::DropTableFull | Event::DropNoMemory => format!("drop {}", event_name(loss.event)),
-        other => format!("insert_failed {}", event_name(other)),
+    let time = |wall_ns| format!(" {} ", text::time(wall_ns, &app.settings.zone));
+    let record = match loss {
+        Loss::Event(record) => record,
+        Loss::More(count, wall_ns) => {
+            let which = if app.filter().is_empty() { "" } else { " of any flow type" };
+            let more = format!("+{} more{which}, counted and not shown one by one", text::count(*count));
+            return Some(Line::from(vec![Span::raw(time(*wall_ns)), Span::styled(more, theme.quiet())]));
+        }
     };
-    let mut rest = tuple(&loss.tuple, theme);
-    if loss.event == Event::DeleteEarlyDrop {
-        rest += if loss.assured {
-            ", assured"
-        } else if loss.replied {
-            ", replied"
-        } else {
-            ", no reply"
-        };
+    if !app.wants(flow_of(record.netns, record.flow.family, record.flow.proto)) {
+        return None;
     }
-    if let Some(newcomer) = &loss.newcomer {
-        let _ = write!(rest, ", for {}", tuple(newcomer, theme));
+    let mut rest = flow_text(&record.flow, theme.arrow());
+    rest += match (record.name, record.assured, record.replied) {
+        (Name::EarlyDrop, true, _) => ", assured",
+        (Name::EarlyDrop, false, true) => ", replied",
+        (Name::EarlyDrop, false, false) => ", no reply",
+        _ => "",
+    };
+    if let Some(reason) = record.reason() {
+        let _ = write!(rest, ", {reason}");
     }
-    Line::from(vec![
-        Span::raw(format!(" {} ", text::time(loss.wall_ns, &app.settings.zone))),
-        Span::styled(text::left(&what, 16), theme.heading()),
-        Span::raw(format!(" {} {rest}", app.netns_name(loss.netns))),
-    ])
-}
-
-fn tuple(tuple: &Tuple, theme: Theme) -> String {
-    let proto = protocol::name(tuple.proto);
-    let arrow = theme.arrow();
-    let end = |addr: std::net::IpAddr, port: u16| std::net::SocketAddr::new(addr, port).to_string();
-    match tuple.ends {
-        Ends::Ports(from, to) => {
-            format!("{proto} {} {arrow} {}", end(tuple.src, from), end(tuple.dst, to))
-        }
-        Ends::Icmp(kind, code, id) => {
-            format!("{proto} {} {arrow} {} type {kind} code {code} id {id}", tuple.src, tuple.dst)
-        }
-        Ends::Nothing => format!("{proto} {} {arrow} {}", tuple.src, tuple.dst),
+    if let Some(newcomer) = &record.newcomer {
+        let _ = write!(rest, ", for {}", flow_text(newcomer, theme.arrow()));
     }
+    let netns = app.netns_name(record.netns);
+    if netns != "init" {
+        let _ = write!(rest, ", in {netns}");
+    }
+    if let Some(comm) = &record.comm {
+        let _ = write!(rest, ", by {}", text::clean(comm));
+    }
+    Some(Line::from(vec![
+        Span::raw(time(record.wall_ns)),
+        Span::styled(text::left(record.name.text(), 13), theme.heading()),
+        Span::raw(format!(" {rest}")),
+    ]))
 }
 
 /// Where the counts come from, what they miss, what they cannot tell and what they cost.

@@ -16,7 +16,8 @@ use ratatui::style::Modifier;
 
 use super::app::{App, Outcome, Settings};
 use super::{Theme, draw};
-use crate::model::ranking::{By, Ends, LossEvent, Top, Tuple};
+use crate::model::ranking::{By, Losses, Top};
+use crate::model::trace::{self, Detail, Name, Record};
 use crate::model::{Cost, Sample, SourceInfo, SourceKind, Table, Tracker};
 use crate::view::Machine;
 
@@ -129,26 +130,32 @@ fn full(second: u64) -> Sample {
         top(6, "443", 200 * second, 4 * over, 0),
         top(17, "6881", 8_001 * second, 400 * over, 95 * over),
     ]);
-    let tuple = |proto, sport| Tuple {
+    let tuple = |proto, sport| trace::Flow {
+        family: AF_INET,
         proto,
         src: [10, 0, 0, 1].into(),
         dst: [10, 0, 0, 2].into(),
-        ends: Ends::Ports(sport, 6881),
+        detail: Detail::Ports(sport, 6881),
+        zone: 0,
     };
-    let loss = |event, proto, sport, newcomer| LossEvent {
+    let loss = |name, event, proto, sport, newcomer| Record {
         wall_ns: sample.wall_ns,
+        name,
         event,
         netns: INIT,
-        tuple: tuple(proto, sport),
+        flow: tuple(proto, sport),
         assured: false,
         replied: true,
         newcomer,
+        cpu: 0,
+        comm: Some("dhtd".into()),
     };
     let sport = u16::try_from(1000 + second).unwrap();
-    sample.losses = Some(vec![
-        loss(Event::DropTableFull, 17, sport, None),
-        loss(Event::DeleteEarlyDrop, 6, sport, Some(tuple(17, sport + 1))),
-    ]);
+    let events = vec![
+        loss(Name::Drop, Event::DropTableFull, 17, sport, None),
+        loss(Name::EarlyDrop, Event::DeleteEarlyDrop, 6, sport, Some(tuple(17, sport + 1))),
+    ];
+    sample.losses = Some(Losses { events, more: 500 * u64::from(second > 3) });
     sample.lost = over;
     sample
 }
