@@ -80,6 +80,9 @@ enum Task {
         /// Only scenarios in guests
         #[arg(long)]
         guests: bool,
+        /// Only the runs by this source
+        #[arg(long, value_parser = ["auto", "kprobe", "netlink"])]
+        source: Option<String>,
         /// Guests at once
         #[arg(short, long)]
         jobs: Option<usize>,
@@ -151,8 +154,8 @@ fn run(task: Task) -> Result<ExitCode> {
             return vm::run(&kernel.context("no kernel given")?, &command, no_conntrack);
         }
         Task::Demo { kernel } => return demo(&kernel),
-        Task::Test { filter, kernels, guests, jobs } => {
-            let selection = test::Selection { filter, kernels, jobs };
+        Task::Test { filter, kernels, guests, source, jobs } => {
+            let selection = test::Selection { filter, kernels, source, jobs };
             if guests { test::guests(&selection)? } else { test::run(&selection)? }
         }
         Task::Prototypes => prototypes::run()?,

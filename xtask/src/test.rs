@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::build;
+use crate::guest;
 use crate::guest_protocol::{Line, Outcome};
 use crate::step::{self, Step, say};
 use crate::vm;
@@ -26,6 +27,8 @@ pub struct Selection {
     pub filter: Option<String>,
     /// Only these kernels; none means the matrix.
     pub kernels: Vec<String>,
+    /// Only by this source.
+    pub source: Option<String>,
     /// Guests at once.
     pub jobs: Option<usize>,
 }
@@ -64,18 +67,38 @@ const COUNTING: [&str; 11] = [
     "generators::",
 ];
 
-/// Every kernel by the source that ctwatch chooses there; and what it counts once more by kprobes, which is what remains
-/// where trampolines are refused. (On 5.10 kprobes are what it chooses.)
-fn runs<'a>(kernels: &'a [Kernel], filter: Option<&str>) -> VecDeque<Run<'a>> {
-    let asked: Vec<String> = filter.map(str::to_owned).into_iter().collect();
+/// The same by netlink; the generators are compared with the witnesses alone.
+const BY_NETLINK: [&str; 11] = [
+    "traffic::",
+    "full::",
+    "delete::",
+    "netlink::",
+    "clash::",
+    "netns::",
+    "nat::",
+    "filter::",
+    "manners::loads_nothing",
+    "manners::waits_for_conntrack",
+    "manners::sigint",
+];
+
+/// Every kernel by the source that ctwatch chooses there; what it counts once more by kprobes, which is what remains
+/// where trampolines are refused (on 5.10 kprobes are what it chooses); and by netlink, which remains where probes are.
+fn runs<'a>(kernels: &'a [Kernel], selection: &Selection) -> VecDeque<Run<'a>> {
+    let asked: Vec<String> = selection.filter.iter().cloned().collect();
     let again = if asked.is_empty() { COUNTING.map(str::to_owned).to_vec() } else { asked.clone() };
-    let first = kernels.iter().map(|kernel| Run { kernel, source: "auto", filters: asked.clone() });
-    let second = kernels.iter().filter(|kernel| !kernel.release.starts_with("5.10.")).map(|kernel| Run {
-        kernel,
-        source: "kprobe",
-        filters: again.clone(),
-    });
-    first.chain(second).collect()
+    // Names, because a scenario about probes means nothing by netlink even where it was asked for.
+    let heard = |name: &&'static str| {
+        BY_NETLINK.iter().any(|part| name.contains(part)) && asked.iter().all(|part| name.contains(part))
+    };
+    let heard: Vec<String> = guest::scenario_names().filter(heard).map(str::to_owned).collect();
+    let run = |kernel, source, filters: &[String]| Run { kernel, source, filters: filters.to_vec() };
+    let auto = kernels.iter().map(|kernel| run(kernel, "auto", &asked));
+    let others = kernels.iter().filter(|kernel| !kernel.release.starts_with("5.10."));
+    let kprobe = others.map(|kernel| run(kernel, "kprobe", &again));
+    let netlink = kernels.iter().filter(|_| !heard.is_empty()).map(|kernel| run(kernel, "netlink", &heard));
+    let wanted = |run: &Run<'_>| selection.source.as_deref().is_none_or(|source| source == run.source);
+    auto.chain(kprobe).chain(netlink).filter(wanted).collect()
 }
 
 /// Unit tests and the guest matrix; fails unless everything passed.
@@ -105,8 +128,8 @@ pub fn guests(selection: &Selection) -> Result<()> {
     };
     let kernels = names.iter().map(|name| kernels::ensure(name)).collect::<Result<Vec<_>>>()?;
     let initramfs = vm::prepare()?;
-    let runs = runs(&kernels, selection.filter.as_deref());
-    let jobs = selection.jobs.unwrap_or_else(default_jobs).clamp(1, runs.len());
+    let runs = runs(&kernels, selection);
+    let jobs = selection.jobs.unwrap_or_else(default_jobs).clamp(1, runs.len().max(1));
     let waiting = Mutex::new(runs);
     let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {

@@ -60,6 +60,24 @@ pub struct SourceInfo {
     pub unknown: BTreeMap<Event, String>,
 }
 
+impl SourceInfo {
+    /// Events that this source tells for a namespace as a whole, on its row for any flow type: the kernel's statistics
+    /// have no flow types.
+    pub const fn by_namespace(&self) -> &'static [Event] {
+        match self.kind {
+            SourceKind::Netlink => {
+                &[Event::ClashResolve, Event::FailedChaintoolong, Event::FailedOther, Event::DropTableFull]
+            }
+            _ => &[],
+        }
+    }
+
+    /// Whether it can tell how often this happened to flows of this type.
+    pub fn tells(&self, flow: FlowType, event: Event) -> bool {
+        !self.unknown.contains_key(&event) && (flow.family == 0 || !self.by_namespace().contains(&event))
+    }
+}
+
 /// The mechanisms a source can rest on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ctwatch_ebpf::{Counters, Event};
+use ctwatch_ebpf::{Event, FlowType};
 use serde::Serialize;
 
 use super::{Machine, View};
@@ -62,6 +62,9 @@ struct SourceObject<'a> {
     /// Why an event is `null`, by its field.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     unknown: BTreeMap<&'static str, &'a str>,
+    /// Events that are `null` on all rows but the one of family `any`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    by_namespace: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -149,6 +152,7 @@ impl<'a> Object<'a> {
                 why: info.why.as_deref(),
                 lost: report.lost,
                 unknown: info.unknown.iter().map(|(event, note)| (field(*event), note.as_str())).collect(),
+                by_namespace: by_namespace(info).collect(),
             },
             table: report
                 .tables
@@ -173,9 +177,9 @@ impl<'a> Object<'a> {
 
 impl FlowObject {
     fn new(flow: &Flow, info: &SourceInfo) -> Self {
-        let count = |event: Event| (!info.unknown.contains_key(&event)).then(|| flow.counts.get(event));
-        let rate = |sum: Sum, rate: f64| known(sum, info).then(|| rounded(rate, 10.0));
-        let total = |sum: Sum| known(sum, info).then(|| sum_of_known(sum, &flow.total, info));
+        let count = |event: Event| info.tells(flow.key, event).then(|| flow.counts.get(event));
+        let rate = |sum: Sum, rate: f64| known(sum, flow.key, info).then(|| rounded(rate, 10.0));
+        let total = |sum: Sum| known(sum, flow.key, info).then(|| sum_of_known(sum, flow, info));
         Self {
             netns: flow.key.netns,
             family: family_name(flow.key.family),
@@ -218,13 +222,19 @@ impl FlowObject {
 }
 
 /// A sum is unknown only when all its parts are; a part that is unknown shows as `null` beside it.
-pub(super) fn known(sum: Sum, info: &SourceInfo) -> bool {
-    sum.parts().iter().any(|event| !info.unknown.contains_key(event))
+pub(super) fn known(sum: Sum, flow: FlowType, info: &SourceInfo) -> bool {
+    sum.parts().iter().any(|event| info.tells(flow, *event))
 }
 
-fn sum_of_known(sum: Sum, counters: &Counters, info: &SourceInfo) -> u64 {
-    let parts = sum.parts().iter().filter(|event| !info.unknown.contains_key(event));
-    parts.fold(0, |sum, event| sum.saturating_add(counters.get(*event)))
+fn sum_of_known(sum: Sum, flow: &Flow, info: &SourceInfo) -> u64 {
+    let parts = sum.parts().iter().filter(|event| info.tells(flow.key, **event));
+    parts.fold(0, |sum, event| sum.saturating_add(flow.total.get(*event)))
+}
+
+/// What the source tells by namespace alone, by its field.
+pub(super) fn by_namespace(info: &SourceInfo) -> impl Iterator<Item = &'static str> {
+    let known = info.by_namespace().iter().filter(|event| !info.unknown.contains_key(event));
+    known.map(|event| field(*event))
 }
 
 /// Where the event stands in an object of `flows`.

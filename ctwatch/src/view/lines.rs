@@ -138,6 +138,14 @@ impl View for Lines {
                 let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
             }
         }
+        let by_namespace: Vec<&str> = json::by_namespace(info).collect();
+        if !by_namespace.is_empty() {
+            let _ = writeln!(
+                text,
+                "only by network namespace, on the row of any flow: {}",
+                by_namespace.join(", ")
+            );
+        }
         text
     }
 
@@ -151,7 +159,8 @@ impl View for Lines {
             self.line(&mut out, &line);
         }
         for (at, flow) in active.iter().enumerate() {
-            let line = self.row(&time, flow.key, name_of(report, flow.key), rate_cells(&flow.rates, info));
+            let line =
+                self.row(&time, flow.key, name_of(report, flow.key), rate_cells(flow.key, &flow.rates, info));
             self.line(&mut out, &line);
             if let Some(detail) = rare(&flow.counts) {
                 self.line(&mut out, &indented(&detail));
@@ -188,10 +197,15 @@ impl View for Lines {
         let _ = writeln!(out, "{header}");
         for flow in &last.flows {
             let name = name_of(last, flow.key);
-            let totals =
-                COLUMNS.map(|(_, _, sum, _)| json::known(sum, info).then(|| sum.of(&flow.total).to_string()));
+            let totals = COLUMNS.map(|(_, _, sum, _)| {
+                json::known(sum, flow.key, info).then(|| sum.of(&flow.total).to_string())
+            });
             let _ = writeln!(out, "{}", self.row("total", flow.key, name, totals));
-            let _ = writeln!(out, "{}", self.row("peak /s", flow.key, name, rate_cells(&flow.peak, info)));
+            let _ = writeln!(
+                out,
+                "{}",
+                self.row("peak /s", flow.key, name, rate_cells(flow.key, &flow.peak, info))
+            );
             let details = parts(&flow.total);
             if !details.is_empty() {
                 let _ = writeln!(out, "{}", indented(&details));
@@ -209,7 +223,7 @@ fn header(first: &str) -> String {
     line
 }
 
-fn rate_cells(rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
+fn rate_cells(flow: FlowType, rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
     COLUMNS.map(|(_, _, sum, _)| {
         let rate = match sum {
             Sum::Insert => rates.insert,
@@ -218,7 +232,7 @@ fn rate_cells(rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
             Sum::Drop => rates.drop,
             Sum::InsertFailed => rates.insert_failed,
         };
-        json::known(sum, info).then(|| shown_rate(rate))
+        json::known(sum, flow, info).then(|| shown_rate(rate))
     })
 }
 

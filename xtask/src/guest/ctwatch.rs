@@ -1,6 +1,6 @@
 //! ctwatch as a child process, read through its promised JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -52,12 +52,80 @@ pub(super) struct Watch {
 pub(super) struct Totals {
     /// By flow type.
     pub(super) rows: BTreeMap<Key, Counts>,
+    /// What it could not tell, in any row or by flow type.
+    pub(super) silence: Silence,
     /// The objects as printed.
     pub(super) objects: Vec<Value>,
     /// What it wrote to stderr.
     pub(super) stderr: String,
     /// How it ended.
     pub(super) status: ExitStatus,
+}
+
+/// What a source says that it cannot tell: these fields are `null`, and only these.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Silence {
+    /// Which source it was.
+    pub(super) kind: String,
+    /// In every row.
+    pub(super) unknown: BTreeSet<String>,
+    /// In every row but the one for any flow type, where the whole namespace is counted.
+    pub(super) by_namespace: BTreeSet<String>,
+}
+
+/// The family of rows that stand for all flow types of a namespace.
+const ANY: &str = "any";
+
+impl Silence {
+    fn of(object: &Value) -> Self {
+        let source = &object["source"];
+        let unknown = source["unknown"].as_object().into_iter().flatten();
+        let by_namespace = source["by_namespace"].as_array().into_iter().flatten();
+        Self {
+            kind: source["kind"].as_str().unwrap_or_default().to_owned(),
+            unknown: unknown.map(|(field, _)| field.clone()).collect(),
+            by_namespace: by_namespace.filter_map(Value::as_str).map(str::to_owned).collect(),
+        }
+    }
+
+    /// What a source may leave unknown, and must. `told_apart` says that the kernel announces whether an entry that
+    /// left had time left; `by_type` that only some flow types were asked for.
+    pub(super) fn expected(kind: &str, told_apart: bool, by_type: bool) -> Self {
+        const FAILED: [&str; 4] = [
+            "insert_failed.clash",
+            "insert_failed.chaintoolong",
+            "insert_failed.dying",
+            "insert_failed.other",
+        ];
+        if kind != "netlink" {
+            return Self { kind: kind.to_owned(), ..Self::default() };
+        }
+        let mut unknown = vec!["clash_reply_only", "delete.closed", "delete.pressure", "delete.cleanup"];
+        unknown.extend(["drop.no_memory", "insert_failed.clash", "insert_failed.dying"]);
+        let statistics = ["clash_resolve", "drop.table_full", FAILED[1], FAILED[3]];
+        if !told_apart {
+            unknown.push("delete.timeout");
+        }
+        if by_type {
+            unknown.push("delete.early_drop");
+            unknown.extend(statistics);
+        }
+        let by_namespace = if by_type { &[][..] } else { &statistics };
+        let set = |fields: &[&str]| fields.iter().map(|field| (*field).to_owned()).collect();
+        Self { kind: kind.to_owned(), unknown: set(&unknown), by_namespace: set(by_namespace) }
+    }
+
+    /// Whether it tells this field in any row at all.
+    pub(super) fn tells_somewhere(&self, field: &str) -> bool {
+        self.tells(ANY, field)
+    }
+
+    /// Whether it tells this field in rows of this family.
+    pub(super) fn tells(&self, family: &str, field: &str) -> bool {
+        // An eviction stands in a row twice.
+        let field = if field == "early_drop" { "delete.early_drop" } else { field };
+        !self.unknown.contains(field) && (family == ANY || !self.by_namespace.contains(field))
+    }
 }
 
 /// What `--source` says where a scenario names none.
@@ -194,6 +262,7 @@ impl Watch {
         self.seen.extend(self.objects.iter());
         Ok(Totals {
             rows: rows_of(&self.seen)?,
+            silence: self.seen.last().map(Silence::of).unwrap_or_default(),
             objects: std::mem::take(&mut self.seen),
             stderr: self.stderr_text(),
             status: status.context("it ended")?,
@@ -227,17 +296,17 @@ impl Drop for Watch {
 }
 
 impl Totals {
-    /// A count of one flow type; 0 where no row told of it.
+    /// A count of one flow type; 0 where no row told of it. `delete` and the like sum their reasons.
     pub(super) fn get(&self, key: &Key, field: &str) -> u64 {
-        self.rows.get(key).and_then(|counts| counts.get(field)).copied().unwrap_or(0)
+        self.rows.get(key).map_or(0, |counts| field_of(counts, field))
     }
 
-    /// A count over all flow types; `delete` and the like sum their reasons.
+    /// The same over all flow types.
     pub(super) fn sum(&self, field: &str) -> u64 {
         sum_of(&self.rows, field)
     }
 
-    /// The same in one namespace.
+    /// The same over those of one namespace.
     pub(super) fn sum_in(&self, netns: u64, field: &str) -> u64 {
         let here = |(key, _): &(&Key, &Counts)| key.netns == netns;
         self.rows.iter().filter(here).map(|(_, counts)| field_of(counts, field)).sum()
@@ -251,8 +320,16 @@ impl Totals {
             let key = key_of(row)?;
             let counts = self.rows.get(&key).with_context(|| format!("no row {key:?}"))?;
             for (field, total) in row["total"].as_object().context("total")? {
+                if total.is_null() {
+                    let told = counts.keys().find(|name| is_part(name, field));
+                    anyhow::ensure!(
+                        told.is_none(),
+                        "{key:?}: the total of {field} is unknown, {told:?} is not"
+                    );
+                    continue;
+                }
                 let mut flat = Counts::new();
-                flatten(field, total, &mut flat)?;
+                flatten(field, total, &|_| true, &mut flat)?;
                 let total: u64 = flat.values().sum();
                 let sum = field_of(counts, field);
                 anyhow::ensure!(
@@ -291,23 +368,28 @@ fn sum_of(rows: &BTreeMap<Key, Counts>, field: &str) -> u64 {
 
 /// A field by its full name, or the sum of everything below it.
 fn field_of(counts: &Counts, field: &str) -> u64 {
-    let below = format!("{field}.");
-    let fits = |(name, _): &(&String, &u64)| *name == field || name.starts_with(&below);
-    counts.iter().filter(fits).map(|(_, count)| count).sum()
+    counts.iter().filter(|(name, _)| is_part(name, field)).map(|(_, count)| count).sum()
+}
+
+fn is_part(name: &str, field: &str) -> bool {
+    name.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn rows_of(objects: &[Value]) -> anyhow::Result<BTreeMap<Key, Counts>> {
     let mut rows: BTreeMap<Key, Counts> = BTreeMap::new();
     for object in objects {
         let flows = object["flows"].as_array().with_context(|| format!("no flows in {object}"))?;
+        let silence = Silence::of(object);
         for row in flows {
-            let counts = rows.entry(key_of(row)?).or_default();
+            let key = key_of(row)?;
+            let tells = |field: &str| silence.tells(&key.family, field);
+            let counts = rows.entry(key.clone()).or_default();
             for (field, value) in row.as_object().context("a row")? {
                 if !matches!(
                     field.as_str(),
                     "netns" | "family" | "proto" | "rate" | "total" | "name" | "unknown"
                 ) {
-                    flatten(field, value, counts).with_context(|| format!("row {row}"))?;
+                    flatten(field, value, &tells, counts).with_context(|| format!("row {row}"))?;
                 }
             }
         }
@@ -315,9 +397,21 @@ fn rows_of(objects: &[Value]) -> anyhow::Result<BTreeMap<Key, Counts>> {
     Ok(rows)
 }
 
-fn flatten(name: &str, value: &Value, into: &mut Counts) -> anyhow::Result<()> {
+/// A field that the source does not tell has to be `null`, every other one a number.
+fn flatten(
+    name: &str,
+    value: &Value,
+    tells: &impl Fn(&str) -> bool,
+    into: &mut Counts,
+) -> anyhow::Result<()> {
     if let Value::Object(fields) = value {
-        return fields.iter().try_for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, into));
+        return fields
+            .iter()
+            .try_for_each(|(field, value)| flatten(&format!("{name}.{field}"), value, tells, into));
+    }
+    if !tells(name) {
+        anyhow::ensure!(value.is_null(), "{name} is {value}, and said to be unknown");
+        return Ok(());
     }
     let count = value.as_u64().with_context(|| format!("{name} is no count: {value}"))?;
     *into.entry(name.to_owned()).or_default() += count;
@@ -338,6 +432,7 @@ fn key_of(row: &Value) -> anyhow::Result<Key> {
 fn proto_of(value: &Value) -> Option<u8> {
     let Some(name) = value.as_str() else { return u8::try_from(value.as_u64()?).ok() };
     Some(match name {
+        ANY => 0,
         "icmp" => 1,
         "tcp" => 6,
         "udp" => 17,
@@ -370,7 +465,13 @@ mod tests {
 
     #[test]
     fn unknown_is_not_zero() {
-        let object = json!({"flows": [{"netns": 7, "family": "ipv4", "proto": "253", "insert": null}]});
-        assert!(rows_of(&[object]).is_err());
+        let object = |source: &serde_json::Value, family: &str, insert: &serde_json::Value| json!({"source": source, "flows": [{"netns": 7, "family": family, "proto": "253", "insert": insert}]});
+        let (known, unknown) = (json!({}), json!({"unknown": {"insert": "why"}}));
+        let by_namespace = json!({"by_namespace": ["insert"]});
+        let fits = |source, family, insert| rows_of(&[object(source, family, &insert)]).is_ok();
+        assert!(fits(&known, "ipv4", json!(1)) && !fits(&known, "ipv4", json!(null)));
+        assert!(fits(&unknown, "any", json!(null)) && !fits(&unknown, "any", json!(0)));
+        assert!(fits(&by_namespace, "ipv4", json!(null)) && !fits(&by_namespace, "ipv4", json!(0)));
+        assert!(fits(&by_namespace, "any", json!(3)) && !fits(&by_namespace, "any", json!(null)));
     }
 }

@@ -94,6 +94,11 @@ enum Mode {
     },
 }
 
+/// The names of all scenarios, in the order they run.
+pub fn scenario_names() -> impl Iterator<Item = &'static str> {
+    scenarios::all().into_iter().map(|scenario| scenario.name)
+}
+
 /// Runs one mode; as PID 1 it is the guest's init around it, and never comes back.
 pub fn main(args: Vec<String>) -> ExitCode {
     if std::process::id() == 1 {
@@ -126,9 +131,7 @@ fn run(mode: Mode) -> anyhow::Result<ExitCode> {
         Mode::Million { results, sources } => bench::million(&sources, &results),
         Mode::Prototypes { results, functions } => prototypes::run(&functions, &results),
         Mode::List => {
-            for scenario in scenarios::all() {
-                println!("{}", scenario.name);
-            }
+            scenario_names().for_each(|name| println!("{name}"));
             Ok(ExitCode::SUCCESS)
         }
         Mode::Demo { seconds, live } => demo::run(seconds, &live),

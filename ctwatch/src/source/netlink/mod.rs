@@ -200,7 +200,7 @@ fn refusal(missing: &str, mend: &str) -> Refusal {
 }
 
 fn keep(past: &mut BTreeMap<FlowType, Counters>, lost: &mut u64, watched: &Watched) {
-    for (flow, counters) in watched.account.rows() {
+    for (flow, counters) in watched.rows() {
         past.entry(flow).or_default().add(&counters);
     }
     *lost += watched.account.lost();
@@ -314,7 +314,7 @@ impl Source for Netlink {
                 settled.context("cannot read connection tracking's statistics")?;
             }
             for watched in watching.namespaces.values() {
-                for (flow, counters) in watched.account.rows() {
+                for (flow, counters) in watched.rows() {
                     rows.entry(flow).or_default().add(&counters);
                 }
                 lost += watched.account.lost();

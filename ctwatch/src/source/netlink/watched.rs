@@ -1,10 +1,11 @@
 //! One network namespace that is listened to: its sockets and its book.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::time::Duration;
 
-use ctwatch_ebpf::FlowType;
+use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
 
 use super::account::Account;
@@ -12,7 +13,7 @@ use super::event::{Ending, Event};
 use super::message::{self, Messages};
 use super::socket::{Batch, Events, Group, Requests};
 use super::statistics::{self, Statistics};
-use crate::model::Filter;
+use crate::model::{Filter, any_flow};
 
 /// Beyond so many system calls in a row the other namespaces get their turn: a flood may bring events as fast as they
 /// are taken.
@@ -112,6 +113,16 @@ impl Watched {
     /// Whether the kernel counts resolved clashes (5.9).
     pub fn has_clash_resolve(&self) -> bool {
         self.statistics.as_ref().is_none_or(|statistics| statistics.has_clash_resolve)
+    }
+
+    /// What was counted, by flow type. The row for any flow type is there with the first of the others: that statistics
+    /// show no loss is told too.
+    pub fn rows(&self) -> BTreeMap<FlowType, Counters> {
+        let mut rows: BTreeMap<FlowType, Counters> = self.account.rows().collect();
+        if self.statistics.is_some() && !rows.is_empty() {
+            rows.entry(any_flow(self.netns)).or_default();
+        }
+        rows
     }
 
     /// Takes the events that wait, and tells how many there were.

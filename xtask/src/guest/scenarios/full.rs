@@ -33,8 +33,10 @@ fn unassured(max: u32, flows: u32) -> anyhow::Result<()> {
         finding.totals.sum("drop.table_full"),
         finding.kernel("drop"),
     )?;
-    let v4 = finding.get(Family::V4, 17, "insert") + finding.get(Family::V4, 17, "drop.table_full");
-    finding.equal("IPv4 newcomers", v4, u64::from(flows))?;
+    if finding.totals.silence.tells("ipv4", "drop.table_full") {
+        let v4 = finding.get(Family::V4, 17, "insert") + finding.get(Family::V4, 17, "drop.table_full");
+        finding.equal("IPv4 newcomers", v4, u64::from(flows))?;
+    }
     anyhow::ensure!(sent.refused > 0, "nothing was refused: the table was never full");
     anyhow::ensure!(finding.kernel("early_drop") > 0, "nothing was evicted: {}", finding.sides(0));
     Ok(())
@@ -67,8 +69,9 @@ fn assured() -> anyhow::Result<()> {
     let finding = trial.finish()?;
     finding.equal("TCP inserts", finding.get(Family::V4, 6, "insert"), opened.passed)?;
     finding.equal("refused by the full table", sent.refused, 5000)?;
-    finding.equal("IPv4 drops", finding.get(Family::V4, 17, "drop.table_full"), 3000)?;
-    finding.equal("IPv6 drops", finding.get(Family::V6, 17, "drop.table_full"), 2000)?;
+    finding.row(Family::V4, 17, "drop.table_full", 3000)?;
+    finding.row(Family::V6, 17, "drop.table_full", 2000)?;
+    finding.equal("drops", finding.totals.sum("drop.table_full"), 5000)?;
     finding.equal("the kernel's drops", finding.kernel("drop"), 5000)?;
     finding.equal(
         "UDP inserts",
@@ -97,7 +100,8 @@ fn mixed() -> anyhow::Result<()> {
         finding.get(Family::V4, 17, "early_drop"),
         finding.kernel("early_drop"),
     )?;
-    finding.equal("UDP refusals", finding.get(Family::V4, 17, "drop.table_full"), sent.refused)
+    finding.row(Family::V4, 17, "drop.table_full", sent.refused)?;
+    finding.equal("refusals", finding.totals.sum("drop.table_full"), sent.refused)
 }
 
 /// Closing connections fill the table. They are ASSURED, so early_drop leaves them alone and refuses the newcomer;
@@ -139,6 +143,7 @@ fn pressure() -> anyhow::Result<()> {
     let left = witness::listed(&space, "ipv4")?.get(&6).copied().unwrap_or(0);
     let evicted = closed.passed - left;
     anyhow::ensure!(evicted > 0, "the collector took no TCP entry: {}", finding.sides(0));
-    finding.equal("TCP deletes by pressure", finding.get(Family::V4, 6, "delete.pressure"), evicted)?;
+    finding.row(Family::V4, 6, "delete.pressure", evicted)?;
+    finding.equal("TCP deletes", finding.get(Family::V4, 6, "delete"), evicted)?;
     finding.equal("early_drop", finding.totals.sum("early_drop"), 0)
 }
