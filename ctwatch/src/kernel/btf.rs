@@ -35,16 +35,25 @@ const KIND_ENUM64: u32 = 19;
 /// How deep types may nest before the data counts as damaged.
 const MAX_DEPTH: u32 = 32;
 
+/// So many types lie between two whose places are remembered: 2,000 places for a kernel's 130,000
+/// types, and at most a few instructions for each type between.
+const STRIDE: u32 = 64;
+
 /// Type information of vmlinux, or of a module on top of it.
 #[derive(Debug)]
 pub struct Btf<'a> {
     base: Option<&'a Btf<'a>>,
-    types: Vec<u8>,
-    strings: Vec<u8>,
-    /// Where each type begins in `types`; the first is number `first`.
-    offsets: Vec<u32>,
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Where each [`STRIDE`]th type begins in `types`; the first is number `first`.
+    places: Vec<u32>,
     first: u32,
+    end: u32,
     strings_first: u32,
+    /// The names under which structures and functions can be found.
+    wanted: &'a [&'a str],
+    /// Those that exist here, with their kind and number.
+    found: Vec<(u32, &'a str, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,39 +92,75 @@ fn tail(kind: u32, count: usize) -> Result<usize> {
 }
 
 impl<'a> Btf<'a> {
-    /// Reads a whole BTF blob; `base` is vmlinux's where this is a module's.
-    pub fn parse(data: &[u8], base: Option<&'a Btf<'a>>) -> Result<Self> {
+    /// Walks through a whole BTF blob once; `base` is vmlinux's where this is a module's.
+    /// Structures and functions can be asked for by the names `wanted`.
+    pub fn parse(data: &'a [u8], base: Option<&'a Btf<'a>>, wanted: &'a [&'a str]) -> Result<Self> {
         ensure!(u16_at(data, 0)? == MAGIC, "not BTF of this machine's byte order");
         let header = u32_at(data, 4)? as usize;
-        let section = |at: usize| -> Result<&[u8]> {
+        let section = |at: usize| -> Result<&'a [u8]> {
             let start = header.checked_add(u32_at(data, at)? as usize).context("BTF header is damaged")?;
             let end = start.checked_add(u32_at(data, at + 4)? as usize).context("BTF header is damaged")?;
             data.get(start..end).context("BTF ends too early")
         };
-        let types = section(8)?.to_vec();
-        let strings = section(16)?.to_vec();
-        let mut offsets = Vec::with_capacity(types.len() / 20);
-        let mut at = 0;
-        while at < types.len() {
-            offsets.push(u32::try_from(at)?);
-            let info = u32_at(&types, at + 4)?;
-            at += 12 + tail(info >> 24 & 0x1f, (info & 0xffff) as usize)?;
-        }
-        ensure!(at == types.len(), "BTF ends inside a type");
-        Ok(Self {
-            first: base.map_or(1, Btf::end),
-            strings_first: base
-                .map_or(0, |base| base.strings_first + u32::try_from(base.strings.len()).unwrap_or(u32::MAX)),
+        let (types, strings) = (section(8)?, section(16)?);
+        let first = base.map_or(1, Btf::end);
+        let strings_first = match base {
+            Some(base) => base
+                .strings_first
+                .checked_add(u32::try_from(base.strings.len())?)
+                .context("BTF has too many strings")?,
+            None => 0,
+        };
+        let mut btf = Self {
             base,
             types,
             strings,
-            offsets,
-        })
+            places: Vec::with_capacity(types.len() / (20 * STRIDE as usize)),
+            first,
+            end: first,
+            strings_first,
+            wanted,
+            found: Vec::new(),
+        };
+        let mut at = 0;
+        while at < types.len() {
+            if (btf.end - first).is_multiple_of(STRIDE) {
+                btf.places.push(u32::try_from(at)?);
+            }
+            let (kind, size) = btf.shape(at)?;
+            if matches!(kind, KIND_STRUCT | KIND_FUNC) {
+                btf.note(kind, u32_at(types, at)?);
+            }
+            btf.end = btf.end.checked_add(1).context("BTF has too many types")?;
+            at += size;
+        }
+        ensure!(at == types.len(), "BTF ends inside a type");
+        Ok(btf)
+    }
+
+    /// The kind of the type at this place, and how many bytes it has.
+    fn shape(&self, at: usize) -> Result<(u32, usize)> {
+        let info = u32_at(self.types, at + 4)?;
+        let kind = info >> 24 & 0x1f;
+        Ok((kind, 12 + tail(kind, (info & 0xffff) as usize)?))
+    }
+
+    /// Remembers the type number `end` where its name is wanted; the first of a name counts.
+    fn note(&mut self, kind: u32, name: u32) {
+        // Nearly all names differ in the first byte, which spares the comparison.
+        let first = self.bytes(name).first();
+        let mut alike = self.wanted.iter().filter(|wanted| wanted.as_bytes().first() == first);
+        let wanted = alike.find(|wanted| self.name_is(name, wanted));
+        if let Some(wanted) = wanted
+            && !self.found.iter().any(|(other, name, _)| *other == kind && name == wanted)
+        {
+            self.found.push((kind, wanted, self.end));
+        }
     }
 
     /// One past the last type number, with which a module's numbering goes on.
     pub fn end(&self) -> u32 {
-        self.first + u32::try_from(self.offsets.len()).unwrap_or(u32::MAX - self.first)
+        self.end
     }
 
     fn get(&self, id: u32) -> Result<Type<'_>> {
@@ -125,17 +170,19 @@ impl<'a> Btf<'a> {
                 None => bail!("BTF type {id} does not exist"),
             };
         }
-        let at = *self
-            .offsets
-            .get((id - self.first) as usize)
-            .with_context(|| format!("BTF type {id} does not exist"))? as usize;
-        let info = u32_at(&self.types, at + 4)?;
+        ensure!(id < self.end, "BTF type {id} does not exist");
+        let index = id - self.first;
+        let mut at = self.places[(index / STRIDE) as usize] as usize;
+        for _ in 0..index % STRIDE {
+            at += self.shape(at)?.1;
+        }
+        let info = u32_at(self.types, at + 4)?;
         let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
         Ok(Type {
-            name: u32_at(&self.types, at)?,
+            name: u32_at(self.types, at)?,
             kind,
             flag: info >> 31 != 0,
-            word: u32_at(&self.types, at + 8)?,
+            word: u32_at(self.types, at + 8)?,
             rest: self
                 .types
                 .get(at + 12..at + 12 + tail(kind, count as usize)?)
@@ -144,49 +191,44 @@ impl<'a> Btf<'a> {
         })
     }
 
-    fn string(&self, offset: u32) -> &str {
+    /// The strings from this offset on.
+    fn bytes(&self, offset: u32) -> &[u8] {
         if offset < self.strings_first {
-            return self.base.map_or("", |base| base.string(offset));
+            return self.base.map_or(&[], |base| base.bytes(offset));
         }
-        let start = (offset - self.strings_first) as usize;
-        let bytes = self.strings.get(start..).unwrap_or_default();
+        self.strings.get((offset - self.strings_first) as usize..).unwrap_or_default()
+    }
+
+    fn string(&self, offset: u32) -> &str {
+        let bytes = self.bytes(offset);
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(0);
-        std::str::from_utf8(&bytes[..end]).unwrap_or_default()
+        str::from_utf8(&bytes[..end]).unwrap_or_default()
     }
 
     fn name_is(&self, offset: u32, name: &str) -> bool {
-        if offset < self.strings_first {
-            return self.base.is_some_and(|base| base.name_is(offset, name));
-        }
-        let start = (offset - self.strings_first) as usize;
-        self.strings
-            .get(start..start + name.len() + 1)
-            .is_some_and(|bytes| bytes[name.len()] == 0 && &bytes[..name.len()] == name.as_bytes())
+        self.bytes(offset).strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
     /// The number of the type with this kind and name, in this BTF or else its base.
-    fn find(&self, kind: u32, name: &str) -> Option<u32> {
-        for (index, at) in self.offsets.iter().enumerate() {
-            let at = *at as usize;
-            let Ok(info) = u32_at(&self.types, at + 4) else { continue };
-            if info >> 24 & 0x1f == kind
-                && u32_at(&self.types, at).is_ok_and(|offset| self.name_is(offset, name))
-            {
-                return Some(self.first + u32::try_from(index).ok()?);
-            }
+    fn find(&self, kind: u32, name: &str) -> Result<Option<u32>> {
+        ensure!(self.wanted.contains(&name), "BTF was not searched for {name}");
+        let found = self.found.iter().find(|(other, found, _)| *other == kind && *found == name);
+        match (found, self.base) {
+            (Some((.., number)), _) => Ok(Some(*number)),
+            (None, Some(base)) => base.find(kind, name),
+            (None, None) => Ok(None),
         }
-        self.base.and_then(|base| base.find(kind, name))
     }
 
     /// The type number of a function, for programs that attach by BTF.
-    pub fn function(&self, name: &str) -> Option<u32> {
+    pub fn function(&self, name: &str) -> Result<Option<u32>> {
         self.find(KIND_FUNC, name)
     }
 
     /// A structure's member by path (`["src", "l3num"]`), in bytes from its start. `None` where
     /// the structure or the member does not exist; arrays on the way stand for their first element.
     pub fn member(&self, structure: &str, path: &[&str]) -> Result<Option<u32>> {
-        let Some(mut id) = self.find(KIND_STRUCT, structure) else {
+        let Some(mut id) = self.find(KIND_STRUCT, structure)? else {
             return Ok(None);
         };
         let mut bits = 0;
@@ -236,7 +278,7 @@ impl<'a> Btf<'a> {
 
     /// A function's prototype as C, or `None` where BTF does not have the function.
     pub fn prototype(&self, function: &str) -> Result<Option<String>> {
-        let Some(id) = self.function(function) else {
+        let Some(id) = self.function(function)? else {
             return Ok(None);
         };
         let proto = self.get(self.get(id)?.word)?;
@@ -340,6 +382,8 @@ mod tests {
         }
     }
 
+    const WANTED: &[&str] = &["inner", "nowhere", "outer", "watch"];
+
     fn vmlinux() -> Vec<u8> {
         let mut b = Builder::default();
         let (u, inner, a, c, outer, arr) = (
@@ -361,7 +405,8 @@ mod tests {
 
     #[test]
     fn members_are_found_through_arrays_and_anonymous_unions() {
-        let btf = Btf::parse(&vmlinux(), None).unwrap();
+        let blob = vmlinux();
+        let btf = Btf::parse(&blob, None, WANTED).unwrap();
         assert_eq!(btf.member("inner", &["c"]).unwrap(), Some(4));
         assert_eq!(btf.member("outer", &["arr", "c"]).unwrap(), Some(8));
         assert_eq!(btf.member("outer", &["c"]).unwrap(), Some(0));
@@ -371,14 +416,16 @@ mod tests {
 
     #[test]
     fn a_module_continues_the_numbering_of_vmlinux() {
-        let base = Btf::parse(&vmlinux(), None).unwrap();
+        let blob = vmlinux();
+        let base = Btf::parse(&blob, None, WANTED).unwrap();
         let strings = u32::try_from(base.strings.len()).unwrap();
         let mut b = Builder::default();
         let (f, p, n) = (b.string(strings, "watch"), b.string(strings, "o"), b.string(strings, "n"));
         b.add(0, KIND_FUNC_PROTO, 2, 1, &[p, 6, n, 1]); // 7
         b.add(f, KIND_FUNC, 0, 7, &[]); // 8
-        let module = Btf::parse(&b.finish(), Some(&base)).unwrap();
-        assert_eq!(module.function("watch"), Some(8));
+        let blob = b.finish();
+        let module = Btf::parse(&blob, Some(&base), WANTED).unwrap();
+        assert_eq!(module.function("watch").unwrap(), Some(8));
         assert_eq!(
             module.prototype("watch").unwrap().as_deref(),
             Some("unsigned int watch(struct outer *o, unsigned int n)")
@@ -394,7 +441,7 @@ mod tests {
                 *place = byte;
             }
             blob.truncate(cut);
-            if let Ok(btf) = Btf::parse(&blob, None) {
+            if let Ok(btf) = Btf::parse(&blob, None, WANTED) {
                 let _ = btf.member("outer", &["arr", "c"]);
                 let _ = btf.prototype("watch");
             }

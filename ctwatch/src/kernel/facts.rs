@@ -125,6 +125,12 @@ const TRACE_OFFSETS: [(&str, &str, &[&str]); 7] = [
     ("TASK_FLAGS", "task_struct", &["flags"]),
 ];
 
+/// What a CPU's conntrack statistics are.
+const STATISTICS: &str = "ip_conntrack_stat";
+
+/// The kernel gives a page of `/proc/kallsyms` at a time, whatever is asked for (5.10 to 7.3).
+const KALLSYMS_BUFFER: usize = 4096;
+
 /// The globals that hold offsets.
 pub fn offset_names() -> impl Iterator<Item = &'static str> {
     OFFSETS.iter().map(|(global, ..)| *global)
@@ -158,7 +164,9 @@ impl Facts {
                 .ok()
                 .and_then(|text| lockdown(&text)),
             preemption: preemption(),
-            symbols: kallsyms::parse(&fs::read_to_string("/proc/kallsyms").unwrap_or_default()),
+            symbols: fs::File::open("/proc/kallsyms")
+                .and_then(|file| kallsyms::read(io::BufReader::with_capacity(KALLSYMS_BUFFER, file)))
+                .unwrap_or_default(),
             ..Self::default()
         };
         facts.read_btf(Path::new("/sys/kernel/btf"));
@@ -171,53 +179,76 @@ impl Facts {
     }
 
     fn read_btf(&mut self, directory: &Path) {
-        let base = match blob(&directory.join("vmlinux"), None) {
-            Ok(Some(base)) => base,
-            Ok(None) => return,
-            Err(why) => {
-                self.btf = Availability::Unreadable(why);
-                return;
-            }
-        };
+        if let Err(why) = self.read_vmlinux(directory) {
+            self.btf = Availability::Unreadable(why);
+        }
+    }
+
+    fn read_vmlinux(&mut self, directory: &Path) -> Result<(), String> {
+        let path = directory.join("vmlinux");
+        let Some(bytes) = blob(&path)? else { return Ok(()) };
+        let wanted = wanted();
+        let base = parsed(&path, &bytes, None, &wanted)?;
         self.btf = Availability::Present;
         self.vmlinux_types = base.end();
-        let module = match blob(&directory.join("nf_conntrack"), Some(&base)) {
-            Ok(None) => None,
-            Ok(module) => {
-                self.module_btf = Availability::Present;
-                module
-            }
-            Err(why) => {
-                self.module_btf = Availability::Unreadable(why);
-                None
-            }
+        let path = directory.join("nf_conntrack");
+        let bytes = blob(&path);
+        let module = match &bytes {
+            Ok(Some(bytes)) => parsed(&path, bytes, Some(&base), &wanted).map(Some),
+            Ok(None) => Ok(None),
+            Err(why) => Err(why.clone()),
         };
-        let btf = module.as_ref().unwrap_or(&base);
+        self.module_btf = match &module {
+            Ok(Some(_)) => Availability::Present,
+            Ok(None) => Availability::Absent,
+            Err(why) => Availability::Unreadable(why.clone()),
+        };
+        self.note(module.ok().flatten().as_ref().unwrap_or(&base));
+        Ok(())
+    }
+
+    fn note(&mut self, btf: &Btf<'_>) {
         for (global, structure, path) in OFFSETS.into_iter().chain(TRACE_OFFSETS) {
             if let Ok(Some(offset)) = btf.member(structure, path) {
                 self.offsets.insert(global.to_owned(), offset);
             }
         }
-        self.chaintoolong = matches!(btf.member("ip_conntrack_stat", &["chaintoolong"]), Ok(Some(_)));
+        self.chaintoolong = matches!(btf.member(STATISTICS, &["chaintoolong"]), Ok(Some(_)));
         for function in WATCHED {
             if let Ok(Some(prototype)) = btf.prototype(function) {
                 self.prototypes.insert(function.to_owned(), prototype);
             }
-            if let Some(number) = btf.function(function) {
+            if let Ok(Some(number)) = btf.function(function) {
                 self.functions.insert(function.to_owned(), number);
             }
         }
     }
 }
 
-fn blob<'a>(path: &Path, base: Option<&'a Btf<'a>>) -> Result<Option<Btf<'a>>, String> {
+/// The structures and functions that are looked for in BTF.
+fn wanted() -> Vec<&'static str> {
+    let structures = OFFSETS.into_iter().chain(TRACE_OFFSETS).map(|(_, structure, _)| structure);
+    let mut names: Vec<&str> = structures.chain([STATISTICS]).chain(WATCHED).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn blob(path: &Path) -> Result<Option<Vec<u8>>, String> {
     match fs::read(path) {
-        Ok(bytes) => {
-            Btf::parse(&bytes, base).map(Some).map_err(|error| format!("{}: {error:#}", path.display()))
-        }
+        Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
+}
+
+fn parsed<'a>(
+    path: &Path,
+    bytes: &'a [u8],
+    base: Option<&'a Btf<'a>>,
+    wanted: &'a [&'a str],
+) -> Result<Btf<'a>, String> {
+    Btf::parse(bytes, base, wanted).map_err(|error| format!("{}: {error:#}", path.display()))
 }
 
 /// The mode in force, which the file marks with brackets.

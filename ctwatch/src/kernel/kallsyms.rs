@@ -1,5 +1,7 @@
 //! The kernel's symbols: which functions can be probed by name, and where callers lie in memory.
 
+use std::io::{self, BufRead};
+
 use ctwatch_ebpf::{CALLERS, Caller, CallerRange};
 use serde::{Deserialize, Serialize};
 
@@ -70,53 +72,81 @@ pub fn base_name(symbol: &str) -> &str {
     symbol.split_once('.').map_or(symbol, |(base, _)| base)
 }
 
-/// Reads the text of `/proc/kallsyms`.
-pub fn parse(text: &str) -> Symbols {
-    let mut starts = Vec::with_capacity(256 << 10);
-    let mut watched = Vec::new();
+/// Reads the text of `/proc/kallsyms`, line by line: it has some 10 MB.
+pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
+    let prefixes = prefixes();
+    let mut starts = Vec::new();
+    let mut found = Symbols { hidden: true, ..Symbols::default() };
     let mut callers = Vec::new();
-    let mut hidden = true;
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(address), Some(kind), Some(symbol)) = (words.next(), words.next(), words.next()) else {
-            continue;
-        };
-        if !matches!(kind, "t" | "T" | "w" | "W") {
-            continue;
+    let mut line = Vec::new();
+    while text.read_until(b'\n', &mut line)? > 0 {
+        if let Some((address, name)) = function(&line) {
+            found.hidden &= address == 0;
+            starts.push(address);
+            if name.first_chunk().is_some_and(|prefix| prefixes.contains(prefix))
+                && let Ok(name) = str::from_utf8(name)
+            {
+                note(address, name, &mut found.watched, &mut callers);
+            }
         }
-        let Ok(address) = u64::from_str_radix(address, 16) else {
-            continue;
-        };
-        hidden &= address == 0;
-        starts.push(address);
-        // Tracking is built in or lives in its own modules; a function of the same name in
-        // another module is somebody else's.
-        if words.next().is_some_and(|module| !module.starts_with("[nf_conntrack") && module != "[nf_nat]") {
-            continue;
-        }
-        let base = base_name(symbol);
-        if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
-            watched.push(symbol.to_owned());
-        }
-        if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
-            callers.push((rank, symbol.to_owned(), address));
-        }
+        line.clear();
     }
-    starts.sort_unstable();
     callers.sort();
-    watched.sort();
-    watched.dedup();
-    let callers = callers
+    found.watched.sort();
+    found.watched.dedup();
+    let next = |start: u64| starts.iter().copied().filter(|other| *other > start).min().unwrap_or(u64::MAX);
+    found.callers = callers
         .into_iter()
         .filter(|(.., start)| *start != 0)
         .map(|(rank, symbol, start)| CallerText {
             symbol,
             caller: CALLER_NAMES[rank].1,
             start,
-            end: starts.get(starts.partition_point(|other| *other <= start)).copied().unwrap_or(u64::MAX),
+            end: next(start),
         })
         .collect();
-    Symbols { watched, callers, hidden }
+    Ok(found)
+}
+
+/// How the names begin that are looked for: enough to pass over nearly all others at once.
+fn prefixes() -> Vec<[u8; 4]> {
+    let names = WATCHED.into_iter().chain(CALLER_NAMES.map(|(name, _)| name));
+    let mut prefixes: Vec<[u8; 4]> =
+        names.filter_map(|name| name.as_bytes().first_chunk().copied()).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
+}
+
+/// A line's address, and its name with what follows, where it is one of a function.
+fn function(line: &[u8]) -> Option<(u64, &[u8])> {
+    let end = line.iter().position(|byte| *byte == b' ')?;
+    let mut address = 0;
+    for digit in &line[..end] {
+        address = address << 4 | u64::from((*digit as char).to_digit(16)?);
+    }
+    match line[end..] {
+        [_, b't' | b'T' | b'w' | b'W', b' ', ref name @ ..] => Some((address, name)),
+        _ => None,
+    }
+}
+
+/// Keeps a function that is looked for, with its address; `line` is its name and its module.
+fn note(address: u64, line: &str, watched: &mut Vec<String>, callers: &mut Vec<(usize, String, u64)>) {
+    let mut words = line.split_ascii_whitespace();
+    let Some(symbol) = words.next() else { return };
+    // Tracking is built in or lives in its own modules; a function of the same name in another
+    // module is somebody else's.
+    if words.next().is_some_and(|module| !module.starts_with("[nf_conntrack") && module != "[nf_nat]") {
+        return;
+    }
+    let base = base_name(symbol);
+    if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
+        watched.push(symbol.to_owned());
+    }
+    if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
+        callers.push((rank, symbol.to_owned(), address));
+    }
 }
 
 impl Symbols {
@@ -144,6 +174,10 @@ impl Symbols {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str) -> Symbols {
+        read(text.as_bytes()).unwrap()
+    }
 
     const TEXT: &str = "\
 ffffffff81000000 T _text
