@@ -8,6 +8,7 @@ pub mod losses;
 pub mod netlink;
 pub mod object;
 pub mod probe;
+pub mod reader;
 mod sys;
 pub mod tables;
 pub mod trace;

@@ -107,9 +107,15 @@ impl Object {
 
     /// A map as one of aya's types.
     pub fn map<T: TryFrom<Map, Error = MapError>>(&mut self, name: &str) -> Result<T> {
-        let fd = self.find(name)?.make()?.try_clone_to_owned()?;
+        let (fd, _) = self.map_fd(name)?;
         let map = MapData::from_fd(fd).and_then(Map::from_map_data).and_then(T::try_from);
         map.with_context(|| format!("map {name} is not what it should be"))
+    }
+
+    /// A map, and how it was made.
+    pub fn map_fd(&mut self, name: &str) -> Result<(OwnedFd, &aya_obj::Map)> {
+        let map = self.find(name)?;
+        Ok((map.make()?.try_clone_to_owned()?, &map.definition))
     }
 
     fn find(&mut self, name: &str) -> Result<&mut MapOf> {
@@ -150,7 +156,12 @@ impl Object {
                 }
             }
         }
-        load_program(&mut attr).with_context(|| format!("the kernel does not accept program {program}"))
+        let others = match target {
+            Target::Kprobe => "--source netlink",
+            Target::Trampoline { .. } => "--source kprobe or netlink",
+        };
+        load_program(&mut attr, others)
+            .with_context(|| format!("the kernel does not accept program {program}"))
     }
 }
 
@@ -183,7 +194,8 @@ fn references(code: &[bpf_insn]) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Loads once in silence; if that fails, again with the verifier's log, whose end names the fault.
-fn load_program(attr: &mut bpf_attr) -> Result<OwnedFd> {
+/// `others` is what to try where the kernel refuses such programs.
+fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
     let first = match bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
@@ -203,9 +215,8 @@ fn load_program(attr: &mut bpf_attr) -> Result<OwnedFd> {
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
     // The verifier gives a reason for what it rejects; a kernel that allows no such program gives none.
     if tail.is_empty() {
-        return Err(first).context(
-            "it refuses programs of this type altogether; try another --source (fexit, kprobe, netlink)",
-        );
+        return Err(first)
+            .with_context(|| format!("it refuses programs of this type altogether; use {others}"));
     }
     Err(first).context(tail)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
     CALLERS, CallerRange, Counters, Event, FlowType, Health, HealthCounters, OVERFLOW_ROW,
@@ -17,6 +17,7 @@ use super::{
     now,
     object::{Globals, Object},
     probe::Wishes,
+    reader::{Hash, PerCpu, Reader},
 };
 use crate::{
     kernel::{facts::Facts, plan::Plan},
@@ -41,9 +42,10 @@ pub struct Events {
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Watch {
     attached: Attached,
-    owners: HashMap<MapData, u32, u64>,
-    counters: PerCpuArray<MapData, Counters>,
-    health: PerCpuArray<MapData, HealthCounters>,
+    reader: Reader,
+    owners: Hash,
+    counters: PerCpu<Counters>,
+    health: PerCpu<HealthCounters>,
     logger: Option<EbpfLogger<Stderr>>,
     subtract_netlink: bool,
     /// What the first hooks counted, or missed, before the last one was attached.
@@ -67,9 +69,10 @@ impl Watch {
             filters.set(0, ends, 0).context("cannot write map TRACE_FILTERS")?;
         }
         let mut watch = Self {
-            owners: object.map("ROW_OWNERS")?,
-            counters: object.map("COUNTERS")?,
-            health: object.map("HEALTH")?,
+            reader: Reader::new()?,
+            owners: Hash::new(&mut object, "ROW_OWNERS")?,
+            counters: PerCpu::new(&mut object, "COUNTERS")?,
+            health: PerCpu::new(&mut object, "HEALTH")?,
             attached: Attached::new(object),
             logger: None,
             subtract_netlink: plan.subtract_netlink,
@@ -106,24 +109,19 @@ impl Watch {
     }
 
     /// What is known to have been missed since the start.
-    pub fn lost(&self) -> Result<u64> {
+    pub fn lost(&mut self) -> Result<u64> {
         Ok(self.missed()?.0.saturating_sub(self.missed_before))
     }
 
     /// Rows, misses and cost since the start.
     pub fn read(&mut self) -> Result<(BTreeMap<FlowType, Counters>, u64, Cost)> {
         self.flush_log();
-        let mut places: Vec<(u32, FlowType)> = self
-            .owners
-            .iter()
-            .map(|entry| entry.map(|(row, key)| (row, FlowType::unpack(key))))
-            .collect::<Result<_, _>>()
-            .context("cannot read map ROW_OWNERS")?;
-        places.push((OVERFLOW_ROW, FlowType::OVERFLOW));
+        let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
+        let owners = owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key)));
         let mut rows = BTreeMap::new();
-        for (row, flow) in places {
+        for (row, flow) in owners.chain([(OVERFLOW_ROW, FlowType::OVERFLOW)]) {
             let mut sum = Counters::default();
-            for cpu in self.counters.get(&row, 0).context("cannot read map COUNTERS")?.iter() {
+            for cpu in self.reader.element(&self.counters, row).context("cannot read map COUNTERS")? {
                 sum.add(cpu);
             }
             if flow == FlowType::OVERFLOW && sum == Counters::default() {
@@ -147,10 +145,10 @@ impl Watch {
         Ok((rows, missed.saturating_sub(self.missed_before), cost))
     }
 
-    fn missed(&self) -> Result<(u64, Cost)> {
+    fn missed(&mut self) -> Result<(u64, Cost)> {
         let runs = self.attached.runs()?;
         let mut missed = runs.missed;
-        for cpu in self.health.get(&0, 0).context("cannot read map HEALTH")?.iter() {
+        for cpu in self.reader.element(&self.health, 0).context("cannot read map HEALTH")? {
             missed += [Health::NoEntry, Health::NoReturn, Health::ReadFailed]
                 .iter()
                 .map(|what| cpu.0[*what as usize])

@@ -432,7 +432,7 @@ fn key_of(row: &Value) -> anyhow::Result<Key> {
 fn proto_of(value: &Value) -> Option<u8> {
     let Some(name) = value.as_str() else { return u8::try_from(value.as_u64()?).ok() };
     Some(match name {
-        ANY => 0,
+        ANY | "overflow" => 0,
         "icmp" => 1,
         "tcp" => 6,
         "udp" => 17,

@@ -4,6 +4,7 @@ mod causes;
 mod clash;
 mod doctor;
 mod filters;
+mod footprint;
 mod full;
 mod generators;
 mod manners;
@@ -60,6 +61,7 @@ pub(super) fn all() -> Vec<Scenario> {
         clash::SCENARIOS,
         spaces::SCENARIOS,
         filters::SCENARIOS,
+        footprint::SCENARIOS,
         trace::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
