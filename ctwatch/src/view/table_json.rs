@@ -9,6 +9,7 @@ use crate::model::{family_name, protocol};
 /// What was found, as one line.
 pub fn holding(holding: &Holding, machine: &Machine) -> String {
     let census = holding.census();
+    let read = holding.spaces.iter().any(|space| space.error.is_none());
     let object = Object {
         time: time(holding.wall_ns),
         host: &machine.host,
@@ -17,9 +18,7 @@ pub fn holding(holding: &Holding, machine: &Machine) -> String {
             [space] if !holding.is_joint() => Place::one(space),
             spaces => Place::all(spaces),
         },
-        total: census.total,
-        evictable: census.evictable,
-        unreplied: census.unreplied,
+        census: CensusObject::of(read.then_some(census)),
         groups: holding.ranked.groups.iter().map(|group| GroupObject::new(group, holding)).collect(),
         more: MoreObject { groups: holding.ranked.more_groups, entries: holding.ranked.more_entries },
         ungrouped: holding.ranked.ungrouped,
@@ -48,9 +47,8 @@ struct Object<'a> {
     kernel: &'a str,
     #[serde(flatten)]
     place: Place<'a>,
-    total: u64,
-    evictable: u64,
-    unreplied: u64,
+    #[serde(flatten)]
+    census: CensusObject,
     groups: Vec<GroupObject<'a>>,
     /// Groups beyond `--count`.
     more: MoreObject,
@@ -77,11 +75,28 @@ struct SpaceObject<'a> {
     name: &'a str,
     count: Option<u64>,
     max: Option<u64>,
-    total: u64,
-    evictable: u64,
-    unreplied: u64,
+    #[serde(flatten)]
+    census: CensusObject,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+}
+
+/// Null where nothing could be read.
+#[derive(Serialize)]
+struct CensusObject {
+    total: Option<u64>,
+    evictable: Option<u64>,
+    unreplied: Option<u64>,
+}
+
+impl CensusObject {
+    fn of(census: Option<Census>) -> Self {
+        Self {
+            total: census.map(|census| census.total),
+            evictable: census.map(|census| census.evictable),
+            unreplied: census.map(|census| census.unreplied),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -132,18 +147,13 @@ impl<'a> Place<'a> {
     }
 
     fn all(spaces: &'a [Space]) -> Self {
-        let namespaces = spaces.iter().map(|space| {
-            let Census { total, evictable, unreplied } = space.census;
-            SpaceObject {
-                netns: space.table.netns,
-                name: &space.table.name,
-                count: space.table.count,
-                max: space.table.max,
-                total,
-                evictable,
-                unreplied,
-                error: space.error.as_deref(),
-            }
+        let namespaces = spaces.iter().map(|space| SpaceObject {
+            netns: space.table.netns,
+            name: &space.table.name,
+            count: space.table.count,
+            max: space.table.max,
+            census: CensusObject::of(space.error.is_none().then_some(space.census)),
+            error: space.error.as_deref(),
         });
         Self {
             netns: None,

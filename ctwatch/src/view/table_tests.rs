@@ -117,6 +117,10 @@ fn json_of_tables() {
     for line in text.lines() {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
         let count = |value: &serde_json::Value| value.as_u64().unwrap();
+        if object["error"].is_string() {
+            assert!(object["total"].is_null(), "what was not read is not 0: {line}");
+            continue;
+        }
         let groups: u64 =
             object["groups"].as_array().unwrap().iter().map(|group| count(&group["count"])).sum();
         let sum = groups + count(&object["more"]["entries"]) + count(&object["ungrouped"]);

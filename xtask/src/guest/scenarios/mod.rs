@@ -10,6 +10,7 @@ mod manners;
 mod modules;
 mod netlink;
 mod spaces;
+mod table;
 mod trace;
 mod traffic;
 
@@ -52,6 +53,7 @@ pub(super) fn all() -> Vec<Scenario> {
     [
         manners::SCENARIOS_BEFORE,
         doctor::SCENARIOS_BEFORE,
+        table::SCENARIOS_BEFORE,
         generators::SCENARIOS,
         traffic::SCENARIOS,
         full::SCENARIOS,
@@ -61,6 +63,7 @@ pub(super) fn all() -> Vec<Scenario> {
         spaces::SCENARIOS,
         filters::SCENARIOS,
         trace::SCENARIOS,
+        table::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
