@@ -2,6 +2,7 @@
 
 mod common;
 mod doctor;
+mod table;
 mod trace;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::model::{By, Filter};
 use common::ABOUT_FILTERS;
 pub use common::{CommonArgs, OutputArgs, PlaceArgs, SourceChoice};
 pub use doctor::{DoctorArgs, DoctorCommand};
+pub use table::{TableArgs, TableOptions};
 pub use trace::{TraceArgs, TraceOptions};
 
 /// See what connection tracking does to this machine: new flows, refused flows, evictions, removals, by protocol.
@@ -40,6 +42,8 @@ pub enum Command {
     Live(LiveArgs),
     /// Each event as it happens: refused flows, evictions with victim and newcomer, failed inserts
     Trace(TraceArgs),
+    /// What the table holds now, grouped and ranked; read over ctnetlink
+    Table(TableArgs),
     /// Is connection tracking hurting this machine, why, and exactly what to do; it changes nothing
     Doctor(DoctorArgs),
     /// What this kernel offers for watching, as JSON

@@ -81,7 +81,7 @@ async fn screen(
     Ok(())
 }
 
-fn machine() -> anyhow::Result<Machine> {
+pub(super) fn machine() -> anyhow::Result<Machine> {
     let host = nix::unistd::gethostname().context("cannot read the host name")?;
     let system = nix::sys::utsname::uname().context("cannot read the kernel release")?;
     Ok(Machine {

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod live;
 pub mod live_screen;
+pub mod table;
 pub mod trace;
 
 use std::io::{self, Write as _};
@@ -19,6 +20,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => return Ok(doctor::run(&args)),
         Command::Live(args) => live::run(&args.into()),
         Command::Trace(args) => trace::run(&args.into()),
+        Command::Table(args) => table::run(&args.into()),
         Command::Facts => facts(),
         Command::Completions { shell } => print(&cli::completions(shell)),
         Command::Man => print(&cli::man().context("cannot render the man page")?),

@@ -9,6 +9,8 @@ pub mod history;
 pub mod protocol;
 pub mod ranking;
 pub mod sample;
+pub mod state;
+pub mod table;
 pub mod trace;
 pub mod verdict;
 

@@ -3,6 +3,8 @@
 pub mod doctor;
 pub mod json;
 pub mod lines;
+pub mod table_json;
+pub mod table_lines;
 pub mod trace_json;
 pub mod trace_lines;
 pub mod tui;
@@ -30,6 +32,8 @@ pub struct Machine {
     pub kernel: String,
 }
 
+#[cfg(test)]
+mod table_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub enum Figure {
     Told(Told),
     /// One million flows: both sides of each comparison.
     Million(Million),
+    /// A whole command that shows what fills the table.
+    Listing(Listing),
     /// What the kernel says of the hooked functions.
     Kernel(Box<KernelTypes>),
     /// An observer that cannot run on this kernel.
@@ -113,6 +115,26 @@ pub struct Million {
     pub sides: Vec<(String, u64, u64)>,
     /// How long the traffic took, in seconds of the guest.
     pub seconds: f64,
+}
+
+/// A command that shows what fills the table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Listing {
+    /// As it is typed.
+    pub command: String,
+    /// Entries in the table.
+    pub entries: u64,
+    /// Instructions of each run, from its start to its end, all its processes and the kernel.
+    pub runs: Vec<u64>,
+    /// The most memory it had resident, in KiB; of a pipeline nobody asked.
+    pub resident: Option<u64>,
+}
+
+impl Listing {
+    /// The lowest run.
+    pub fn instructions(&self) -> u64 {
+        self.runs.iter().copied().min().unwrap_or(0)
+    }
 }
 
 /// A kernel's own account of functions and members.

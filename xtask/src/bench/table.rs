@@ -38,6 +38,26 @@ pub(super) fn costs(measured: &Measured) -> String {
     text
 }
 
+/// Whole commands, beside the first of them.
+fn listings(measured: &Measured, text: &mut String) -> std::fmt::Result {
+    let mut first = None;
+    for figure in &measured.figures {
+        let Figure::Listing(listing) = figure else { continue };
+        let instructions = listing.instructions() as f64;
+        if first.is_none() {
+            writeln!(text, "\n{}: a table of {} entries, whole commands", measured.release, listing.entries)?;
+        }
+        let of_first = instructions / *first.get_or_insert(instructions);
+        write!(text, "{:8.0} M instructions, {of_first:5.2} x", instructions / 1e6)?;
+        match listing.resident {
+            Some(resident) => write!(text, ", {:4.1} MB", resident as f64 / 1024.0)?,
+            None => write!(text, "         ")?,
+        }
+        writeln!(text, "  {}", listing.command)?;
+    }
+    Ok(())
+}
+
 fn render(measured: &Measured, text: &mut String) -> std::fmt::Result {
     let added = added(measured);
     let mut scenarios: Vec<&str> = Vec::new();
@@ -50,12 +70,15 @@ fn render(measured: &Measured, text: &mut String) -> std::fmt::Result {
             observers.push(observer);
         }
     }
-    writeln!(text, "\n{}: guest instructions per new flow; + is what watching adds", measured.release)?;
-    write!(text, "{:16}", "observer")?;
-    for scenario in &scenarios {
-        write!(text, "{scenario:>18}")?;
+    listings(measured, text)?;
+    if !scenarios.is_empty() {
+        writeln!(text, "\n{}: guest instructions per new flow; + is what watching adds", measured.release)?;
+        write!(text, "{:16}", "observer")?;
+        for scenario in &scenarios {
+            write!(text, "{scenario:>18}")?;
+        }
+        writeln!(text)?;
     }
-    writeln!(text)?;
     for observer in observers {
         write!(text, "{observer:16}")?;
         for scenario in &scenarios {
@@ -109,7 +132,7 @@ fn render(measured: &Measured, text: &mut String) -> std::fmt::Result {
                 100.0 * told.accounted as f64 / told.happened as f64
             )?,
             Figure::Absent { observer, why } => writeln!(text, "{observer}: not measured: {why}")?,
-            Figure::Cost(_) | Figure::Million(_) | Figure::Kernel(_) => {}
+            Figure::Cost(_) | Figure::Million(_) | Figure::Kernel(_) | Figure::Listing(_) => {}
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ mod notes;
 pub mod presence;
 pub mod socket;
 mod statistics;
+pub mod table;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -66,9 +66,20 @@ impl Requests {
         &mut self,
         kind: u16,
         family: u8,
+        receive: impl FnMut(&Message<'_>) -> ControlFlow<()>,
+    ) -> io::Result<Dumped> {
+        self.dump_where(kind, family, &[], receive)
+    }
+
+    /// The same for what these attributes select.
+    pub fn dump_where(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attributes: &[u8],
         mut receive: impl FnMut(&Message<'_>) -> ControlFlow<()>,
     ) -> io::Result<Dumped> {
-        let sequence = self.ask(kind, DUMP, family)?;
+        let sequence = self.ask(kind, DUMP, family, attributes)?;
         let mut outcome = Dumped::Complete;
         let mut stopped = false;
         loop {
@@ -97,7 +108,7 @@ impl Requests {
 
     /// Asks for one message.
     pub fn get(&mut self, kind: u16, receive: impl FnOnce(&Message<'_>)) -> io::Result<()> {
-        let sequence = self.ask(kind, 0, 0)?;
+        let sequence = self.ask(kind, 0, 0, &[])?;
         loop {
             let length = self.receive_part()?;
             let mut messages = Messages::new(&self.buffer[..length]);
@@ -114,9 +125,12 @@ impl Requests {
         }
     }
 
-    fn ask(&mut self, kind: u16, flags: u16, family: u8) -> io::Result<u32> {
+    fn ask(&mut self, kind: u16, flags: u16, family: u8, attributes: &[u8]) -> io::Result<u32> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        let request = message::request(kind, flags, self.sequence, family);
+        let mut request = message::request(kind, flags, self.sequence, family).to_vec();
+        request.extend(attributes);
+        let length = u32::try_from(request.len()).map_err(io::Error::other)?;
+        request[..4].copy_from_slice(&length.to_ne_bytes());
         send(self.fd.as_raw_fd(), &request, MsgFlags::empty())?;
         Ok(self.sequence)
     }

@@ -11,6 +11,7 @@ mod manners;
 mod modules;
 mod netlink;
 mod spaces;
+mod table;
 mod trace;
 mod traffic;
 
@@ -53,6 +54,7 @@ pub(super) fn all() -> Vec<Scenario> {
     [
         manners::SCENARIOS_BEFORE,
         doctor::SCENARIOS_BEFORE,
+        table::SCENARIOS_BEFORE,
         generators::SCENARIOS,
         traffic::SCENARIOS,
         full::SCENARIOS,
@@ -63,6 +65,7 @@ pub(super) fn all() -> Vec<Scenario> {
         filters::SCENARIOS,
         footprint::SCENARIOS,
         trace::SCENARIOS,
+        table::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,

@@ -1,0 +1,124 @@
+//! The flags of `ctwatch table`.
+
+use clap::Args;
+
+use super::{CommonArgs, Format, SourceChoice, common};
+use crate::model::Filter;
+use crate::model::table::{Dimensions, GroupBy};
+
+/// How many groups plain text shows where no number is given.
+const SHOWN: u64 = 20;
+
+/// Flags of `table`, as typed.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "A table that changes while it is read is no snapshot: a few entries may be missing or twice."
+)]
+pub struct TableArgs {
+    /// Group by these: proto (with the family), state, assured, src, sport, dst, dport, separated by commas; with
+    /// netns, all namespaces in one ranking
+    #[arg(long, value_name = "LIST", default_value = "proto,state,dport", value_parser = parse_by)]
+    by: Dimensions,
+    /// Show the N largest groups; without it 20, or all of them as JSON
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
+    count: Option<u64>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// The flags of `table`, checked and resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableOptions {
+    /// What entries are grouped by.
+    pub by: Dimensions,
+    /// How many groups are shown; `None` means all of them.
+    pub count: Option<usize>,
+    /// How they are written: JSON or plain text.
+    pub format: Format,
+    /// False where the user asked for no colour.
+    pub color: bool,
+    /// Whether to tell how the table was read.
+    pub verbose: bool,
+    /// Which entries.
+    pub filter: Filter,
+    /// Which source was asked for.
+    pub source: SourceChoice,
+}
+
+impl From<TableArgs> for TableOptions {
+    fn from(args: TableArgs) -> Self {
+        let CommonArgs { place, output, verbose, .. } = &args.common;
+        let (format, count) = if output.json {
+            (Format::Json, args.count)
+        } else {
+            (Format::Plain, args.count.or(Some(SHOWN)))
+        };
+        Self {
+            by: args.by,
+            count: count.map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+            format,
+            color: !output.no_color,
+            verbose: *verbose,
+            filter: args.common.filter(),
+            source: place.source,
+        }
+    }
+}
+
+fn parse_by(text: &str) -> Result<Dimensions, String> {
+    common::parse_names(text, "grouping", &GroupBy::ALL, GroupBy::name).map(|list| Dimensions::of(&list))
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    common::parse_count(text, "group", "to see the largest ones")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn options(args: &[&str]) -> Result<TableOptions, clap::Error> {
+        match Cli::try_parse_from(["ctwatch", "table"].iter().chain(args))?.into_command() {
+            Command::Table(table) => Ok(table.into()),
+            other => panic!("not table: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn who_fills_the_table_is_what_it_asks_by_itself() {
+        let defaults = options(&[]).unwrap();
+        assert_eq!(defaults.by, Dimensions::of(&[GroupBy::Proto, GroupBy::State, GroupBy::Dport]));
+        assert_eq!((defaults.count, defaults.format), (Some(20), Format::Plain));
+        assert_eq!(defaults.filter, Filter::default());
+        let json = options(&["--json"]).unwrap();
+        assert_eq!((json.count, json.format), (None, Format::Json));
+        assert_eq!(options(&["--json", "-n", "3"]).unwrap().count, Some(3));
+        let by = options(&["--by", "dst,netns, dst"]).unwrap().by;
+        assert_eq!(by, Dimensions::of(&[GroupBy::Netns, GroupBy::Dst]));
+    }
+
+    #[test]
+    fn the_common_filters_are_taken() {
+        let filter = options(&["--proto", "udp", "--port", "53", "--net", "10.0.0.0/8"]).unwrap().filter;
+        assert!(filter.protos.is_some_and(|protos| protos.contains(17)) && filter.ends.is_some());
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_wrong() {
+        for (args, told) in [
+            (&["--by", "port"][..], "no grouping `port`; there are netns, proto, state"),
+            (&["--by", ""], "no grouping ``"),
+            (&["-n", "0"], "at least one group"),
+            (&["-n", "all"], "not a whole number of groups"),
+            (&["-i", "1"], "unexpected argument"),
+            (&["--plain", "--json"], "cannot be used with"),
+        ] {
+            let error = options(args).expect_err("accepted");
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+            assert!(error.to_string().contains(told), "{args:?}: {error}");
+        }
+    }
+}

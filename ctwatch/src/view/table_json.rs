@@ -1,0 +1,200 @@
+//! `table --json`: one object a namespace, or one for all of them, with the fields and their order as promised to users.
+
+use serde::Serialize;
+
+use super::Machine;
+use crate::model::table::{Census, Dimensions, Group, Holding, Space};
+use crate::model::{family_name, protocol};
+
+/// What was found, as one line.
+pub fn holding(holding: &Holding, machine: &Machine) -> String {
+    let census = holding.census();
+    let read = holding.spaces.iter().any(|space| space.error.is_none());
+    let object = Object {
+        time: time(holding.wall_ns),
+        host: &machine.host,
+        kernel: &machine.kernel,
+        place: match holding.spaces.as_slice() {
+            [space] if !holding.is_joint() => Place::one(space),
+            spaces => Place::all(spaces),
+        },
+        census: CensusObject::of(read.then_some(census)),
+        groups: holding.ranked.groups.iter().map(|group| GroupObject::new(group, holding)).collect(),
+        more: MoreObject { groups: holding.ranked.more_groups, entries: holding.ranked.more_entries },
+        ungrouped: holding.ranked.ungrouped,
+        interrupted: holding.spaces.iter().any(|space| space.interrupted),
+    };
+    line(&object)
+}
+
+fn line(object: &Object<'_>) -> String {
+    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
+    let mut line = serde_json::to_string(object).expect("a table is always JSON");
+    line.push('\n');
+    line
+}
+
+/// UTC, as in the objects of `live`.
+fn time(wall_ns: i128) -> String {
+    let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    time: String,
+    host: &'a str,
+    kernel: &'a str,
+    #[serde(flatten)]
+    place: Place<'a>,
+    #[serde(flatten)]
+    census: CensusObject,
+    groups: Vec<GroupObject<'a>>,
+    /// Groups beyond `--count`.
+    more: MoreObject,
+    ungrouped: u64,
+    interrupted: bool,
+}
+
+/// `netns` is null where all namespaces are ranked together.
+#[derive(Serialize)]
+struct Place<'a> {
+    netns: Option<u32>,
+    name: Option<&'a str>,
+    count: Option<u64>,
+    max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    namespaces: Vec<SpaceObject<'a>>,
+}
+
+#[derive(Serialize)]
+struct SpaceObject<'a> {
+    netns: u32,
+    name: &'a str,
+    count: Option<u64>,
+    max: Option<u64>,
+    #[serde(flatten)]
+    census: CensusObject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+/// Null where nothing could be read.
+#[derive(Serialize)]
+struct CensusObject {
+    total: Option<u64>,
+    evictable: Option<u64>,
+    unreplied: Option<u64>,
+}
+
+impl CensusObject {
+    fn of(census: Option<Census>) -> Self {
+        Self {
+            total: census.map(|census| census.total),
+            evictable: census.map(|census| census.evictable),
+            unreplied: census.map(|census| census.unreplied),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct MoreObject {
+    groups: usize,
+    entries: u64,
+}
+
+#[derive(Serialize)]
+struct GroupObject<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    family: Option<&'static str>,
+    proto: Option<String>,
+    state: Option<&'static str>,
+    assured: Option<bool>,
+    key: Option<String>,
+    #[serde(flatten)]
+    ends: Ends,
+    count: u64,
+}
+
+/// The parts of a key of several parts.
+#[derive(Default, Serialize)]
+struct Ends {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    src: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dport: Option<u16>,
+}
+
+impl<'a> Place<'a> {
+    fn one(space: &'a Space) -> Self {
+        Self {
+            netns: Some(space.table.netns),
+            name: Some(&space.table.name),
+            count: space.table.count,
+            max: space.table.max,
+            error: space.error.as_deref(),
+            namespaces: Vec::new(),
+        }
+    }
+
+    fn all(spaces: &'a [Space]) -> Self {
+        let namespaces = spaces.iter().map(|space| SpaceObject {
+            netns: space.table.netns,
+            name: &space.table.name,
+            count: space.table.count,
+            max: space.table.max,
+            census: CensusObject::of(space.error.is_none().then_some(space.census)),
+            error: space.error.as_deref(),
+        });
+        Self {
+            netns: None,
+            name: None,
+            count: None,
+            max: None,
+            error: None,
+            namespaces: namespaces.collect(),
+        }
+    }
+}
+
+impl<'a> GroupObject<'a> {
+    fn new(group: &Group, holding: &'a Holding) -> Self {
+        let parts = holding.by.keys().count();
+        Self {
+            netns: group.netns,
+            name: group.netns.and_then(|netns| holding.name(netns)),
+            family: group.family.map(family_name),
+            proto: group.proto.map(|proto| protocol::name(proto).into_owned()),
+            state: group.state.map(crate::model::state::State::name),
+            assured: group.assured,
+            key: key(group, holding.by),
+            ends: if parts < 2 {
+                Ends::default()
+            } else {
+                Ends {
+                    src: group.src.map(|address| address.to_string()),
+                    sport: group.sport,
+                    dst: group.dst.map(|address| address.to_string()),
+                    dport: group.dport,
+                }
+            },
+            count: group.count,
+        }
+    }
+}
+
+/// Ports and addresses, joined by commas; null where the group has none of them.
+fn key(group: &Group, by: Dimensions) -> Option<String> {
+    let parts: Vec<Option<String>> = by.keys().map(|by| group.key(by)).collect();
+    let shown = |part: &Option<String>| part.clone().unwrap_or_else(|| "-".into());
+    parts.iter().any(Option::is_some).then(|| parts.iter().map(shown).collect::<Vec<_>>().join(","))
+}

@@ -1,0 +1,193 @@
+//! `table` for people: each namespace's census, then its groups, largest first.
+
+use std::fmt::Write as _;
+
+use jiff::tz::TimeZone;
+
+use super::Machine;
+use crate::model::Table;
+use crate::model::table::{Census, Group, GroupBy, Holding, Space};
+use crate::model::{family_name, protocol};
+
+/// A table this full is about to hurt: above 95 % the collector evicts (`gc_worker`, since 4.20).
+const NEARLY_FULL_PCT: f64 = 95.0;
+
+const PLAIN: &str = "\x1b[0m";
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+
+/// Text with times in one zone, coloured or not.
+#[derive(Debug)]
+pub struct TableLines {
+    machine: Machine,
+    zone: TimeZone,
+    color: bool,
+}
+
+impl TableLines {
+    /// Text that names this machine and shows times in this zone.
+    pub const fn new(machine: Machine, zone: TimeZone, color: bool) -> Self {
+        Self { machine, zone, color }
+    }
+
+    /// What stands before the first namespace.
+    pub fn start(&self, wall_ns: i128) -> String {
+        let time = jiff::Timestamp::from_nanosecond(wall_ns)
+            .unwrap_or(jiff::Timestamp::MAX)
+            .to_zoned(self.zone.clone());
+        let (host, kernel) = (clean(&self.machine.host), clean(&self.machine.kernel));
+        format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time.strftime("%H:%M:%S"))
+    }
+
+    /// What was found.
+    pub fn holding(&self, holding: &Holding) -> String {
+        let mut out = String::from("\n");
+        for space in &holding.spaces {
+            let _ = writeln!(out, "{}", self.census(space, holding.filtered));
+        }
+        self.groups(&mut out, holding);
+        out
+    }
+
+    fn census(&self, space: &Space, filtered: bool) -> String {
+        let name = clean(&space.table.name);
+        if let Some(error) = &space.error {
+            return self.paint(RED, &format!("{name}: not read: {error}"));
+        }
+        let Census { total, evictable, unreplied } = space.census;
+        let mut text = match (total, filtered) {
+            (0, false) => format!("{name}: no entries"),
+            (0, true) => format!("{name}: no entry passes the filter"),
+            (1, false) => format!("{name}: 1 entry"),
+            (_, false) => format!("{name}: {total} entries"),
+            (1, true) => format!("{name}: 1 entry passes the filter"),
+            (_, true) => format!("{name}: {total} entries pass the filter"),
+        };
+        if total > 0 {
+            let _ = write!(
+                text,
+                ", {evictable} evictable ({} %), {unreplied} never answered ({} %)",
+                percent(evictable, total),
+                percent(unreplied, total)
+            );
+        }
+        if let (Some(count), Some(max)) = (space.table.count, space.table.max.filter(|max| *max > 0)) {
+            let style = match count as f64 * 100.0 / max as f64 {
+                100.0.. => RED,
+                NEARLY_FULL_PCT.. => YELLOW,
+                _ => "",
+            };
+            let mark = if count >= max { "  !FULL" } else { "" };
+            let line = format!("  nf_conntrack_count {count} of {max} ({} %){mark}", percent(count, max));
+            let _ = write!(text, "\n{}", self.paint(style, &line));
+        }
+        if space.interrupted {
+            text += "\n";
+            text += &self.paint(
+                YELLOW,
+                "  !the table changed so much while it was read that entries may be missing or twice",
+            );
+        }
+        text
+    }
+
+    fn groups(&self, out: &mut String, holding: &Holding) {
+        let (ranked, total) = (&holding.ranked, holding.census().total);
+        if ranked.groups.is_empty() {
+            return;
+        }
+        let columns: Vec<GroupBy> = GroupBy::ALL.into_iter().filter(|by| holding.by.contains(*by)).collect();
+        let mut rows = vec![heads(&columns)];
+        for group in &ranked.groups {
+            let mut row = vec![group.count.to_string(), format!("{} %", percent(group.count, total))];
+            row.extend(columns.iter().map(|by| cell(group, *by, holding)));
+            rows.push(row);
+        }
+        let widths: Vec<usize> = (0..columns.len() + 2)
+            .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+            .collect();
+        for (number, row) in rows.iter().enumerate() {
+            let mut line = String::new();
+            for (at, (text, width)) in row.iter().zip(&widths).enumerate() {
+                let right = at < 2 || matches!(columns[at - 2], GroupBy::Sport | GroupBy::Dport);
+                let _ =
+                    if right { write!(line, "  {text:>width$}") } else { write!(line, "  {text:<width$}") };
+            }
+            let line = line.trim_end();
+            let _ = writeln!(out, "{}", self.paint(if number == 0 { BOLD } else { "" }, line));
+        }
+        if ranked.more_groups > 0 {
+            let text = format!(
+                "  and {} more group{} with {} entr{}",
+                ranked.more_groups,
+                if ranked.more_groups == 1 { "" } else { "s" },
+                ranked.more_entries,
+                if ranked.more_entries == 1 { "y" } else { "ies" },
+            );
+            let _ = writeln!(out, "{}", self.paint(DIM, &text));
+        }
+        if ranked.ungrouped > 0 {
+            let text = format!(
+                "  !{} entries are in no group: there are more groups than are kept; group by less with --by",
+                ranked.ungrouped
+            );
+            let _ = writeln!(out, "{}", self.paint(YELLOW, &text));
+        }
+    }
+
+    fn paint(&self, style: &str, text: &str) -> String {
+        if self.color && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
+    }
+}
+
+/// How far the reading of a table has come.
+pub fn progress(table: &Table, entries: u64) -> String {
+    let name = clean(&table.name);
+    match table.count {
+        Some(count) => format!("{name}: {entries} of about {count} entries"),
+        None => format!("{name}: {entries} entries"),
+    }
+}
+
+fn heads(columns: &[GroupBy]) -> Vec<String> {
+    let titles = columns.iter().map(|by| match by {
+        GroupBy::Proto => "flow",
+        other => other.name(),
+    });
+    ["entries", "share"].into_iter().chain(titles).map(str::to_owned).collect()
+}
+
+/// What a flow or protocol does not have is a dash.
+fn cell(group: &Group, by: GroupBy, holding: &Holding) -> String {
+    let shown = match by {
+        GroupBy::Netns => {
+            group.netns.map(|netns| holding.name(netns).map_or_else(|| netns.to_string(), clean))
+        }
+        GroupBy::Proto => group
+            .proto
+            .zip(group.family)
+            .map(|(proto, family)| format!("{} {}", family_name(family), protocol::name(proto))),
+        GroupBy::State => group.state.map(|state| state.name().to_owned()),
+        GroupBy::Assured => group.assured.map(|assured| if assured { "yes" } else { "no" }.to_owned()),
+        GroupBy::Src | GroupBy::Sport | GroupBy::Dst | GroupBy::Dport => group.key(by),
+    };
+    shown.unwrap_or_else(|| "-".into())
+}
+
+/// What is not 0 is never shown as 0, and a part never as the whole.
+fn percent(part: u64, whole: u64) -> String {
+    let exact = part as f64 * 100.0 / whole.max(1) as f64;
+    match exact {
+        0.0 => "0".into(),
+        ..0.05 => "<0.1".into(),
+        100.0.. => "100".into(),
+        _ => format!("{:.1}", exact.min(99.9)),
+    }
+}
+
+/// Namespaces and hosts are named by whoever made them: the names may hold escape sequences.
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}

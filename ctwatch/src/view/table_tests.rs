@@ -1,0 +1,137 @@
+use jiff::tz::TimeZone;
+
+use super::Machine;
+use super::table_json;
+use super::table_lines::{TableLines, progress};
+use crate::model::Table;
+use crate::model::filter::tuple;
+use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Space, status};
+
+/// 2026-11-23T19:00:00.012345678Z
+const TIME: i128 = 1_795_460_400_012_345_678;
+const NEW: u32 = status::CONFIRMED;
+const SEEN: u32 = NEW | status::SEEN_REPLY;
+const KEPT: u32 = SEEN | status::ASSURED;
+
+fn machine() -> Machine {
+    Machine { host: "web-7".into(), kernel: "6.12.117".into() }
+}
+
+fn lines(color: bool) -> TableLines {
+    TableLines::new(machine(), TimeZone::UTC, color)
+}
+
+fn table(netns: u32, name: &str, count: u64, max: u64) -> Table {
+    Table { netns, name: name.into(), count: Some(count), max: Some(max) }
+}
+
+/// A flood, web servers behind it, and the little that is always there.
+fn entries(netns: u32) -> Vec<Entry> {
+    let entry = |proto, src: String, dst: &str, ports, state, status| {
+        let tuple = tuple(proto, src.parse().unwrap(), dst.parse().unwrap(), ports);
+        Entry { netns, tuple, state, status }
+    };
+    let mut all = Vec::new();
+    for n in 0..200_u16 {
+        let src = format!("198.51.100.{}", n % 100);
+        all.push(entry(17, src, "203.0.113.7", Some((1024 + n, 6881)), None, NEW));
+    }
+    for n in 0..30_u16 {
+        let src = format!("192.0.2.{}", n % 9);
+        let state = if n < 20 { 3 } else { 7 };
+        all.push(entry(6, src, "203.0.113.7", Some((2048 + n, 443)), Some(state), KEPT));
+    }
+    for n in 0..5_u16 {
+        let src = format!("2001:db8::{n}");
+        all.push(entry(17, src, "2001:db8::53", Some((4096 + n, 53)), None, SEEN));
+    }
+    all.push(entry(1, "192.0.2.9".into(), "203.0.113.7", None, None, SEEN));
+    all.push(entry(132, "192.0.2.9".into(), "203.0.113.7", Some((9, 9)), Some(4), KEPT));
+    all
+}
+
+/// One or several namespaces as the command puts them together.
+fn holding(by: &[GroupBy], shown: Option<usize>, most: usize, tables: &[Table]) -> Holding {
+    let mut grouping = Grouping::new(Dimensions::of(by), most);
+    let mut spaces = Vec::new();
+    for table in tables {
+        grouping.make_room();
+        for entry in &entries(table.netns) {
+            grouping.add(entry);
+        }
+        let census = grouping.take_census();
+        spaces.push(Space { table: table.clone(), census, interrupted: false, error: None });
+    }
+    let ranked = grouping.ranked(shown);
+    Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, ranked }
+}
+
+/// All a view can meet: defaults, addresses, everything at once, several namespaces, no room, trouble.
+fn all() -> Vec<Holding> {
+    let init = table(4_026_531_840, "init", 240, 262_144);
+    let full = table(4_026_532_290, "blue\x1b[2J", 237, 237);
+    let mut trouble = holding(&[GroupBy::Dport], Some(2), 100, std::slice::from_ref(&full));
+    trouble.spaces[0].interrupted = true;
+    trouble.filtered = true;
+    let mut empty = holding(&[GroupBy::Dport], Some(2), 100, &[]);
+    let census = empty.census();
+    let unreadable = Table { count: None, max: None, ..full.clone() };
+    empty.spaces = vec![Space { table: init.clone(), census, interrupted: false, error: None }];
+    let mut unread = empty.clone();
+    unread.spaces[0].error = Some("Operation not permitted (os error 1)".into());
+    unread.spaces[0].table = unreadable;
+    vec![
+        holding(
+            &[GroupBy::Proto, GroupBy::State, GroupBy::Dport],
+            Some(20),
+            100,
+            std::slice::from_ref(&init),
+        ),
+        holding(&[GroupBy::Src], Some(3), 40, std::slice::from_ref(&init)),
+        holding(&GroupBy::ALL, Some(2), 1000, &[init.clone(), full.clone()]),
+        holding(&[GroupBy::Netns], None, 1000, &[init, full]),
+        trouble,
+        empty,
+        unread,
+    ]
+}
+
+#[test]
+fn lines_of_tables() {
+    let lines = lines(false);
+    let text: String = all().iter().map(|holding| lines.holding(holding)).collect();
+    assert!(!text.contains('\x1b'), "a name can write no escape sequence");
+    insta::assert_snapshot!(lines.start(TIME) + &text);
+}
+
+#[test]
+fn lines_of_tables_in_colour() {
+    let lines = lines(true);
+    let text: String = all().iter().skip(4).map(|holding| lines.holding(holding)).collect();
+    insta::assert_snapshot!(text.replace('\x1b', "ESC"));
+}
+
+#[test]
+fn json_of_tables() {
+    let text: String = all().iter().map(|holding| table_json::holding(holding, &machine())).collect();
+    for line in text.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        let count = |value: &serde_json::Value| value.as_u64().unwrap();
+        if object["error"].is_string() {
+            assert!(object["total"].is_null(), "what was not read is not 0: {line}");
+            continue;
+        }
+        let groups: u64 =
+            object["groups"].as_array().unwrap().iter().map(|group| count(&group["count"])).sum();
+        let sum = groups + count(&object["more"]["entries"]) + count(&object["ungrouped"]);
+        assert_eq!(sum, count(&object["total"]), "{line}");
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn progress_tells_how_far_it_has_come() {
+    let known = table(1, "init", 250_000, 262_144);
+    assert_eq!(progress(&known, 8192), "init: 8192 of about 250000 entries");
+    assert_eq!(progress(&Table { count: None, ..known }, 8192), "init: 8192 entries");
+}
