@@ -17,6 +17,9 @@ const MOST_ROWS: usize = 128;
 /// `TCP_CONNTRACK_CLOSE`.
 const TCP_CLOSE: u8 = 8;
 
+/// What can remove an entry that was inserted a moment ago.
+const EARLY: [Counted; 2] = [Counted::DeleteEarlyDrop, Counted::DeleteNetlink];
+
 #[derive(Clone, Debug)]
 struct Row {
     flow: FlowType,
@@ -70,6 +73,12 @@ pub struct Account {
     refused: u64,
     /// Evictions counted before the event of their removal, which will come.
     ahead: u64,
+    /// Whether the last settlement had evictions.
+    evicted_lately: bool,
+    /// Reply-only entries that ended.
+    ended_reply_only: u64,
+    /// Inserts that were never announced.
+    unannounced: u64,
 }
 
 impl Account {
@@ -89,6 +98,9 @@ impl Account {
             statistics: Sums::default(),
             refused: 0,
             ahead: 0,
+            evicted_lately: false,
+            ended_reply_only: 0,
+            unannounced: 0,
         }
     }
 
@@ -130,6 +142,8 @@ impl Account {
         self.tells_time_left |= ending.alive || ending.state.is_some();
         if ending.status & NAT_CLASH == 0 {
             self.heard_deletes += 1;
+        } else {
+            self.ended_reply_only += 1;
         }
         let tells_time_left = self.tells_time_left;
         // A reset of a connection that nobody answered kills it within that packet (nf_conntrack_tcp_packet).
@@ -180,11 +194,36 @@ impl Account {
         }
     }
 
+    /// Inserts that the kernel never announced, if nothing moves and `count` entries are there; statistics are in the
+    /// book. It announces an entry after it has inserted it, and not if it was removed in between, though it announces
+    /// the removal (`nf_ct_deliver_cached_events`, 5.10 to 7.3).
+    pub fn unannounced(&self, count_before: u64, count: u64) -> u64 {
+        let removed = i128::from(self.heard_deletes) + i128::from(self.unheard_deletes);
+        let reply_only = self.statistics.get(Statistic::ClashResolve).saturating_sub(self.ended_reply_only);
+        let surplus = i128::from(count) + removed
+            - i128::from(self.heard_inserts)
+            - i128::from(count_before)
+            - i128::from(reply_only);
+        // The count holds packets too that wait for their confirmation (NFQUEUE): only what can have been removed so
+        // early is taken to have been.
+        let early =
+            |(_, counters): (FlowType, Counters)| EARLY.map(|event| counters.get(event)).iter().sum::<u64>();
+        let early: u64 = self.rows().map(early).sum();
+        u64::try_from(surplus).unwrap_or(0).min(early.saturating_sub(self.unannounced))
+    }
+
+    /// Counts these.
+    pub fn miss_inserts(&mut self, count: u64) {
+        self.unannounced += count;
+        self.lose_inserts(count);
+    }
+
     /// Distributes the removals that wait for their cause. `statistics` are the kernel's, read before the last events
     /// were; `None` where they cannot be compared, because only some flow types are listened to. `calm` says that no
     /// eviction was counted meanwhile.
     pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
         let mut evicted = statistics.map_or(0, |now| self.take_statistics(now));
+        self.evicted_lately = evicted > 0;
         evicted = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
         let rest = if calm { Rest::Is(Counted::DeleteOther) } else { Rest::Waits };
         evicted = self.distribute(evicted, |row| &mut row.alive, rest);
@@ -207,7 +246,8 @@ impl Account {
         let evicted =
             statistics.get(Statistic::EarlyDrop).saturating_sub(self.statistics.get(Statistic::EarlyDrop));
         let waiting: u64 = self.rows.iter().chain([&self.any]).map(|row| row.alive + row.held).sum();
-        evicted > 0 && waiting > evicted
+        // Before 5.12 what expired waits too.
+        waiting > evicted && (evicted > 0 || self.evicted_lately || self.tells_time_left)
     }
 
     /// The namespace ended and took its entries with it. Where every one of them was heard of, their flow types are

@@ -117,6 +117,37 @@ fn lost_events_are_counted_without_their_flow_type() {
 }
 
 #[test]
+fn an_entry_that_was_evicted_before_it_was_announced_is_missed_once() {
+    let mut account = account();
+    for _ in 0..9 {
+        account.insert(UDP);
+    }
+    // The tenth was never announced, its eviction was.
+    account.delete(UDP, ALIVE);
+    account.compare_with_count(9, 0, 9);
+    settle(&mut account, &[(Statistic::EarlyDrop, 1)], true);
+    assert_eq!(account.unannounced(0, 9), 1);
+    account.miss_inserts(1);
+    assert_eq!(account.unannounced(0, 9), 0);
+    assert_eq!(typeless(&account, Counted::Insert), 1);
+    assert_eq!(account.lost(), 1);
+    // Packets that wait for their confirmation are in the count.
+    assert_eq!(account.unannounced(0, 12), 0);
+}
+
+#[test]
+fn reply_only_entries_are_no_missed_inserts() {
+    let mut account = account();
+    for _ in 0..5 {
+        account.delete(Event { portid: 1, ..UDP }, ALIVE);
+    }
+    settle(&mut account, &[(Statistic::ClashResolve, 3)], true);
+    account.delete(UDP, Ending { status: NAT_CLASH, ..EXPIRED });
+    assert_eq!(account.unannounced(10, 7), 0);
+    assert_eq!(account.unannounced(10, 8), 1);
+}
+
+#[test]
 fn the_count_shows_what_no_event_told() {
     let mut account = account();
     for _ in 0..20 {

@@ -23,6 +23,10 @@ const MOST_CALLS: usize = 512;
 const MOST_READINGS: usize = 3;
 /// Between announcing a removal and counting it lie some microseconds, but a preemption too where there are few CPUs.
 const KERNEL_COUNTS: Duration = Duration::from_millis(2);
+/// A packet between its entry's allocation and its announcement, or an entry between its end and its release, is in the
+/// count. Nothing moves only if it does not for longer than a thread that is interrupted there waits for its turn.
+const REST: Duration = Duration::from_millis(20);
+const REST_READINGS: usize = 6;
 
 /// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,31 +150,32 @@ impl Watched {
 
     /// Brings the book up to this moment.
     pub fn settle(&mut self, batch: &mut Batch) -> io::Result<u64> {
+        let mut taken = self.drain(batch)?;
         let inserts = self.account.heard_inserts();
         let Some(statistics) = &mut self.statistics else {
-            let taken = self.drain(batch)?;
             self.take_drops()?;
             self.account.settle(None, true);
             return Ok(taken);
         };
         let count = statistics::entries(&mut self.requests)?;
         let mut sums = statistics.read(&mut self.requests)?;
-        let mut taken = 0;
+        let before = taken;
         let mut calm = false;
         // The kernel announces a removal before it counts it as an eviction: so both are read until they agree, and
         // where evictions are fewer than removals that could be some, the kernel gets the time to count.
-        for _ in 0..MOST_READINGS {
+        for reading in 1.. {
             taken += self.drain(batch)?;
             if self.account.is_undecided(sums) {
-                std::thread::sleep(KERNEL_COUNTS);
+                std::thread::sleep(if reading <= MOST_READINGS { KERNEL_COUNTS } else { REST });
             }
             let Some(statistics) = &mut self.statistics else { break };
             let now = statistics.read(&mut self.requests)?;
             calm = now == sums;
-            if calm {
+            sums = now;
+            let enough = if calm { MOST_READINGS + REST_READINGS } else { MOST_READINGS };
+            if reading >= enough || calm && !self.account.is_undecided(sums) {
                 break;
             }
-            sums = now;
         }
         if !calm {
             taken += self.drain(batch)?;
@@ -180,7 +185,27 @@ impl Watched {
             self.account.compare_with_count(inserts, self.count_before, count);
         }
         self.account.settle(Some(sums), calm);
+        if self.sockets.is_some() && calm && taken == before {
+            taken += self.settle_at_rest(batch, count)?;
+        }
         Ok(taken)
+    }
+
+    /// Nothing has come since `count` was read: where that is more than what was heard of, it waits whether it stays so.
+    fn settle_at_rest(&mut self, batch: &mut Batch, count: u64) -> io::Result<u64> {
+        let unannounced = self.account.unannounced(self.count_before, count);
+        if unannounced == 0 {
+            return Ok(0);
+        }
+        for _ in 0..REST_READINGS {
+            std::thread::sleep(REST);
+            let taken = self.drain(batch)?;
+            if taken > 0 || statistics::entries(&mut self.requests)? != count {
+                return Ok(taken);
+            }
+        }
+        self.account.miss_inserts(unannounced);
+        Ok(0)
     }
 
     /// Brings the book to its end: whatever the namespace still holds goes with it.
