@@ -9,6 +9,7 @@ mod generators;
 mod manners;
 mod modules;
 mod netlink;
+mod screen;
 mod spaces;
 mod trace;
 mod traffic;
@@ -61,6 +62,7 @@ pub(super) fn all() -> Vec<Scenario> {
         spaces::SCENARIOS,
         filters::SCENARIOS,
         trace::SCENARIOS,
+        screen::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
