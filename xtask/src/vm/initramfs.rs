@@ -14,8 +14,8 @@ use crate::paths::program;
 use crate::step;
 
 /// The host's programs that guests use, with the libraries they are linked with.
-const PROGRAMS: [&str; 7] =
-    ["nft", "conntrack", "ip", "bpftool", "kmod", "xtables-nft-multi", "xtables-legacy-multi"];
+const PROGRAMS: [&str; 8] =
+    ["nft", "conntrack", "ip", "bpftool", "kmod", "xtables-nft-multi", "xtables-legacy-multi", "tmux"];
 
 /// The names under which the two programs of iptables do their work.
 const XTABLES: [(&str, &str); 3] =
@@ -44,6 +44,7 @@ impl Initramfs {
             add_program(&mut base, name, &mut libraries)?;
         }
         iptables(&mut base)?;
+        utf8_locale(&mut base)?;
         for library in libraries {
             base.file(&library, 0o755, &read(Path::new(&library))?);
         }
@@ -106,6 +107,17 @@ fn iptables(base: &mut Archive) -> Result<()> {
         .find(|path| Path::new(path).is_dir())
         .context("the extensions of iptables are not where they should be")?;
     add_tree(base, Path::new(directory), directory.trim_start_matches('/'))
+}
+
+/// tmux, whose terminals the full-screen view is tested in, starts in a UTF-8 locale only. glibc has one of its own since
+/// 2.35; an older host may have it as files.
+fn utf8_locale(base: &mut Archive) -> Result<()> {
+    let name = "usr/lib/locale/C.utf8/LC_CTYPE";
+    let path = Path::new("/").join(name);
+    if path.exists() {
+        base.file(name, 0o644, &read(&path)?);
+    }
+    Ok(())
 }
 
 fn add_program(base: &mut Archive, name: &str, libraries: &mut BTreeSet<String>) -> Result<()> {

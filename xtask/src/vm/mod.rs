@@ -42,6 +42,7 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
             ("xtables-nft-multi", "iptables"),
             ("bpftool", "bpftool"),
             ("kmod", "kmod"),
+            ("tmux", "tmux"),
             ("xz", "xz-utils"),
             ("zstd", "zstd"),
             ("dpkg-deb", "dpkg"),

@@ -10,6 +10,7 @@ mod generators;
 mod manners;
 mod modules;
 mod netlink;
+mod screen;
 mod spaces;
 mod table;
 mod trace;
@@ -66,6 +67,7 @@ pub(super) fn all() -> Vec<Scenario> {
         footprint::SCENARIOS,
         trace::SCENARIOS,
         table::SCENARIOS,
+        screen::SCENARIOS,
         manners::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
