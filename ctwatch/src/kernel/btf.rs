@@ -433,7 +433,42 @@ mod tests {
         assert_eq!(module.member("inner", &["c"]).unwrap(), Some(4));
     }
 
+    #[test]
+    fn what_was_not_searched_for_is_no_answer() {
+        let blob = vmlinux();
+        let btf = Btf::parse(&blob, None, WANTED).unwrap();
+        assert!(btf.member("another", &["c"]).is_err());
+        assert!(btf.function("another").is_err());
+    }
+
     proptest::proptest! {
+        /// Only some places are remembered: every type in between is found by walking.
+        #[test]
+        fn any_number_of_types_may_come_before(before in 0_u32..200, between in 0_u32..200) {
+            let mut b = Builder::default();
+            let (inner, outer, a, c) = (b.string(0, "inner"), b.string(0, "outer"), b.string(0, "a"), b.string(0, "c"));
+            let fill = |b: &mut Builder, count: u32| {
+                for number in 0..count {
+                    // Of all sizes that types have.
+                    match number % 3 {
+                        0 => b.add(0, KIND_PTR, 0, 1, &[]),
+                        1 => b.add(0, KIND_INT, 0, 4, &[32]),
+                        _ => b.add(0, KIND_STRUCT, 2, 8, &[a, 1, 0, c, 1, 32]),
+                    }
+                }
+            };
+            b.add(0, KIND_INT, 0, 4, &[32]); // 1
+            fill(&mut b, before);
+            b.add(inner, KIND_STRUCT, 2, 8, &[a, 1, 0, c, 1, 32]);
+            fill(&mut b, between);
+            b.add(outer, KIND_STRUCT, 1, 16, &[a, 2 + before, 64]);
+            let blob = b.finish();
+            let btf = Btf::parse(&blob, None, WANTED).unwrap();
+            proptest::prop_assert_eq!(btf.end(), 4 + before + between);
+            proptest::prop_assert_eq!(btf.find(KIND_STRUCT, "inner").unwrap(), Some(2 + before));
+            proptest::prop_assert_eq!(btf.member("outer", &["a", "c"]).unwrap(), Some(12));
+        }
+
         #[test]
         fn damaged_btf_is_an_error_not_a_panic(at in 0_usize..200, byte: u8, cut in 0_usize..250) {
             let mut blob = vmlinux();

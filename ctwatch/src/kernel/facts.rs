@@ -327,6 +327,15 @@ mod tests {
     }
 
     #[test]
+    fn a_modules_functions_are_numbered_after_those_of_vmlinux() {
+        let mut facts = Facts { conntrack: Presence::Module, vmlinux_types: 100, ..Facts::default() };
+        assert!(!facts.in_module(99));
+        assert!(facts.in_module(100));
+        facts.conntrack = Presence::BuiltIn;
+        assert!(!facts.in_module(100));
+    }
+
+    #[test]
     fn capabilities_come_from_the_effective_set() {
         let root = Capabilities::parse("Name:\tx\nCapPrm:\t0\nCapEff:\t000001ffffffffff\n");
         assert!(root.bpf && root.perfmon && root.net_admin && root.sys_admin && root.syslog);

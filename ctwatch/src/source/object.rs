@@ -220,3 +220,50 @@ fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
     }
     Err(first).context(tail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_programs_refer_to_is_there() {
+        let object = Object::parse(&Globals::default()).unwrap();
+        assert!(!object.programs.is_empty());
+        for (name, code) in &object.programs {
+            for (at, place) in references(code) {
+                assert!(place < object.maps.len(), "{name}");
+                // An address takes two instructions, of which the second has no code.
+                assert_eq!(code[at + 1].code, 0, "{name}");
+            }
+        }
+        assert!(object.programs.keys().any(|program| object.uses(program, "COUNTERS")));
+        assert!(!object.programs.keys().any(|program| object.uses(program, "NOWHERE")));
+    }
+
+    #[test]
+    fn constants_must_exist_and_fit() {
+        let parse = |name: &str, value: &[u8]| {
+            let mut globals = Globals::default();
+            globals.set(name, value);
+            Object::parse(&globals).map(drop)
+        };
+        assert!(parse("FILTER_NETNS", &7_u32.to_ne_bytes()).is_ok());
+        assert!(parse("FILTER_NETNS", &[7]).is_err());
+        assert!(parse("NOWHERE", &[7]).is_err());
+    }
+
+    #[test]
+    fn constants_reach_the_data_that_the_kernel_gets() {
+        let data = |netns: u32| {
+            let mut globals = Globals::default();
+            globals.set("FILTER_NETNS", &netns.to_ne_bytes());
+            let object = Object::parse(&globals).unwrap();
+            let maps = object.maps.iter().map(|map| (map.name.clone(), map.definition.data().to_vec()));
+            maps.collect::<BTreeMap<_, _>>()
+        };
+        let (without, with) = (data(0), data(0x1234_5678));
+        let changed: Vec<_> = without.iter().filter(|(name, data)| with[*name] != **data).collect();
+        assert_eq!(changed.len(), 1);
+        assert!(with[changed[0].0].windows(4).any(|bytes| bytes == 0x1234_5678_u32.to_ne_bytes()));
+    }
+}
