@@ -38,7 +38,6 @@ fn every_row() -> anyhow::Result<()> {
     anyhow::ensure!(overflow > 0, "{sent} flow types had room in {rows} rows");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
     let peak: u64 = peak.trim().trim_end_matches(" kB").parse().context("VmHWM")?;
-    println!("{peak} KiB resident at most, with {rows} rows and {overflow} flows on the last");
     anyhow::ensure!(peak < RESIDENT, "{peak} KiB resident at most, with {rows} rows");
     Ok(())
 }
