@@ -14,7 +14,7 @@ use crate::count::health;
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident;)*) => {
-        $($(#[$doc])* #[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+        $($(#[$doc])* #[unsafe(no_mangle)] pub static $name: Global<u32> = Global::new(0);)*
     };
 }
 
@@ -33,6 +33,8 @@ offsets! {
     TUPLE_PROTONUM;
     /// `net.ns.inum`
     NET_INUM;
+    /// `nf_conntrack_tuple.dst.u`
+    TUPLE_DST_PART;
     /// `sk_buff._nfct`
     SKB_NFCT;
 }
@@ -50,6 +52,8 @@ pub struct Conn {
     pub flow: FlowType,
     pub status: u64,
     pub timeout: u32,
+    /// The destination port of the original direction as it lies in memory; of ICMP, type and code.
+    pub dport: u16,
 }
 
 impl Conn {
@@ -114,6 +118,7 @@ impl Memory for Probed {
             },
             status: load(base, CONN_STATUS.load()),
             timeout: load(base, CONN_TIMEOUT.load()),
+            dport: load(base, tuple + TUPLE_DST_PART.load()),
         })
     }
 
@@ -140,6 +145,7 @@ impl Memory for Direct {
             },
             status: load(ct, CONN_STATUS.load()),
             timeout: load(ct, CONN_TIMEOUT.load()),
+            dport: load(ct, tuple + TUPLE_DST_PART.load()),
         })
     }
 
@@ -161,6 +167,19 @@ fn load<T: Copy>(base: u64, offset: u32) -> T {
     // SAFETY: as said above; members are aligned as the kernel aligned them, and a copy starts on
     // an 8-byte boundary as the object does.
     unsafe { ((base + u64::from(offset)) as *const T).read() }
+}
+
+/// The destination port of the tuple at `tuple`, as in [`Conn::dport`].
+#[inline(always)]
+pub fn dport(tuple: u64) -> u16 {
+    read(tuple + u64::from(TUPLE_DST_PART.load())).unwrap_or(0)
+}
+
+/// A typed pointer as a number. The verifier allows little arithmetic on pointers; their bits,
+/// read back by a helper, are an ordinary number.
+#[inline(always)]
+pub fn number(pointer: u64) -> u64 {
+    read(&raw const pointer as u64).unwrap_or(0)
 }
 
 /// The address of an entry's original tuple.

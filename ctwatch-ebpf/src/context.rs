@@ -38,17 +38,23 @@ pub struct Context {
     pub delete_caller: u32,
     /// Its `portid`.
     pub delete_portid: u32,
+    /// `portid` of the `nf_ct_iterate_cleanup_net` that is being executed.
+    pub iterate_portid: u64,
     /// `net` and `orig` of `__nf_conntrack_alloc`.
     pub alloc_net: u64,
     pub alloc_orig: u64,
     /// Its `zone`, noted only while single events are handed over.
     pub alloc_zone: u64,
-    /// Whether `early_drop` failed inside it.
+    /// The stack pointer at its entry.
+    pub alloc_sp: u64,
+    /// Whether it refused the flow because the table is full.
     pub refused: u64,
     /// `sk_buff._nfct` at the entry of `__nf_conntrack_confirm`.
     pub confirm_nfct: u64,
-    /// Whether `nf_ct_resolve_clash` ran inside it.
-    pub clash: u64,
+    /// The same at the entry of `nf_ct_resolve_clash`.
+    pub clash_nfct: u64,
+    /// The entry whose packet `nf_ct_resolve_clash` dealt with last.
+    pub clash_ct: u64,
     /// `ct` of `nf_conntrack_hash_check_insert`.
     pub check_ct: u64,
 }
@@ -87,9 +93,11 @@ pub fn enter(sp: u64) -> Option<&'static mut Context> {
         }
         slot.owner = owner;
         slot.delete_ct = 0;
+        slot.iterate_portid = 0;
         slot.alloc_orig = 0;
         slot.refused = 0;
-        slot.clash = 0;
+        slot.clash_nfct = 0;
+        slot.clash_ct = 0;
         slot.check_ct = 0;
     }
     Some(slot)

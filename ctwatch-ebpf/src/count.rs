@@ -1,9 +1,19 @@
 //! Finding the row of a flow type and adding to it.
 
 use aya_ebpf::{Global, bindings::BPF_NOEXIST};
-use ctwatch_ebpf::{Event, FlowType, Health, OVERFLOW_ROW, ROWS};
+use ctwatch_ebpf::{
+    Event, FlowType, Health, OVERFLOW_ROW, ROWS,
+    tally::{self, AddressKey, Addresses, PortKey, stir},
+};
 
-use crate::maps::{COUNTERS, HEALTH, ROW_KEYS, ROW_OWNERS};
+use crate::{
+    conn::{Conn, dport, number, read},
+    maps::{
+        COUNTERS, DELETES, DROP_ADDRESSES, DROP_PORTS, EVICTION_ADDRESSES, HEALTH, INSERT_ADDRESSES, INSERTS,
+        ROW_KEYS, ROW_OWNERS, TRACE_FILTERS,
+    },
+    trace::{self, TUPLE_DST, TUPLE_SRC},
+};
 
 /// Whether any filter below is set.
 #[unsafe(no_mangle)]
@@ -18,37 +28,121 @@ static FILTER_NETNS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FILTER_PROTO: Global<[u64; 4]> = Global::new([u64::MAX; 4]);
 
+/// Whether `TRACE_FILTERS` asks for anything.
+#[unsafe(no_mangle)]
+static TRACE_FILTER: Global<u8> = Global::new(0);
+/// Whether addresses are ranked: bit 0 sources, bit 1 destinations.
+#[unsafe(no_mangle)]
+static BY_ADDRESS: Global<u8> = Global::new(0);
+
 /// How far from its place a flow type looks for a row. Userspace sees the overflow row grow when
 /// this was too near.
 const REACH: u32 = 16;
 
-/// Counts one event.
+/// Counts one event of the flow whose original tuple lies at `tuple`.
 #[inline(always)]
-pub fn count(flow: FlowType, event: Event) {
-    count_two(flow, event, None);
+pub fn count(flow: FlowType, tuple: u64, event: Event) {
+    count_two(flow, tuple, event, None);
 }
 
 /// Counts one event, and a second one of the same flow where there is one.
 #[inline(always)]
-pub fn count_two(flow: FlowType, event: Event, other: Option<Event>) {
-    if !passes(flow) {
-        return;
-    }
-    if let Some(counters) = COUNTERS.get_ptr_mut(row(flow.pack())) {
-        // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes
-        // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
-        unsafe { (*counters).0[event as usize] += 1 };
+pub fn count_two(flow: FlowType, tuple: u64, event: Event, other: Option<Event>) {
+    if passes(flow, tuple) {
+        shared(flow, event);
         if let Some(other) = other {
-            // SAFETY: as above.
-            unsafe { (*counters).0[other as usize] += 1 };
+            shared(flow, other);
         }
     }
 }
 
-/// Whether the user's filter lets a flow type through.
+/// Counts an entry that came from the packet path. Only the one hook that sees inserts may.
 #[inline(always)]
-pub fn passes(flow: FlowType) -> bool {
-    FILTER.load() == 0 || wanted(flow)
+pub fn insert(conn: &Conn, tuple: u64) {
+    if !passes(conn.flow, tuple) {
+        return;
+    }
+    let Some(table) = INSERTS.get_ptr_mut(0) else { return };
+    // SAFETY: the pointer is to this CPU's copy, and its one writer does not nest on a CPU.
+    let table = unsafe { &mut *table };
+    if !tally::count(&mut table.flows, conn.flow, 0) {
+        shared(conn.flow, Event::Insert);
+    }
+    let key = PortKey::new(conn.flow, conn.dport);
+    tally::rank(&mut table.ports, key, stir(key.0));
+    if BY_ADDRESS.load() != 0 {
+        rank_addresses(INSERT_ADDRESSES.get_ptr_mut(0), conn.flow, tuple);
+    }
+}
+
+/// Counts an entry that left the table. Only the one hook that sees removals may.
+#[inline(always)]
+pub fn delete(conn: &Conn, tuple: u64, event: Event) {
+    if !passes(conn.flow, tuple) {
+        return;
+    }
+    let Some(table) = DELETES.get_ptr_mut(0) else { return };
+    // SAFETY: as in `insert`.
+    let table = unsafe { &mut *table };
+    let which = event as usize - tally::DELETES[0] as usize;
+    if !tally::count(&mut table.flows, conn.flow, which) {
+        shared(conn.flow, event);
+    }
+    if matches!(event, Event::DeleteEarlyDrop) {
+        let key = PortKey::new(conn.flow, conn.dport);
+        tally::rank(&mut table.ports, key, stir(key.0));
+        if BY_ADDRESS.load() != 0 {
+            rank_addresses(EVICTION_ADDRESSES.get_ptr_mut(0), conn.flow, tuple);
+        }
+    }
+}
+
+/// Counts a flow that was refused. Only hooks that do not nest in each other on one CPU may.
+#[inline(always)]
+pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
+    if !passes(flow, tuple) {
+        return;
+    }
+    shared(flow, event);
+    let Some(ports) = DROP_PORTS.get_ptr_mut(0) else { return };
+    let key = PortKey::new(flow, dport(tuple));
+    // SAFETY: as in `insert`.
+    tally::rank(unsafe { &mut *ports }, key, stir(key.0));
+    if BY_ADDRESS.load() != 0 {
+        rank_addresses(DROP_ADDRESSES.get_ptr_mut(0), flow, tuple);
+    }
+}
+
+#[inline(always)]
+fn rank_addresses(table: Option<*mut Addresses>, flow: FlowType, tuple: u64) {
+    let Some(table) = table else { return };
+    let tuple = number(tuple);
+    // SAFETY: as in `insert`.
+    let table = unsafe { &mut *table };
+    for (destination, bit, offset) in [(false, 1, TUPLE_SRC.load()), (true, 2, TUPLE_DST.load())] {
+        if BY_ADDRESS.load() & bit != 0
+            && let Some(address) = read::<[u64; 2]>(tuple + u64::from(offset))
+        {
+            let key = AddressKey::new(flow, address, destination);
+            tally::rank(table, key, key.hash());
+        }
+    }
+}
+
+/// Whether the user's filter lets a flow through.
+#[inline(always)]
+pub fn passes(flow: FlowType, tuple: u64) -> bool {
+    (FILTER.load() == 0 || wanted(flow)) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple))
+}
+
+/// Adds to the row that all CPUs know by the same number.
+#[inline(always)]
+fn shared(flow: FlowType, event: Event) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(row(flow.pack())) {
+        // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes
+        // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
+        unsafe { (*counters).0[event as usize] += 1 };
+    }
 }
 
 /// Counts something missed.
@@ -57,6 +151,14 @@ pub fn health(what: Health) {
     if let Some(counters) = HEALTH.get_ptr_mut(0) {
         // SAFETY: the pointer is to this CPU's copy.
         unsafe { (*counters).0[what as usize] += 1 };
+    }
+}
+
+#[inline(never)]
+fn ends_wanted(flow: FlowType, tuple: u64) -> bool {
+    match (TRACE_FILTERS.get(0), trace::tuple(flow, number(tuple), 0)) {
+        (Some(filter), Some(tuple)) => filter.passes(&tuple),
+        _ => false,
     }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 pub mod loss;
+pub mod tally;
 
 /// Address family of an IPv4 flow, as in `nf_conntrack_tuple.src.l3num`.
 pub const AF_INET: u8 = 2;
@@ -150,6 +151,8 @@ pub enum Caller {
     Netlink,
     /// An iteration on behalf of somebody: netlink where a port id is given, else clean-up.
     Iterate,
+    /// `__nf_conntrack_alloc`, which deletes nothing: it asks `net_ratelimit` whether to log a refusal.
+    Alloc,
 }
 
 impl Caller {
@@ -163,6 +166,7 @@ impl Caller {
             5 => Self::Closed,
             6 => Self::Netlink,
             7 => Self::Iterate,
+            8 => Self::Alloc,
             _ => return None,
         })
     }
@@ -170,9 +174,8 @@ impl Caller {
 
 /// The event that a removal is, from who asked for it.
 ///
-/// Only ctnetlink gives a port id, and what somebody asked for by name is his. Otherwise an entry
-/// that had expired leaves by its timeout, whoever collects it: `early_drop` and `gc_worker` (5.10
-/// to 7.3) remove what they find expired too.
+/// Only ctnetlink gives a port id. Otherwise an entry that had expired leaves by its timeout,
+/// whoever collects it: `early_drop` and `gc_worker` (5.10 to 7.3) remove what they find expired too.
 pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) -> Event {
     if portid != 0 {
         return Event::DeleteNetlink;
@@ -187,7 +190,7 @@ pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) ->
         Some(Caller::Closed) => Event::DeleteClosed,
         Some(Caller::Netlink) => Event::DeleteNetlink,
         Some(Caller::Iterate) => Event::DeleteCleanup,
-        Some(Caller::Itself) | None => Event::DeleteOther,
+        Some(Caller::Itself | Caller::Alloc) | None => Event::DeleteOther,
     }
 }
 
@@ -208,7 +211,7 @@ pub struct CallerRange {
     pub reserved: u32,
 }
 
-/// What the programs know they missed. Each adds to `lost`, except the last.
+/// What the programs know of their own work. Userspace makes `lost` of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Health {
@@ -220,11 +223,15 @@ pub enum Health {
     ReadFailed,
     /// Counted, but on [`OVERFLOW_ROW`]: nothing lost, only not told apart.
     Overflow,
+    /// New flows refused because a table was full, whether or not somebody looked whose they were.
+    Refused,
+    /// Those of them that were counted for their flow type, or left out by the user's filter.
+    RefusedKnown,
 }
 
 impl Health {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 }
 
 /// [`Health`] of one CPU.
@@ -232,12 +239,37 @@ impl Health {
 #[repr(transparent)]
 pub struct HealthCounters(pub [u64; Health::COUNT]);
 
+impl HealthCounters {
+    /// Adds another CPU's.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, part) in self.0.iter_mut().zip(other.0) {
+            *sum = sum.wrapping_add(part);
+        }
+    }
+
+    /// How many events were missed, or could not be told whose they were.
+    pub const fn lost(&self) -> u64 {
+        self.0[Health::NoEntry as usize]
+            + self.0[Health::NoReturn as usize]
+            + self.0[Health::ReadFailed as usize]
+            + self.refused_unknown()
+    }
+
+    /// How many refusals there were whose flow nobody looked at.
+    pub const fn refused_unknown(&self) -> u64 {
+        self.0[Health::Refused as usize].saturating_sub(self.0[Health::RefusedKnown as usize])
+    }
+}
+
+/// How far from the entry of `__nf_ct_delete_from_lists` the return address of `nf_ct_delete` may lie on the stack.
+pub const FRAME_LIMIT: u64 = 2048;
+
 /// How many bytes of `nf_conn` a kprobe program reads at once: every member it needs lies below.
 pub const CONN_READ: usize = 160;
 
 const _: () = assert!(size_of::<Counters>() == 136);
 const _: () = assert!(size_of::<CallerRange>() == 24);
-const _: () = assert!(size_of::<HealthCounters>() == 32);
+const _: () = assert!(size_of::<HealthCounters>() == 48);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C) with its padding spelled out, and every bit pattern is a value.
@@ -275,7 +307,7 @@ mod tests {
 
     #[test]
     fn callers_are_numbered_as_listed() {
-        for code in 0..16 {
+        for code in 0..32 {
             if let Some(caller) = Caller::from_u32(code) {
                 assert_eq!(caller as u32, code);
             }

@@ -7,12 +7,41 @@ use aya_ebpf::{
 use ctwatch_ebpf::{
     CALLERS, CallerRange, Counters, HealthCounters, ROWS,
     loss::{Budget, TraceFilter},
+    tally::{Addresses, Deletes, DropPorts, Inserts},
 };
 
 use crate::context::{CONTEXTS, Context};
 
-/// Counters of each row. Written by every hook on its own CPU, summed by userspace; one entry a
-/// row, about 140 KiB a CPU; cannot fill, since what finds no row counts on the overflow row.
+/// Inserts by flow type and port. Written by the insert hook on its own CPU, summed by userspace;
+/// one entry of 28 KiB a CPU; what finds no place counts in `COUNTERS`.
+#[map]
+pub static INSERTS: PerCpuArray<Inserts> = PerCpuArray::with_max_entries(1, 0);
+
+/// Removals by flow type and cause, evictions by port. Written by the delete hook on its own CPU,
+/// summed by userspace; one entry of 28 KiB a CPU; what finds no place counts in `COUNTERS`.
+#[map]
+pub static DELETES: PerCpuArray<Deletes> = PerCpuArray::with_max_entries(1, 0);
+
+/// Refused flows by port. Written by the hooks of a refusal on their own CPU, summed by userspace;
+/// one entry of 12 KiB a CPU; who gets no place in it is counted all the same, but not ranked.
+#[map]
+pub static DROP_PORTS: PerCpuArray<DropPorts> = PerCpuArray::with_max_entries(1, 0);
+
+/// Inserts by address, where that was asked for: as `INSERTS`, 20 KiB a CPU.
+#[map]
+pub static INSERT_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_entries(1, 0);
+
+/// Evictions by address: as `DELETES`, 20 KiB a CPU.
+#[map]
+pub static EVICTION_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_entries(1, 0);
+
+/// Refused flows by address: as `DROP_PORTS`, 20 KiB a CPU.
+#[map]
+pub static DROP_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counters of each row: rare events, and what found no place in the tables above. Written by
+/// every hook on its own CPU, summed by userspace; one entry a row, about 140 KiB a CPU; cannot
+/// fill, since what finds no row counts on the overflow row.
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(ROWS, 0);
 
@@ -55,7 +84,7 @@ pub static TRACE_RING: RingBuf = RingBuf::with_byte_size(4096, 0);
 #[map]
 pub static TRACE_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 
-/// Ports and networks that single events must have. Written once by userspace before anything is
+/// Ports and networks that flows must have. Written once by userspace before anything is
 /// attached, read by the hooks; one entry that holds them all.
 #[map]
 pub static TRACE_FILTERS: Array<TraceFilter> = Array::with_max_entries(1, 0);

@@ -13,10 +13,10 @@ use ctwatch_ebpf::{
 };
 
 use crate::{
-    conn::{Conn, Memory as _, Probed, read, tuple_of},
+    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, tuple_of},
     context::{self, Context},
     count::passes,
-    maps::{TRACE_BUDGET, TRACE_FILTERS, TRACE_RING},
+    maps::{TRACE_BUDGET, TRACE_RING},
 };
 
 /// One bit for each [`Event`] to hand over, at its number.
@@ -25,21 +25,15 @@ static TRACE_EVENTS: Global<u32> = Global::new(0);
 /// How many events one CPU may hand over in a second.
 #[unsafe(no_mangle)]
 static TRACE_PER_SECOND: Global<u32> = Global::new(0);
-/// Whether `TRACE_FILTERS` asks for anything.
-#[unsafe(no_mangle)]
-static TRACE_FILTER: Global<u8> = Global::new(0);
 /// `nf_conntrack_tuple.src.u3`
 #[unsafe(no_mangle)]
-static TUPLE_SRC: Global<u32> = Global::new(0);
+pub static TUPLE_SRC: Global<u32> = Global::new(0);
 /// `nf_conntrack_tuple.src.u`
 #[unsafe(no_mangle)]
 static TUPLE_SRC_PART: Global<u32> = Global::new(0);
 /// `nf_conntrack_tuple.dst.u3`
 #[unsafe(no_mangle)]
-static TUPLE_DST: Global<u32> = Global::new(0);
-/// `nf_conntrack_tuple.dst.u`
-#[unsafe(no_mangle)]
-static TUPLE_DST_PART: Global<u32> = Global::new(0);
+pub static TUPLE_DST: Global<u32> = Global::new(0);
 /// `nf_conn.zone`; 0 where this kernel has no zones.
 #[unsafe(no_mangle)]
 static CONN_ZONE: Global<u32> = Global::new(0);
@@ -111,12 +105,6 @@ pub fn by_netlink(ct: u64, sp: u64) -> bool {
     on() && context::inside(sp).is_some_and(|slot| slot.check_ct == number(ct))
 }
 
-/// A typed pointer as a number: the verifier allows little arithmetic on pointers.
-#[inline(always)]
-fn number(pointer: u64) -> u64 {
-    read(&raw const pointer as u64).unwrap_or(0)
-}
-
 /// The address of a zone's id; 0 where this kernel has no zones.
 #[inline(always)]
 fn zone_of(zone: u64) -> u64 {
@@ -127,16 +115,10 @@ fn zone_of(zone: u64) -> u64 {
 #[inline(never)]
 fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     let flow = FlowType::unpack(flow);
-    if !passes(flow) {
+    if !passes(flow, tuple_at) {
         return 0;
     }
     let Some(tuple) = tuple(flow, tuple_at, zone_at) else { return 0 };
-    if TRACE_FILTER.load() != 0
-        && let Some(filter) = TRACE_FILTERS.get(0)
-        && !filter.passes(&tuple)
-    {
-        return 0;
-    }
     let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) else { return 0 };
     // SAFETY: no arguments.
     let ktime_ns = unsafe { bpf_ktime_get_ns() };
@@ -183,7 +165,7 @@ fn orig(slot: &Context) -> Tuple {
 }
 
 #[inline(always)]
-fn tuple(flow: FlowType, at: u64, zone_at: u64) -> Option<Tuple> {
+pub fn tuple(flow: FlowType, at: u64, zone_at: u64) -> Option<Tuple> {
     Some(Tuple {
         src: read(at + u64::from(TUPLE_SRC.load()))?,
         dst: read(at + u64::from(TUPLE_DST.load()))?,

@@ -25,7 +25,7 @@ fn shown(plan: Result<Plan, Refusal>) -> String {
         write!(text, " because {why}").unwrap();
     }
     for hook in plan.hooks {
-        write!(text, "\n{:?} {} -> {}", hook.method, hook.symbol, hook.program).unwrap();
+        write!(text, "\n{:?} {} -> {} ({:?})", hook.method, hook.symbol, hook.program, hook.when).unwrap();
     }
     for (event, why) in plan.unknown {
         write!(text, "\nunknown {event:?}: {why}").unwrap();
@@ -107,7 +107,7 @@ fn an_inlined_insert_is_counted_at_confirmation() {
 #[test]
 fn what_cannot_be_probed_is_unknown_with_a_reason() {
     for function in [
-        "early_drop",
+        "net_ratelimit",
         "__nf_conntrack_alloc",
         "nf_ct_resolve_clash",
         "nf_conntrack_hash_check_insert",

@@ -1,7 +1,9 @@
 //! match-proto: struct nf_conn *__nf_conntrack_alloc(struct net *net, const struct nf_conntrack_zone *zone, const struct nf_conntrack_tuple *orig, const struct nf_conntrack_tuple *repl, gfp_t gfp, u32 hash)
 //!
-//! `orig` is the newcomer's tuple. Returns -ENOMEM when the table is full, which `early_drop`
-//! has counted by then, or when the slab has nothing left: drop no_memory.
+//! `orig` is the newcomer's tuple. Returns -ENOMEM when the table is full, which it has asked
+//! `net_ratelimit` to log by then, or when the slab has nothing left: drop no_memory.
+//!
+//! A refusal needs a full table, so all this is attached only once a table comes near its limit.
 
 use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
@@ -11,9 +13,9 @@ use ctwatch_ebpf::{Event, Health};
 
 use super::{entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Direct, Memory as _, Probed},
+    conn::{Direct, Memory as _, Probed, number},
     context,
-    count::{count, health},
+    count::{health, refuse},
     trace,
 };
 
@@ -35,15 +37,19 @@ fn alloc_bpf(ctx: FExitContext) -> i32 {
         }
         return 0;
     }
-    // Only a refusal gets here, so that a table that is not full costs one comparison.
+    // Only a refusal gets here, so that a flow that is let in costs one comparison.
     let refused = match context::inside(trampoline_sp(&ctx)) {
         Some(slot) => core::mem::take(&mut slot.refused) != 0,
         None => false,
     };
     if let Some(flow) = Direct::tuple_flow(ctx.arg(0), ctx.arg(2)) {
         let event = if refused { Event::DropTableFull } else { Event::DropNoMemory };
-        count(flow, event);
-        trace::refused(event, flow, ctx.arg(2), ctx.arg(1), trampoline_sp(&ctx));
+        if refused {
+            health(Health::RefusedKnown);
+        }
+        let tuple = number(ctx.arg(2));
+        refuse(flow, tuple, event);
+        trace::refused(event, flow, tuple, number(ctx.arg(1)), trampoline_sp(&ctx));
     }
     0
 }
@@ -56,12 +62,14 @@ fn alloc(ctx: ProbeContext) -> u32 {
     {
         slot.alloc_net = net;
         slot.alloc_orig = orig;
+        slot.alloc_sp = entry_sp(&ctx);
         slot.refused = 0;
         slot.alloc_zone = if trace::on() { ctx.arg(1).unwrap_or(0) } else { 0 };
     }
     0
 }
 
+/// Attached only once the kernel's own counters tell of a drop that is no refusal.
 #[kretprobe]
 fn alloc_ret(ctx: RetProbeContext) -> u32 {
     if ctx.ret::<u64>() < ERR_FLOOR {
@@ -73,7 +81,7 @@ fn alloc_ret(ctx: RetProbeContext) -> u32 {
             if slot.refused == 0
                 && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
             {
-                count(flow, Event::DropNoMemory);
+                refuse(flow, slot.alloc_orig, Event::DropNoMemory);
                 trace::refused(Event::DropNoMemory, flow, slot.alloc_orig, slot.alloc_zone, return_sp(&ctx));
             }
             slot.alloc_orig = 0;

@@ -12,9 +12,9 @@ use ctwatch_ebpf::{Event, Health};
 
 use super::{entry_sp, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct},
+    conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct, tuple_of},
     context,
-    count::{count, health},
+    count::{count, health, insert},
     trace,
 };
 
@@ -38,7 +38,7 @@ fn confirm(ctx: ProbeContext) -> u32 {
             health(Health::NoReturn);
         }
         slot.confirm_nfct = nfct;
-        slot.clash = 0;
+        slot.clash_ct = 0;
     }
     0
 }
@@ -54,15 +54,20 @@ fn confirm_ret(ctx: RetProbeContext) -> u32 {
         health(Health::NoEntry);
         return 0;
     }
-    let clash = slot.clash != 0;
+    let clash = slot.clash_ct != 0;
     let failed = ctx.ret::<u32>() == 0;
     let inserted = INSERT_AT_CONFIRM.load() != 0 && nfct & NFCT_INFO < IP_CT_IS_REPLY;
     if clash || !(failed || inserted) {
         return 0;
     }
     if let Some(conn) = Probed::conn(nfct & !NFCT_INFO) {
+        let tuple = tuple_of(nfct & !NFCT_INFO);
         let event = if failed { reason(conn.status) } else { Event::Insert };
-        count(conn.flow, event);
+        if failed {
+            count(conn.flow, tuple, event);
+        } else {
+            insert(&conn, tuple);
+        }
         trace::entry(event, &conn, nfct & !NFCT_INFO, return_sp(&ctx));
     }
     0
@@ -75,17 +80,17 @@ fn confirm_bpf(ctx: FExitContext) -> i32 {
     if returned(&ctx, 1) as u32 != 0 {
         return 0;
     }
+    let Some(nfct) = nfct(ctx.arg(0)) else { return 0 };
+    let ct = nfct & !NFCT_INFO;
     if let Some(slot) = context::inside(trampoline_sp(&ctx))
-        && core::mem::take(&mut slot.clash) != 0
+        && core::mem::take(&mut slot.clash_ct) == ct
     {
         return 0;
     }
-    if let Some(nfct) = nfct(ctx.arg(0))
-        && let Some(conn) = Probed::conn(nfct & !NFCT_INFO)
-    {
+    if let Some(conn) = Probed::conn(ct) {
         let event = reason(conn.status);
-        count(conn.flow, event);
-        trace::entry(event, &conn, nfct & !NFCT_INFO, trampoline_sp(&ctx));
+        count(conn.flow, tuple_of(ct), event);
+        trace::entry(event, &conn, ct, trampoline_sp(&ctx));
     }
     0
 }

@@ -4,9 +4,10 @@ mod __nf_conntrack_alloc;
 mod __nf_conntrack_confirm;
 mod __nf_conntrack_hash_insert;
 mod __nf_ct_delete_from_lists;
-mod early_drop;
+mod net_ratelimit;
 mod nf_conntrack_hash_check_insert;
 mod nf_ct_delete;
+mod nf_ct_iterate_cleanup_net;
 mod nf_ct_resolve_clash;
 
 use aya_ebpf::{
@@ -14,7 +15,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 
-use crate::conn::read;
+use crate::conn::number;
 
 /// The stack pointer at a function's entry: it points to the return address.
 #[inline(always)]
@@ -27,20 +28,13 @@ fn entry_sp(ctx: &ProbeContext) -> u64 {
 /// (The program's own frame need not: since 6.13 it may be on a private stack.)
 #[inline(always)]
 fn trampoline_sp(ctx: &FExitContext) -> u64 {
-    address_of(ctx.as_ptr() as u64)
+    number(ctx.as_ptr() as u64)
 }
 
 /// The same for a program at a function's entry.
 #[inline(always)]
 fn fentry_sp(ctx: &FEntryContext) -> u64 {
-    address_of(ctx.as_ptr() as u64)
-}
-
-/// A typed pointer as a number. The verifier allows little arithmetic on pointers; their bits,
-/// read back by a helper, are an ordinary number.
-#[inline(always)]
-fn address_of(pointer: u64) -> u64 {
-    read(&raw const pointer as u64).unwrap_or(0)
+    number(ctx.as_ptr() as u64)
 }
 
 /// The value that a function of `arguments` arguments returned. The kernel keeps it behind the

@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{Event, Health};
 
-use super::{address_of, entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
+use super::{entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Direct, Memory as _, Probed},
+    conn::{Direct, Memory as _, Probed, number, tuple_of},
     context,
     count::{count, health},
     trace,
@@ -20,7 +20,7 @@ use crate::{
 #[fentry(function = "nf_conntrack_hash_check_insert")]
 fn check_insert_enter_bpf(ctx: FEntryContext) -> i32 {
     if let Some(slot) = context::enter(fentry_sp(&ctx)) {
-        slot.check_ct = address_of(ctx.arg(0));
+        slot.check_ct = number(ctx.arg(0));
     }
     0
 }
@@ -30,7 +30,7 @@ fn check_insert_bpf(ctx: FExitContext) -> i32 {
     if returned(&ctx, 1) as i32 == 0
         && let Some(conn) = Direct::conn(ctx.arg(0))
     {
-        count(conn.flow, Event::InsertNetlink);
+        count(conn.flow, tuple_of(ctx.arg(0)), Event::InsertNetlink);
         trace::entry(Event::InsertNetlink, &conn, ctx.arg(0), trampoline_sp(&ctx));
     }
     0
@@ -57,7 +57,7 @@ fn check_insert_ret(ctx: RetProbeContext) -> u32 {
     } else if ctx.ret::<i32>() == 0
         && let Some(conn) = Probed::conn(ct)
     {
-        count(conn.flow, Event::InsertNetlink);
+        count(conn.flow, tuple_of(ct), Event::InsertNetlink);
         trace::entry(Event::InsertNetlink, &conn, ct, return_sp(&ctx));
     }
     0

@@ -1,8 +1,9 @@
 //! match-proto: bool nf_ct_delete(struct nf_conn *ct, u32 portid, int report)
 //!
 //! Its caller is why an entry leaves the table. It runs a little too often to be counted (two
-//! CPUs may both ask for one removal), so it only notes who asked; 5.10 calls the part that the
-//! compiler split off, `nf_ct_delete.part.0`, with the same registers.
+//! CPUs may both ask for one removal), so that the kprobe only notes who asked, where the hook
+//! behind it cannot find that on the stack; 5.10 calls the part that the compiler split off,
+//! `nf_ct_delete.part.0`, with the same registers.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -14,9 +15,9 @@ use ctwatch_ebpf::{Caller, Health, delete_event};
 
 use super::{entry_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Direct, Memory as _, read},
+    conn::{Direct, Memory as _, read, tuple_of},
     context,
-    count::{count, health},
+    count::{self, health},
     maps::CALLER_RANGES,
     trace,
 };
@@ -28,7 +29,7 @@ use crate::{
 const RETURNS_AT: u64 = 8 * (3 + 1 + 1);
 
 /// Kernel and module text on x86-64 lies in the uppermost 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
-const TEXT: u64 = 0xffff_ffff_8000_0000;
+pub const TEXT: u64 = 0xffff_ffff_8000_0000;
 
 /// Returns true exactly once for each entry that leaves the table, so that a trampoline program,
 /// which sees result and caller together, needs no second hook.
@@ -43,7 +44,7 @@ fn delete_bpf(ctx: FExitContext) -> i32 {
     // Reading the stack is dear, and needed only where the rest does not tell.
     let caller = if expired || portid != 0 { None } else { caller_of(&ctx) };
     let event = delete_event(caller, expired, portid);
-    count(conn.flow, event);
+    count::delete(&conn, tuple_of(ctx.arg(0)), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), trampoline_sp(&ctx));
     }
@@ -90,7 +91,7 @@ fn delete(ctx: ProbeContext) -> u32 {
 
 /// The code of the [`Caller`] whose text holds `address`, 0 where none does.
 #[inline(always)]
-fn caller(address: u64) -> u32 {
+pub fn caller(address: u64) -> u32 {
     let Some(ranges) = CALLER_RANGES.get(0) else { return 0 };
     for range in ranges {
         if range.end == 0 {

@@ -36,6 +36,10 @@ pub struct Facts {
     pub offsets: BTreeMap<String, u32>,
     /// Whether hash chains are limited (`ip_conntrack_stat.chaintoolong`).
     pub chaintoolong: bool,
+    /// Bytes on the stack from the entry of `__nf_ct_delete_from_lists` to the return address of
+    /// `nf_ct_delete`, where its code could be read and followed.
+    #[serde(default)]
+    pub delete_frame: Option<u32>,
     /// Prototypes of the watched functions, from BTF.
     pub prototypes: BTreeMap<String, String>,
     /// Their numbers in the BTF that holds them.
@@ -102,24 +106,25 @@ impl Capabilities {
 }
 
 /// A program's global, the structure and the member whose offset it holds.
-const OFFSETS: [(&str, &str, &[&str]); 9] = [
+const OFFSETS: [(&str, &str, &[&str]); 10] = [
     ("CONN_TIMEOUT", "nf_conn", &["timeout"]),
     ("CONN_TUPLE", "nf_conn", &["tuplehash", "tuple"]),
     ("CONN_STATUS", "nf_conn", &["status"]),
     ("CONN_NET", "nf_conn", &["ct_net", "net"]),
     ("TUPLE_L3NUM", "nf_conntrack_tuple", &["src", "l3num"]),
+    ("TUPLE_DST_PART", "nf_conntrack_tuple", &["dst", "u"]),
     ("TUPLE_PROTONUM", "nf_conntrack_tuple", &["dst", "protonum"]),
     ("NET_INUM", "net", &["ns", "inum"]),
     ("SKB_NFCT", "sk_buff", &["_nfct"]),
     ("TASK_STACK", "task_struct", &["stack"]),
 ];
 
-/// The same for what only single events need: a kernel without one of them still counts.
-const TRACE_OFFSETS: [(&str, &str, &[&str]); 7] = [
+/// The same for what counting can do without.
+const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 7] = [
+    ("ITER_PORTID", "nf_ct_iter_data", &["portid"]),
     ("TUPLE_SRC", "nf_conntrack_tuple", &["src", "u3"]),
     ("TUPLE_SRC_PART", "nf_conntrack_tuple", &["src", "u"]),
     ("TUPLE_DST", "nf_conntrack_tuple", &["dst", "u3"]),
-    ("TUPLE_DST_PART", "nf_conntrack_tuple", &["dst", "u"]),
     ("CONN_ZONE", "nf_conn", &["zone"]),
     ("ZONE_ID", "nf_conntrack_zone", &["id"]),
     ("TASK_FLAGS", "task_struct", &["flags"]),
@@ -170,6 +175,7 @@ impl Facts {
             ..Self::default()
         };
         facts.read_btf(Path::new("/sys/kernel/btf"));
+        facts.delete_frame = facts.symbols.delete_frame();
         Ok(facts)
     }
 
@@ -208,7 +214,7 @@ impl Facts {
     }
 
     fn note(&mut self, btf: &Btf<'_>) {
-        for (global, structure, path) in OFFSETS.into_iter().chain(TRACE_OFFSETS) {
+        for (global, structure, path) in OFFSETS.into_iter().chain(OPTIONAL_OFFSETS) {
             if let Ok(Some(offset)) = btf.member(structure, path) {
                 self.offsets.insert(global.to_owned(), offset);
             }
@@ -227,7 +233,7 @@ impl Facts {
 
 /// The structures and functions that are looked for in BTF.
 fn wanted() -> Vec<&'static str> {
-    let structures = OFFSETS.into_iter().chain(TRACE_OFFSETS).map(|(_, structure, _)| structure);
+    let structures = OFFSETS.into_iter().chain(OPTIONAL_OFFSETS).map(|(_, structure, _)| structure);
     let mut names: Vec<&str> = structures.chain([STATISTICS]).chain(WATCHED).collect();
     names.sort_unstable();
     names.dedup();

@@ -5,14 +5,17 @@ use std::io::{self, BufRead};
 use ctwatch_ebpf::{CALLERS, Caller, CallerRange};
 use serde::{Deserialize, Serialize};
 
+use super::{frame, kcore};
+
 /// Functions that ctwatch would attach to, under any of their names.
-pub const WATCHED: [&str; 9] = [
+pub const WATCHED: [&str; 10] = [
+    "net_ratelimit",
+    "nf_ct_iterate_cleanup_net",
     "__nf_conntrack_hash_insert",
     "nf_conntrack_hash_check_insert",
     "__nf_conntrack_confirm",
     "nf_ct_resolve_clash",
     "__nf_conntrack_alloc",
-    "early_drop",
     "nf_ct_delete",
     "__nf_ct_delete_from_lists",
     "nf_ct_delete_from_lists",
@@ -20,7 +23,7 @@ pub const WATCHED: [&str; 9] = [
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
 /// meets them (itself first: a trampoline's frame begins with it) (5.10 to 7.3; functions that only some builds have as symbols included).
-const CALLER_NAMES: [(&str, Caller); 20] = [
+const CALLER_NAMES: [(&str, Caller); 21] = [
     ("nf_ct_delete", Caller::Itself),
     ("early_drop", Caller::EarlyDrop),
     ("early_drop_list", Caller::EarlyDrop),
@@ -41,7 +44,11 @@ const CALLER_NAMES: [(&str, Caller); 20] = [
     ("ctnetlink_flush_conntrack", Caller::Iterate),
     ("ct_seq_show", Caller::Expiry),
     ("ctnetlink_dump_table", Caller::Expiry),
+    ("__nf_conntrack_alloc", Caller::Alloc),
 ];
+
+/// The most bytes that `nf_ct_delete` may have to be looked at.
+const LONGEST: u64 = 16 << 10;
 
 /// What `/proc/kallsyms` says of connection tracking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +57,9 @@ pub struct Symbols {
     pub watched: Vec<String>,
     /// Text of the callers of `nf_ct_delete`, most frequent first.
     pub callers: Vec<CallerText>,
+    /// Where the function that takes an entry out of the table begins; 0 where unknown.
+    #[serde(default)]
+    pub removal: u64,
     /// Whether the kernel hid the addresses (`kernel.kptr_restrict`, or no CAP_SYSLOG).
     pub hidden: bool,
 }
@@ -86,7 +96,7 @@ pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
             if name.first_chunk().is_some_and(|prefix| prefixes.contains(prefix))
                 && let Ok(name) = str::from_utf8(name)
             {
-                note(address, name, &mut found.watched, &mut callers);
+                note(address, name, &mut found, &mut callers);
             }
         }
         line.clear();
@@ -132,7 +142,7 @@ fn function(line: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// Keeps a function that is looked for, with its address; `line` is its name and its module.
-fn note(address: u64, line: &str, watched: &mut Vec<String>, callers: &mut Vec<(usize, String, u64)>) {
+fn note(address: u64, line: &str, found: &mut Symbols, callers: &mut Vec<(usize, String, u64)>) {
     let mut words = line.split_ascii_whitespace();
     let Some(symbol) = words.next() else { return };
     // Tracking is built in or lives in its own modules; a function of the same name in another
@@ -142,7 +152,10 @@ fn note(address: u64, line: &str, watched: &mut Vec<String>, callers: &mut Vec<(
     }
     let base = base_name(symbol);
     if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
-        watched.push(symbol.to_owned());
+        found.watched.push(symbol.to_owned());
+    }
+    if symbol == "__nf_ct_delete_from_lists" {
+        found.removal = address;
     }
     if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
         callers.push((rank, symbol.to_owned(), address));
@@ -158,6 +171,17 @@ impl Symbols {
     /// Whether a function exists under its plain name, with the registers its prototype says.
     pub fn has(&self, function: &str) -> bool {
         self.watched.iter().any(|symbol| symbol == function)
+    }
+
+    /// See [`super::facts::Facts::delete_frame`]. Only where the function is in one piece.
+    pub(super) fn delete_frame(&self) -> Option<u32> {
+        let mut whole = self.callers.iter().filter(|text| text.caller == Caller::Itself);
+        let (Some(text), None) = (whole.next(), whole.next()) else { return None };
+        if self.removal == 0 || !(16..=LONGEST).contains(&(text.end - text.start)) {
+            return None;
+        }
+        let code = kcore::read(text.start, text.end).ok()?;
+        frame::distance(&code, text.start, self.removal)
     }
 
     /// The callers as the programs want them; what does not fit is counted as `other`.

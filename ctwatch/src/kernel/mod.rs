@@ -2,6 +2,10 @@
 
 pub mod btf;
 pub mod facts;
+pub mod frame;
 pub mod kallsyms;
+pub mod kcore;
+pub mod obstacles;
 pub mod plan;
+mod plan_kprobe;
 pub mod plan_trace;

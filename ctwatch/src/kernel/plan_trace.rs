@@ -3,7 +3,7 @@
 use ctwatch_ebpf::Event;
 
 use super::facts::Facts;
-use super::plan::{Hook, Method, Plan};
+use super::plan::{Hook, Method, Plan, When};
 use crate::model::SourceKind;
 use crate::model::trace::Wanted;
 
@@ -31,15 +31,18 @@ const CONFIRMATIONS: &[Event] =
 const INSERTS: &[Event] = &[Insert, InsertNetlink];
 
 /// What each program helps to tell. One that is not listed is always attached.
-const SERVES: [(&str, &[Event]); 15] = [
+const SERVES: [(&str, &[Event]); 18] = [
     ("alloc", ALLOCATIONS),
-    ("alloc_ret", ALLOCATIONS),
+    ("alloc_ret", &[DropNoMemory]),
     ("alloc_bpf", ALLOCATIONS),
-    ("early_drop_ret", DROPS),
-    ("early_drop_bpf", DROPS),
+    ("ratelimit", DROPS),
+    ("ratelimit_bpf", DROPS),
     ("delete", DELETES),
     ("delete_bpf", DELETES),
     ("delete_from_lists", DELETES),
+    ("delete_from_lists_bpf", DELETES),
+    ("iterate", DELETES),
+    ("iterate_ret", DELETES),
     ("resolve_clash_bpf", CONFIRMATIONS),
     ("confirm_bpf", CONFIRMATIONS),
     ("check_insert", INSERTS),
@@ -61,27 +64,31 @@ impl Plan {
             let insert_at_confirm = !self.subtract_netlink;
             self.hooks.retain(|hook| match hook.program {
                 // The last one keeps clashes, of which confirmation also returns 1, from looking like inserts.
-                "confirm" | "confirm_ret" | "resolve_clash_ret" => {
+                "confirm" | "confirm_ret" | "resolve_clash" | "resolve_clash_ret" => {
                     asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert])
                 }
                 program => {
                     SERVES.iter().find(|(name, _)| *name == program).is_none_or(|(_, some)| asked(some))
                 }
             });
+            // Single events are asked for by somebody who looks for them: the first one must not be missed.
+            for hook in &mut self.hooks {
+                hook.when = When::Always;
+            }
             self.unknown.retain(|event, _| asked(&[*event]));
         }
         if self.kind == SourceKind::Fexit {
-            let mut enter = |program, symbol: &str| {
+            let mut enter = |program, symbol: &str, when| {
                 if facts.symbols.has(symbol) {
-                    let hook = Hook { program, symbol: symbol.to_owned(), method: Method::Fentry };
-                    self.hooks.push(hook);
+                    self.hooks.push(Hook { when, ..Hook::always(program, symbol, Method::Fentry) });
                 }
             };
             if asked(&[DeleteEarlyDrop]) {
-                enter("alloc_enter_bpf", "__nf_conntrack_alloc");
+                let when = if wanted.counting { When::NearFull } else { When::Always };
+                enter("alloc_enter_bpf", "__nf_conntrack_alloc", when);
             }
             if asked(&[Insert]) {
-                enter("check_insert_enter_bpf", "nf_conntrack_hash_check_insert");
+                enter("check_insert_enter_bpf", "nf_conntrack_hash_check_insert", When::Always);
             }
         }
         self
@@ -96,22 +103,25 @@ mod tests {
     use crate::kernel::kallsyms::Symbols;
     use crate::model::trace::{Name, Names};
 
-    const KPROBES: [&str; 11] = [
-        "alloc",
+    const KPROBES: [&str; 14] = [
         "alloc_ret",
-        "early_drop_ret",
-        "delete",
+        "alloc",
+        "ratelimit",
+        "iterate_ret",
+        "iterate",
         "delete_from_lists",
+        "delete",
         "check_insert_ret",
         "check_insert",
         "resolve_clash_ret",
+        "resolve_clash",
         "confirm_ret",
         "confirm",
         "hash_insert",
     ];
     const TRAMPOLINES: [&str; 7] = [
         "alloc_bpf",
-        "early_drop_bpf",
+        "ratelimit_bpf",
         "delete_bpf",
         "check_insert_bpf",
         "resolve_clash_bpf",
@@ -141,6 +151,7 @@ mod tests {
             program,
             symbol: String::new(),
             method: if kind == SourceKind::Fexit { Method::Fexit } else { Method::Kprobe },
+            when: When::Always,
         };
         let plan = Plan {
             kind,
@@ -159,18 +170,31 @@ mod tests {
     fn each_event_brings_its_hooks_and_no_other() {
         let kprobes = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES, true, asked);
         assert_eq!(kprobes(&Name::ALL), KPROBES);
-        assert_eq!(kprobes(&[Name::Drop]), ["alloc", "alloc_ret", "early_drop_ret"]);
-        assert_eq!(kprobes(&[Name::EarlyDrop]), ["alloc", "alloc_ret", "delete", "delete_from_lists"]);
-        assert_eq!(kprobes(&[Name::InsertFailed]), ["resolve_clash_ret", "confirm_ret", "confirm"]);
+        assert_eq!(kprobes(&[Name::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
+        assert_eq!(
+            kprobes(&[Name::EarlyDrop]),
+            ["alloc", "iterate_ret", "iterate", "delete_from_lists", "delete"]
+        );
+        assert_eq!(
+            kprobes(&[Name::InsertFailed]),
+            ["resolve_clash_ret", "resolve_clash", "confirm_ret", "confirm"]
+        );
         assert_eq!(kprobes(&[Name::Insert]), ["check_insert_ret", "check_insert", "hash_insert"]);
     }
 
     #[test]
     fn inserts_at_confirmation_bring_confirmation() {
-        let inlined = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES[..10], false, asked);
-        let hooks = ["check_insert_ret", "check_insert", "resolve_clash_ret", "confirm_ret", "confirm"];
+        let inlined = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES[..13], false, asked);
+        let hooks = [
+            "check_insert_ret",
+            "check_insert",
+            "resolve_clash_ret",
+            "resolve_clash",
+            "confirm_ret",
+            "confirm",
+        ];
         assert_eq!(inlined(&[Name::Insert]), hooks);
-        assert_eq!(inlined(&[Name::Drop]), ["alloc", "alloc_ret", "early_drop_ret"]);
+        assert_eq!(inlined(&[Name::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
     }
 
     #[test]
@@ -186,7 +210,7 @@ mod tests {
     #[test]
     fn trampolines_learn_the_newcomer_at_an_entry_of_their_own() {
         let fexit = |asked: &[Name]| programs(SourceKind::Fexit, &TRAMPOLINES, true, asked);
-        assert_eq!(fexit(&[Name::Drop]), ["alloc_bpf", "early_drop_bpf"]);
+        assert_eq!(fexit(&[Name::Drop]), ["alloc_bpf", "ratelimit_bpf"]);
         assert_eq!(fexit(&[Name::EarlyDrop]), ["alloc_bpf", "delete_bpf", "alloc_enter_bpf"]);
         assert_eq!(fexit(&[Name::Insert]), ["check_insert_bpf", "hash_insert_bpf", "check_insert_enter_bpf"]);
     }

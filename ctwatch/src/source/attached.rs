@@ -14,7 +14,7 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
-        plan::{Hook, Method},
+        plan::{Hook, Method, When},
     },
     model::Cost,
 };
@@ -34,8 +34,11 @@ pub struct Attached {
 /// What programs did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// How often the kernel skipped one, as far as it tells.
+    /// How often the kernel skipped one that is always attached, as far as it tells.
     pub missed: u64,
+    /// How often one that is attached on demand: what it would have told shows in the kernel's own
+    /// counters as well.
+    pub missed_on_demand: u64,
     /// What they cost.
     pub cost: Cost,
 }
@@ -43,6 +46,7 @@ pub struct Runs {
 #[derive(Debug)]
 struct Program {
     name: &'static str,
+    when: When,
     fd: OwnedFd,
     links: Vec<Link>,
 }
@@ -73,7 +77,7 @@ impl Attached {
                 continue;
             }
             let fd = self.load(facts, hook).with_context(|| format!("cannot watch {}", hook.symbol))?;
-            loaded.push((Program { name: hook.program, fd, links: Vec::new() }, vec![hook]));
+            loaded.push((Program { name: hook.program, when: hook.when, fd, links: Vec::new() }, vec![hook]));
         }
         // In the order asked for, which is not that of the programs where one serves several hooks.
         for hook in hooks {
@@ -153,25 +157,33 @@ impl Program {
     }
 
     fn links_missed(&self) -> Result<Runs> {
-        let mut runs = Runs::default();
+        let mut missed = 0;
         for link in &self.links {
             if let Link::Kprobe(kprobe) = link {
-                runs.missed += kprobe.missed().context("cannot read a kprobe's misses")?;
+                missed += kprobe.missed().context("cannot read a kprobe's misses")?;
             }
         }
-        Ok(runs)
+        Ok(self.with_missed(missed))
     }
 
     fn runs(&self) -> Result<Runs> {
         let ProgramStats { run_ns, runs, missed, .. } =
             program_stats(self.fd.as_fd()).context("cannot read a program's statistics")?;
-        Ok(Runs { missed, cost: Cost { run_ns, runs } })
+        Ok(Runs { cost: Cost { run_ns, runs }, ..self.with_missed(missed) })
+    }
+
+    fn with_missed(&self, missed: u64) -> Runs {
+        match self.when {
+            When::Always => Runs { missed, ..Runs::default() },
+            When::NearFull | When::Unexplained => Runs { missed_on_demand: missed, ..Runs::default() },
+        }
     }
 }
 
 impl Runs {
     fn add(&mut self, other: Self) {
         self.missed += other.missed;
+        self.missed_on_demand += other.missed_on_demand;
         self.cost.run_ns += other.cost.run_ns;
         self.cost.runs += other.cost.runs;
     }

@@ -2,6 +2,8 @@
 
 pub mod attached;
 mod channel;
+mod counts;
+mod demand;
 mod kprobe;
 mod logger;
 pub mod losses;
@@ -52,26 +54,31 @@ pub trait Source {
 
 /// Opens the best source that this kernel allows, or the one that was named.
 pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
-    // A filter that is not applied must not pass in silence, nor a ranking that nobody makes.
-    anyhow::ensure!(options.filter.ends.is_none(), "no source of live counts can filter by --port or --net");
-    anyhow::ensure!(
-        options.by.iter().all(|by| *by == By::Dport),
-        "no source of live counts ranks by anything but the destination port"
-    );
     match options.source {
         SourceChoice::Auto => match open_probe(options, Mechanism::Best) {
             Ok(probe) => Ok(probe),
-            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
-                Ok(netlink) => Ok(Box::new(netlink)),
+            Err(refused) => match open_netlink(options, short(&refused)) {
+                Ok(netlink) => Ok(netlink),
                 Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
             },
         },
         SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
         SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
-        SourceChoice::Netlink => {
-            Ok(Box::new(Netlink::open(options.filter, "chosen by --source netlink".into())?))
-        }
+        SourceChoice::Netlink => open_netlink(options, "chosen by --source netlink".into()),
     }
+}
+
+/// A filter that is not applied must not pass in silence, nor a ranking that nobody makes.
+fn open_netlink(options: &Options, why: String) -> anyhow::Result<Box<dyn Source>> {
+    anyhow::ensure!(
+        options.filter.ends.is_none(),
+        "the netlink source cannot filter live counts by --port or --net"
+    );
+    anyhow::ensure!(
+        options.by.iter().all(|by| *by == By::Dport),
+        "the netlink source ranks no addresses (--by)"
+    );
+    Ok(Box::new(Netlink::open(options.filter, why)?))
 }
 
 /// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
@@ -82,6 +89,8 @@ fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn
         verbose: options.verbose,
         cost: matches!(options.format, Format::Json | Format::Screen),
         trace: None,
+        by_src: options.by.contains(&By::Src),
+        by_dst: options.by.contains(&By::Dst),
     };
     Ok(if options.format == Format::Screen {
         Box::new(Lossy::open(wishes)?)

@@ -1,7 +1,7 @@
 //! The eBPF source: programs attached while connection tracking is there, and their counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
 };
@@ -10,16 +10,18 @@ use aya::sys::{Stats, enable_stats};
 use ctwatch_ebpf::{Counters, FlowType, ROWS};
 
 use super::{
-    Source, Status, now,
+    Source, Status,
+    demand::{Reckoning, near_full},
+    now,
     tables::Tables,
-    watch::{Events, Watch},
+    watch::{Events, Reading, Watch},
 };
 use crate::{
     kernel::{
         facts::{self, Facts, Presence},
-        plan::{self, Plan, Refusal},
+        plan::{self, Plan, Refusal, When},
     },
-    model::{Cost, Filter, Sample, SourceInfo, SourceKind, trace::Wanted},
+    model::{Cost, Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
 };
 
 /// Which mechanism may be used.
@@ -56,6 +58,19 @@ pub struct Wishes {
     pub cost: bool,
     /// Single events to hand over.
     pub trace: Option<Wanted>,
+    /// Whether source addresses are ranked.
+    pub by_src: bool,
+    /// Whether destination addresses are.
+    pub by_dst: bool,
+}
+
+impl Wishes {
+    /// What is ranked: the destination port always.
+    pub fn ranked(&self) -> impl Iterator<Item = By> {
+        [Some(By::Dport), self.by_src.then_some(By::Src), self.by_dst.then_some(By::Dst)]
+            .into_iter()
+            .flatten()
+    }
 }
 
 /// Counts by programs in the kernel.
@@ -74,6 +89,14 @@ pub struct Probe {
     /// Read at opening, for the first attaching only: later ones may meet another load of the module.
     facts: Option<Facts>,
     stats: Option<OwnedFd>,
+    /// The tables at the last look.
+    seen: Vec<Table>,
+    /// Namespaces that the counters knew at the last sample.
+    met: BTreeSet<u32>,
+    /// Failures that no hook has told of.
+    unexplained: u64,
+    /// Compares the kernel's counters with ours, where nothing is filtered and the kernel shows them.
+    reckoning: Option<Reckoning>,
 }
 
 impl std::fmt::Debug for Probe {
@@ -104,6 +127,10 @@ impl Probe {
             facts: None,
             // Needs CAP_SYS_ADMIN (5.8 to 7.3): without it, cost is not known and all else works.
             stats: stats.unwrap_or(None),
+            seen: Vec::new(),
+            met: BTreeSet::new(),
+            unexplained: 0,
+            reckoning: None,
         };
         // Rights and kernel features are checked before anything is waited for.
         let facts = Facts::read()?;
@@ -126,7 +153,18 @@ impl Probe {
         }
         // Before the programs hang on it, so that a load of the module in between is noticed.
         let module = module_identity();
-        let mut attached = Watch::start(&facts, &plan, &self.wishes)?;
+        self.seen = self.tables.read([]);
+        let failures = self.tables.failures();
+        let comparable = self.wishes.filter == Filter::default() && failures.len() == self.seen.len();
+        self.reckoning = comparable.then(Reckoning::default);
+        let mut due = Vec::new();
+        if near_full(&[], &self.seen) {
+            due.push(When::NearFull);
+        }
+        if !comparable {
+            due.push(When::Unexplained);
+        }
+        let mut attached = Watch::start(&facts, &plan, &self.wishes, &due, comparable)?;
         self.events = self.wishes.trace.map(|_| attached.events()).transpose()?;
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
         self.attached = Some(attached);
@@ -153,17 +191,39 @@ impl Probe {
         Ok(self.past.lost + missed)
     }
 
+    /// Attaches hooks whose time has come, and lets go of one that is needed no longer.
+    fn tend(&mut self) -> anyhow::Result<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if !attached.waits_for(When::NearFull) && !attached.waits_for(When::Unexplained) {
+            return Ok(());
+        }
+        // The kernel's own counters before ours: what happens in between cannot look missed then.
+        let now = self.tables.read(self.met.iter().copied());
+        if attached.waits_for(When::NearFull) && near_full(&self.seen, &now) {
+            attached.arm(When::NearFull)?;
+        }
+        self.seen = now;
+        if let Some(reckoning) = &mut self.reckoning {
+            let Reading { rows, refused_unknown, .. } = attached.read()?;
+            self.unexplained = reckoning.unexplained(self.tables.failures(), &rows, refused_unknown);
+            if self.unexplained > 0 {
+                attached.arm(When::Unexplained)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Keeps what was counted and lets the programs go.
     fn detach(&mut self) -> anyhow::Result<()> {
         if let Some(mut attached) = self.attached.take() {
-            let (rows, lost, cost) = attached.read()?;
+            let Reading { rows, lost, cost, .. } = attached.read()?;
             for (flow, counters) in rows {
                 // As bounded as one load's rows, however often the module comes and goes.
                 let known = self.past.rows.len() < ROWS as usize || self.past.rows.contains_key(&flow);
                 let flow = if known { flow } else { FlowType::OVERFLOW };
                 self.past.rows.entry(flow).or_default().add(&counters);
             }
-            self.past.lost += lost;
+            self.past.lost += lost + std::mem::take(&mut self.unexplained);
             self.past.cost.run_ns += cost.run_ns;
             self.past.cost.runs += cost.runs;
         }
@@ -186,6 +246,7 @@ impl Source for Probe {
         }
         if let Some(attached) = &mut self.attached {
             attached.flush_log();
+            self.tend()?;
             return Ok(Status::Watching);
         }
         if facts::presence() == Presence::Absent {
@@ -212,10 +273,18 @@ impl Source for Probe {
     }
 
     fn sample(&mut self) -> anyhow::Result<Sample> {
-        let (mut rows, mut lost, mut cost) = match &mut self.attached {
+        // The kernel's own counters before ours: what happens in between cannot look missed then.
+        let tables = self.tables.read(self.met.iter().copied());
+        let Reading { mut rows, top, mut lost, mut cost, refused_unknown } = match &mut self.attached {
             Some(attached) => attached.read()?,
-            None => Default::default(),
+            None => Reading::default(),
         };
+        if let Some(reckoning) = &mut self.reckoning
+            && self.attached.is_some()
+        {
+            self.unexplained = reckoning.unexplained(self.tables.failures(), &rows, refused_unknown);
+        }
+        lost += self.unexplained;
         let (wall_ns, mono_ns) = now()?;
         for (flow, counters) in &self.past.rows {
             rows.entry(*flow).or_default().add(counters);
@@ -223,9 +292,9 @@ impl Source for Probe {
         lost += self.past.lost;
         cost.run_ns += self.past.cost.run_ns;
         cost.runs += self.past.cost.runs;
-        let tables = self.tables.read(rows.keys().map(|flow| flow.netns));
+        self.met = rows.keys().map(|flow| flow.netns).collect();
         let cost = self.stats.is_some().then_some(cost);
-        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost, top: None, losses: None })
+        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost, top: Some(top), losses: None })
     }
 }
 

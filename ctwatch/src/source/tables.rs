@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
+use super::demand::Failures;
 use crate::model::Table;
 
 /// How many namespaces are read at each sample; a machine with more shows the ones found first.
@@ -60,6 +61,7 @@ struct Place {
 struct Reading {
     count: Option<u64>,
     max: Option<u64>,
+    failures: Option<Failures>,
 }
 
 /// Reads the tables of all namespaces that it can find.
@@ -70,6 +72,7 @@ pub struct Tables {
     own: u32,
     places: BTreeMap<u32, Place>,
     looked: Option<Instant>,
+    failures: BTreeMap<u32, Failures>,
 }
 
 impl Tables {
@@ -77,7 +80,7 @@ impl Tables {
     pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
         let roots = Roots::default();
         let own = own_netns(&roots)?;
-        Ok(Self { roots, only, own, places: BTreeMap::new(), looked: None })
+        Ok(Self { roots, only, own, places: BTreeMap::new(), looked: None, failures: BTreeMap::new() })
     }
 
     /// The tables now. `met` are the namespaces that the counters know: one not yet found starts a search for it.
@@ -106,7 +109,8 @@ impl Tables {
         let readings = read_all(&self.roots, self.own, &wanted);
         // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
         self.places.retain(|netns, _| !wanted.contains_key(netns) || readings.contains_key(netns));
-
+        let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
+        self.failures = failures.collect();
         readings
             .into_iter()
             .map(|(netns, reading)| Table {
@@ -119,6 +123,11 @@ impl Tables {
                 max: reading.max,
             })
             .collect()
+    }
+
+    /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
+    pub(super) fn failures(&self) -> &BTreeMap<u32, Failures> {
+        &self.failures
     }
 
     fn wants(&self, netns: u32) -> bool {
@@ -294,9 +303,10 @@ fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
         }
         drop(file);
         if let Way::Process(pid) = way
-            && let Some(count) = entries_of(&roots.proc.join(format!("{pid}/net/stat/nf_conntrack")))
+            && let Ok(text) = fs::read_to_string(roots.proc.join(format!("{pid}/net/stat/nf_conntrack")))
+            && let Some(count) = parse_entries(&text)
         {
-            return Some(Reading { count: Some(count), max: None });
+            return Some(Reading { count: Some(count), max: None, failures: Failures::parse(&text) });
         }
         // It lives, even if nothing can be read of it.
         found = Some(Reading::default());
@@ -306,7 +316,13 @@ fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
 
 /// `/proc/sys/net` shows the namespace of whoever reads it.
 fn read_here() -> Reading {
-    Reading { count: number_in(Path::new(COUNT)), max: number_in(Path::new(MAX)) }
+    // Not `/proc/net`, which is the process's: this may be a thread that has moved.
+    let statistics = fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack");
+    Reading {
+        count: number_in(Path::new(COUNT)),
+        max: number_in(Path::new(MAX)),
+        failures: statistics.ok().and_then(|text| Failures::parse(&text)),
+    }
 }
 
 fn number_in(path: &Path) -> Option<u64> {
@@ -314,10 +330,6 @@ fn number_in(path: &Path) -> Option<u64> {
 }
 
 /// The column `entries` of a namespace's statistics: the whole namespace's count, repeated on each CPU's line, in hex.
-fn entries_of(path: &Path) -> Option<u64> {
-    parse_entries(&fs::read_to_string(path).ok()?)
-}
-
 fn parse_entries(text: &str) -> Option<u64> {
     let mut lines = text.lines();
     let column = lines.next()?.split_whitespace().position(|title| title == "entries")?;

@@ -61,6 +61,8 @@ impl Tracer {
             verbose: options.verbose,
             cost: false,
             trace: Some(options.wanted),
+            by_src: false,
+            by_dst: false,
         })?;
         let mut tracer = Self {
             probe,

@@ -6,22 +6,28 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
-    CALLERS, CallerRange, Counters, Event, FlowType, Health, HealthCounters, OVERFLOW_ROW,
+    CALLERS, CallerRange, Counters, Event, FlowType,
     loss::{Budget, TraceFilter},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::{
     attached::Attached,
+    counts::{self, Counts},
     logger::{self, Stderr},
     now,
     object::{Globals, Object},
     probe::Wishes,
-    reader::{Hash, PerCpu, Reader},
 };
 use crate::{
-    kernel::{facts::Facts, plan::Plan},
-    model::{Cost, Filter},
+    kernel::{
+        facts::Facts,
+        plan::{Hook, Plan, When},
+    },
+    model::{
+        Cost, Filter,
+        ranking::{By, Top},
+    },
 };
 
 /// Some 8,000 events: what all CPUs may hand over while we are not scheduled. A power of two, as the kernel wants.
@@ -38,14 +44,32 @@ pub struct Events {
     pub since_ns: u64,
 }
 
+/// What was counted since the start.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// By flow type.
+    pub rows: BTreeMap<FlowType, Counters>,
+    /// Ranked.
+    pub top: Vec<Top>,
+    /// How much is known to have been missed, …
+    pub lost: u64,
+    /// … refusals included whose flow nobody looked at.
+    pub refused_unknown: u64,
+    /// What it cost.
+    pub cost: Cost,
+}
+
 /// Attached programs and their maps. Dropping it detaches.
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Watch {
     attached: Attached,
-    reader: Reader,
-    owners: Hash,
-    counters: PerCpu<Counters>,
-    health: PerCpu<HealthCounters>,
+    counts: Counts,
+    facts: Facts,
+    /// Hooks that are not due yet.
+    waiting: Vec<Hook>,
+    by: Vec<By>,
+    /// Whether what is missed on demand is found by comparing with the kernel's counters.
+    reckoned: bool,
     logger: Option<EbpfLogger<Stderr>>,
     subtract_netlink: bool,
     /// What the first hooks counted, or missed, before the last one was attached.
@@ -54,8 +78,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Attaches what the plan names.
-    pub fn start(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Result<Self> {
+    /// Attaches what the plan names and what is due by now.
+    pub fn start(facts: &Facts, plan: &Plan, wishes: &Wishes, due: &[When], reckoned: bool) -> Result<Self> {
         // Before 5.11 maps count against RLIMIT_MEMLOCK; later kernels ignore it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let mut object = Object::parse(&globals(facts, plan, wishes))?;
@@ -68,27 +92,44 @@ impl Watch {
             let mut filters: Array<_, TraceFilter> = object.map("TRACE_FILTERS")?;
             filters.set(0, ends, 0).context("cannot write map TRACE_FILTERS")?;
         }
+        let at_once = |hook: &&Hook| hook.when == When::Always || due.contains(&hook.when);
+        let (now, waiting): (Vec<&Hook>, Vec<&Hook>) = plan.hooks.iter().partition(at_once);
+        let now: Vec<Hook> = now.into_iter().cloned().collect();
         let mut watch = Self {
-            reader: Reader::new()?,
-            owners: Hash::new(&mut object, "ROW_OWNERS")?,
-            counters: PerCpu::new(&mut object, "COUNTERS")?,
-            health: PerCpu::new(&mut object, "HEALTH")?,
+            counts: Counts::new(&mut object)?,
             attached: Attached::new(object),
+            facts: facts.clone(),
+            waiting: waiting.into_iter().cloned().collect(),
+            by: wishes.ranked().collect(),
+            reckoned,
             logger: None,
             subtract_netlink: plan.subtract_netlink,
             before: BTreeMap::new(),
             missed_before: 0,
         };
-        watch.attached.hook(facts, &plan.hooks)?;
+        watch.attached.hook(facts, &now)?;
         if wishes.verbose {
             watch.logger = logger::of(&watch.attached);
         }
         // Hooks that belong together are attached one by one: what some of them saw alone is not
         // a whole picture, so counting starts here.
-        let (rows, missed, _) = watch.read()?;
-        watch.before = rows;
-        watch.missed_before = missed;
+        let reading = watch.read()?;
+        watch.before = reading.rows;
+        watch.missed_before = reading.lost;
         Ok(watch)
+    }
+
+    /// Whether hooks wait for this.
+    pub fn waits_for(&self, when: When) -> bool {
+        self.waiting.iter().any(|hook| hook.when == when)
+    }
+
+    /// Attaches the hooks that waited for this. They stay: what came once comes again.
+    pub fn arm(&mut self, when: When) -> Result<()> {
+        let (due, waiting): (Vec<Hook>, Vec<Hook>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|hook| hook.when == when);
+        self.waiting = waiting;
+        self.attached.hook(&self.facts, &due)
     }
 
     /// The channel of single events.
@@ -113,48 +154,34 @@ impl Watch {
         Ok(self.missed()?.0.saturating_sub(self.missed_before))
     }
 
-    /// Rows, misses and cost since the start.
-    pub fn read(&mut self) -> Result<(BTreeMap<FlowType, Counters>, u64, Cost)> {
+    /// Everything since the start.
+    pub fn read(&mut self) -> Result<Reading> {
         self.flush_log();
-        let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
-        let owners = owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key)));
-        let mut rows = BTreeMap::new();
-        for (row, flow) in owners.chain([(OVERFLOW_ROW, FlowType::OVERFLOW)]) {
-            let mut sum = Counters::default();
-            for cpu in self.reader.element(&self.counters, row).context("cannot read map COUNTERS")? {
-                sum.add(cpu);
-            }
-            if flow == FlowType::OVERFLOW && sum == Counters::default() {
-                continue;
-            }
+        let counts::Reading { mut rows, top } = self.counts.read(&self.by)?;
+        for (flow, row) in &mut rows {
             if self.subtract_netlink {
-                let netlink = sum.get(Event::InsertNetlink);
-                let insert = &mut sum.0[Event::Insert as usize];
+                let netlink = row.get(Event::InsertNetlink);
+                let insert = &mut row.0[Event::Insert as usize];
                 // A reading between the two hooks of one insertion sees the entry as the packet
                 // path's until the next reading.
                 *insert = insert.saturating_sub(netlink);
             }
-            if let Some(before) = self.before.get(&flow) {
-                for (count, before) in sum.0.iter_mut().zip(before.0) {
+            if let Some(before) = self.before.get(flow) {
+                for (count, before) in row.0.iter_mut().zip(before.0) {
                     *count = count.saturating_sub(before);
                 }
             }
-            rows.insert(flow, sum);
         }
-        let (missed, cost) = self.missed()?;
-        Ok((rows, missed.saturating_sub(self.missed_before), cost))
+        let (missed, refused_unknown, cost) = self.missed()?;
+        let lost = missed.saturating_sub(self.missed_before);
+        Ok(Reading { rows, top, lost, refused_unknown, cost })
     }
 
-    fn missed(&mut self) -> Result<(u64, Cost)> {
+    fn missed(&mut self) -> Result<(u64, u64, Cost)> {
         let runs = self.attached.runs()?;
-        let mut missed = runs.missed;
-        for cpu in self.reader.element(&self.health, 0).context("cannot read map HEALTH")? {
-            missed += [Health::NoEntry, Health::NoReturn, Health::ReadFailed]
-                .iter()
-                .map(|what| cpu.0[*what as usize])
-                .sum::<u64>();
-        }
-        Ok((missed, runs.cost))
+        let health = self.counts.health()?;
+        let on_demand = if self.reckoned { 0 } else { runs.missed_on_demand };
+        Ok((runs.missed + on_demand + health.lost(), health.refused_unknown(), runs.cost))
     }
 }
 
@@ -166,6 +193,9 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     let (events, per_second) =
         wishes.trace.as_ref().map_or((0, 0), |wanted| (wanted.names.events(), wanted.per_second));
     let log_level = if wishes.verbose { log::Level::Debug as u8 } else { 0 };
+    // The hook on `nf_ct_delete` and the distance to what it would tell exclude each other.
+    let hooked = plan.hooks.iter().any(|hook| hook.program == "delete");
+    let delete_frame = facts.delete_frame.filter(|_| !hooked).unwrap_or(0);
     let mut globals = Globals::default();
     for (global, offset) in &facts.offsets {
         globals.set(global, &offset.to_ne_bytes());
@@ -180,6 +210,8 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         .set("TRACE_EVENTS", &events.to_ne_bytes())
         .set("TRACE_PER_SECOND", &per_second.to_ne_bytes())
         .set("TRACE_FILTER", &[u8::from(ends.is_some())])
+        .set("DELETE_FRAME", &delete_frame.to_ne_bytes())
+        .set("BY_ADDRESS", &[u8::from(wishes.by_src) | u8::from(wishes.by_dst) << 1])
         .set(aya_log::LEVEL, &[log_level]);
     globals
 }

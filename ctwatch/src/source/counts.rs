@@ -1,0 +1,165 @@
+//! Reads what the programs counted: rows by flow type, rankings, misses.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use ctwatch_ebpf::loss::has_ports;
+use ctwatch_ebpf::tally::{self, AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
+use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType, HealthCounters, OVERFLOW_ROW, ROWS};
+
+use super::object::Object;
+use super::reader::{Hash, PerCpu, Reader};
+use crate::model::ranking::{By, Top};
+
+/// The maps that the programs count in.
+pub(super) struct Counts {
+    reader: Reader,
+    owners: Hash,
+    shared: PerCpu<Counters>,
+    inserts: PerCpu<Inserts>,
+    deletes: PerCpu<Deletes>,
+    drop_ports: PerCpu<DropPorts>,
+    addresses: [PerCpu<Addresses>; 3],
+    health: PerCpu<HealthCounters>,
+}
+
+/// One reading.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    pub(super) rows: BTreeMap<FlowType, Counters>,
+    pub(super) top: Vec<Top>,
+}
+
+/// Counts of one key: inserts, evictions, refusals.
+type Ranks<K> = BTreeMap<K, [u64; 3]>;
+
+impl Counts {
+    /// The object's maps, made now where they were not yet.
+    pub(super) fn new(object: &mut Object) -> anyhow::Result<Self> {
+        Ok(Self {
+            reader: Reader::new()?,
+            owners: Hash::new(object, "ROW_OWNERS")?,
+            shared: PerCpu::new(object, "COUNTERS")?,
+            inserts: PerCpu::new(object, "INSERTS")?,
+            deletes: PerCpu::new(object, "DELETES")?,
+            drop_ports: PerCpu::new(object, "DROP_PORTS")?,
+            addresses: [
+                PerCpu::new(object, "INSERT_ADDRESSES")?,
+                PerCpu::new(object, "EVICTION_ADDRESSES")?,
+                PerCpu::new(object, "DROP_ADDRESSES")?,
+            ],
+            health: PerCpu::new(object, "HEALTH")?,
+        })
+    }
+
+    /// Everything counted since the maps were made.
+    pub(super) fn read(&mut self, by: &[By]) -> anyhow::Result<Reading> {
+        let mut rows = self.shared_rows()?;
+        let mut ports: Ranks<PortKey> = BTreeMap::new();
+        let inserts = self.reader.element(&self.inserts, 0).context("cannot read map INSERTS")?;
+        for cpu in inserts {
+            for row in cpu.flows.iter().filter(|row| row.flow != 0) {
+                add(&mut rows, row.flow, Event::Insert, row.counts[0])?;
+            }
+            collect(&mut ports, &cpu.ports, 0);
+        }
+        let deletes = self.reader.element(&self.deletes, 0).context("cannot read map DELETES")?;
+        for cpu in deletes {
+            for row in cpu.flows.iter().filter(|row| row.flow != 0) {
+                for (event, count) in tally::DELETES.into_iter().zip(row.counts) {
+                    add(&mut rows, row.flow, event, count)?;
+                }
+            }
+            collect(&mut ports, &cpu.ports, 1);
+        }
+        let drops = self.reader.element(&self.drop_ports, 0).context("cannot read map DROP_PORTS")?;
+        for cpu in drops {
+            collect(&mut ports, cpu, 2);
+        }
+        let mut top = Vec::new();
+        if by.contains(&By::Dport) {
+            top.extend(ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)));
+        }
+        if by.iter().any(|by| *by != By::Dport) {
+            let mut addresses: Ranks<AddressKey> = BTreeMap::new();
+            for (which, map) in self.addresses.iter().enumerate() {
+                let table = self.reader.element(map, 0).context("cannot read a map of addresses")?;
+                for cpu in table {
+                    collect(&mut addresses, cpu, which);
+                }
+            }
+            top.extend(addresses.into_iter().map(|(key, counts)| address_line(key, counts)));
+        }
+        Ok(Reading { rows, top })
+    }
+
+    /// What the programs know of their own work, all CPUs together.
+    pub(super) fn health(&mut self) -> anyhow::Result<HealthCounters> {
+        let mut sum = HealthCounters::default();
+        for cpu in self.reader.element(&self.health, 0).context("cannot read map HEALTH")? {
+            sum.add(cpu);
+        }
+        Ok(sum)
+    }
+
+    fn shared_rows(&mut self) -> anyhow::Result<BTreeMap<FlowType, Counters>> {
+        let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
+        let mut places: Vec<(u32, FlowType)> =
+            owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key))).collect();
+        places.push((OVERFLOW_ROW, FlowType::OVERFLOW));
+        let mut rows = BTreeMap::new();
+        for (row, flow) in places {
+            let mut sum = Counters::default();
+            for cpu in self.reader.element(&self.shared, row).context("cannot read map COUNTERS")? {
+                sum.add(cpu);
+            }
+            if flow != FlowType::OVERFLOW || sum != Counters::default() {
+                rows.insert(flow, sum);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Adds to a row. The tables of many CPUs together may know more flow types than there shall be rows.
+fn add(rows: &mut BTreeMap<FlowType, Counters>, key: u64, event: Event, count: u64) -> anyhow::Result<()> {
+    let flow = FlowType::unpack(key);
+    anyhow::ensure!(flow.pack() == key, "a map holds the impossible flow type {key:#x}");
+    let many = rows.len() >= ROWS as usize;
+    let row = match rows.entry(flow) {
+        Entry::Vacant(_) if many => rows.entry(FlowType::OVERFLOW).or_default(),
+        Entry::Vacant(free) => free.insert(Counters::default()),
+        Entry::Occupied(row) => row.into_mut(),
+    };
+    row.0[event as usize] += count;
+    Ok(())
+}
+
+fn collect<K: Copy + Ord>(ranks: &mut Ranks<K>, places: &[Place<K>], which: usize) {
+    for place in places.iter().filter(|place| place.count != 0) {
+        ranks.entry(place.key).or_default()[which] += place.count;
+    }
+}
+
+fn port_line(key: PortKey, counts: [u64; 3]) -> Option<Top> {
+    let (flow, port) = key.parts();
+    has_ports(flow.proto).then(|| line(By::Dport, flow, port.to_string(), counts))
+}
+
+fn address_line(key: AddressKey, counts: [u64; 3]) -> Top {
+    let (flow, destination) = key.parts();
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&key.address[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&key.address[1].to_ne_bytes());
+    let address = match bytes {
+        [a, b, c, d, ..] if flow.family == AF_INET => IpAddr::from([a, b, c, d]),
+        all => IpAddr::from(all),
+    };
+    line(if destination { By::Dst } else { By::Src }, flow, address.to_string(), counts)
+}
+
+fn line(by: By, flow: FlowType, key: String, [insert, early_drop, drop]: [u64; 3]) -> Top {
+    let FlowType { netns, family, proto } = flow;
+    Top { by, netns, family, proto, key, insert, early_drop, drop }
+}

@@ -1,0 +1,188 @@
+//! When the hooks that wait for something are due, and what was missed until then: pure.
+
+use std::collections::BTreeMap;
+
+use ctwatch_ebpf::{Counters, Event, FlowType};
+
+use crate::model::Table;
+
+/// A table with no more free places than this is near its limit whatever its size: a flood fills so
+/// many between two looks.
+const RESERVE: u64 = 65_536;
+/// How many looks ahead the growth since the last one must fit.
+const LOOKS: u64 = 8;
+
+/// Whether any table may be full before the next look.
+///
+/// Where a table cannot be read, it may.
+pub(super) fn near_full(before: &[Table], now: &[Table]) -> bool {
+    let near = |table: &Table| {
+        let (Some(count), Some(max)) = (table.count, table.max) else { return true };
+        // A limit of 0 means none.
+        if max == 0 {
+            return false;
+        }
+        let old = before.iter().find(|old| old.netns == table.netns).and_then(|old| old.count);
+        let growth = count.saturating_sub(old.unwrap_or(0));
+        let free = max.saturating_sub(count);
+        free <= RESERVE || free < max / 4 || free < growth.saturating_mul(LOOKS)
+    };
+    now.is_empty() || now.iter().any(near)
+}
+
+/// The kernel's counters of failures, all CPUs of a namespace together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Failures {
+    /// Entries that could not enter the table at confirmation.
+    pub(super) insert_failed: u64,
+    /// Packets dropped: refused flows, clashes that were not resolved, what a tracker drops itself.
+    pub(super) drop: u64,
+}
+
+impl Failures {
+    /// From the text of `/proc/net/stat/nf_conntrack` (`ct_cpu_seq_show`, 5.10 to 7.3): a line of
+    /// titles, then a line a CPU, in hexadecimal.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let titles: Vec<&str> = lines.next()?.split_whitespace().collect();
+        let column = |title| titles.iter().position(|found| *found == title);
+        let (failed, drop) = (column("insert_failed")?, column("drop")?);
+        let mut sum = Self::default();
+        for line in lines {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let value = |at: usize| words.get(at).and_then(|word| u64::from_str_radix(word, 16).ok());
+            sum.insert_failed += value(failed)?;
+            sum.drop += value(drop)?;
+        }
+        Some(sum)
+    }
+}
+
+/// Compares the kernel's counters with what the hooks saw.
+#[derive(Debug, Default)]
+pub(super) struct Reckoning {
+    /// Each namespace's counters when it was first seen.
+    first: BTreeMap<u32, Failures>,
+    /// What namespaces that are gone had counted since.
+    gone: Failures,
+    last: BTreeMap<u32, Failures>,
+}
+
+impl Reckoning {
+    /// How many failures the kernel has counted since the start that no hook has told of.
+    ///
+    /// `kernel` must have been read before `rows`, so that what happens in between cannot look unexplained.
+    /// `refused` are refusals whose flow nobody looked at, which are known to be lost already.
+    pub(super) fn unexplained(
+        &mut self,
+        kernel: &BTreeMap<u32, Failures>,
+        rows: &BTreeMap<FlowType, Counters>,
+        refused: u64,
+    ) -> u64 {
+        for (netns, now) in kernel {
+            self.first.entry(*netns).or_insert(*now);
+        }
+        let ended: Vec<u32> = self.last.keys().filter(|netns| !kernel.contains_key(netns)).copied().collect();
+        for netns in ended {
+            let since = since(self.first.remove(&netns), self.last.remove(&netns));
+            self.gone.insert_failed += since.insert_failed;
+            self.gone.drop += since.drop;
+        }
+        self.last.clone_from(kernel);
+        let mut told = self.gone;
+        for (netns, now) in kernel {
+            let since = since(self.first.get(netns).copied(), Some(*now));
+            told.insert_failed += since.insert_failed;
+            told.drop += since.drop;
+        }
+        let seen = |events: &[Event]| -> u64 {
+            rows.values().map(|row| events.iter().map(|event| row.get(*event)).sum::<u64>()).sum()
+        };
+        let clash = seen(&[Event::FailedClash]);
+        let failed = clash + seen(&[Event::FailedChaintoolong, Event::FailedDying]);
+        let dropped = clash + seen(&[Event::DropTableFull, Event::DropNoMemory]) + refused;
+        told.insert_failed.saturating_sub(failed) + told.drop.saturating_sub(dropped)
+    }
+}
+
+fn since(first: Option<Failures>, now: Option<Failures>) -> Failures {
+    let (first, now) = (first.unwrap_or_default(), now.unwrap_or_default());
+    Failures {
+        insert_failed: now.insert_failed.saturating_sub(first.insert_failed),
+        drop: now.drop.saturating_sub(first.drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(netns: u32, count: u64, max: u64) -> Table {
+        Table { netns, name: netns.to_string(), count: Some(count), max: Some(max) }
+    }
+
+    #[test]
+    fn a_small_table_is_always_near_its_limit_and_a_large_empty_one_is_not() {
+        assert!(near_full(&[], &[table(1, 0, 65_536)]));
+        assert!(!near_full(&[], &[table(1, 1_000, 262_144)]));
+        assert!(near_full(&[], &[table(1, 1_000, 262_144), table(2, 200_000, 262_144)]));
+        assert!(near_full(&[], &[table(1, 800_000, 1_000_000)]));
+    }
+
+    #[test]
+    fn growth_brings_the_limit_near() {
+        let before = [table(1, 100_000, 1_000_000)];
+        assert!(!near_full(&before, &[table(1, 150_000, 1_000_000)]));
+        assert!(near_full(&before, &[table(1, 250_000, 1_000_000)]));
+        assert!(!near_full(&before, &[table(1, 50_000, 1_000_000)]), "it shrinks");
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_full() {
+        assert!(near_full(&[], &[]));
+        assert!(near_full(&[], &[Table { max: None, ..table(1, 0, 0) }]));
+        assert!(!near_full(&[], &[table(1, 5, 0)]), "no limit");
+    }
+
+    #[test]
+    fn statistics_are_summed_over_cpus() {
+        let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop\n\
+                    0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000002 00000010 00000000\n\
+                    0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000001 00000001 00000000\n";
+        assert_eq!(Failures::parse(text), Some(Failures { insert_failed: 3, drop: 17 }));
+        assert_eq!(Failures::parse("entries drop\n1 1\n"), None);
+        assert_eq!(Failures::parse("insert_failed drop\n1\n"), None);
+        assert_eq!(Failures::parse(""), None);
+    }
+
+    fn row(counts: &[(Event, u64)]) -> BTreeMap<FlowType, Counters> {
+        let mut counters = Counters::default();
+        for (event, count) in counts {
+            counters.0[*event as usize] = *count;
+        }
+        BTreeMap::from([(FlowType { netns: 1, family: 2, proto: 17 }, counters)])
+    }
+
+    #[test]
+    fn only_what_nobody_has_seen_is_unexplained() {
+        let kernel = |netns, insert_failed, drop| BTreeMap::from([(netns, Failures { insert_failed, drop })]);
+        let mut reckoning = Reckoning::default();
+        assert_eq!(reckoning.unexplained(&kernel(1, 50, 70), &row(&[]), 0), 0, "from before the start");
+        assert_eq!(reckoning.unexplained(&kernel(1, 53, 70), &row(&[]), 0), 3);
+        let seen = row(&[(Event::FailedChaintoolong, 1), (Event::FailedDying, 2)]);
+        assert_eq!(reckoning.unexplained(&kernel(1, 53, 70), &seen, 0), 0);
+        let clash = row(&[(Event::FailedClash, 4), (Event::FailedDying, 3), (Event::DropTableFull, 5)]);
+        assert_eq!(reckoning.unexplained(&kernel(1, 57, 79), &clash, 0), 0, "a clash counts in both");
+        assert_eq!(
+            reckoning.unexplained(&kernel(1, 57, 82), &clash, 2),
+            1,
+            "two of them are known to be lost"
+        );
+        assert_eq!(
+            reckoning.unexplained(&kernel(2, 9, 9), &clash, 2),
+            1,
+            "a namespace that is gone keeps its share"
+        );
+        assert_eq!(reckoning.unexplained(&kernel(2, 11, 9), &clash, 2), 3);
+    }
+}
