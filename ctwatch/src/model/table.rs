@@ -23,7 +23,7 @@ pub mod status {
     pub const OFFLOAD: u32 = 1 << 14;
 }
 
-/// Groups kept at once, 9 MB of them: all combinations of a protocol and its destination ports fit.
+/// Groups kept at once, 8 MB of them. All ports of one protocol fit.
 pub const MOST_GROUPS: usize = 1 << 16;
 
 /// What entries are grouped by. Addresses and ports are those of the original direction.
@@ -167,6 +167,22 @@ const ASSURED: u8 = 1;
 /// There is a port 0 too.
 const PORTS: u8 = 2;
 
+impl Key {
+    /// Among groups of one size: by what they have in common, from left to right; what has no ports comes first.
+    fn order(&self) -> impl Ord {
+        let address = |words: [u64; 2]| words.map(u64::from_be);
+        (
+            (self.netns, self.family, self.proto, self.state, self.flags),
+            (
+                address(self.src),
+                u16::from_be_bytes(self.sport),
+                address(self.dst),
+                u16::from_be_bytes(self.dport),
+            ),
+        )
+    }
+}
+
 /// Counts entries by group.
 #[derive(Debug)]
 pub struct Grouping {
@@ -254,13 +270,20 @@ impl Grouping {
 
     /// The groups, largest first, `most` of them where that is given.
     pub fn ranked(&self, most: Option<usize>) -> Ranked {
-        let mut groups: Vec<Group> = self.groups.iter().map(|(key, count)| self.group(key, *count)).collect();
-        groups.sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.identity().cmp(&b.identity())));
-        let rest = groups.split_off(most.unwrap_or(usize::MAX).min(groups.len()));
+        let mut counts: Vec<(&Key, u64)> = self.groups.iter().map(|(key, count)| (key, *count)).collect();
+        let order =
+            |a: &(&Key, u64), b: &(&Key, u64)| b.1.cmp(&a.1).then_with(|| a.0.order().cmp(&b.0.order()));
+        let shown = most.unwrap_or(usize::MAX).min(counts.len());
+        // Sorting what is not shown would cost more than all the rest of it.
+        if shown < counts.len() {
+            counts.select_nth_unstable_by(shown, order);
+        }
+        let rest = counts.split_off(shown);
+        counts.sort_unstable_by(order);
         Ranked {
-            groups,
+            groups: counts.into_iter().map(|(key, count)| self.group(key, count)).collect(),
             more_groups: rest.len(),
-            more_entries: rest.iter().map(|group| group.count).sum(),
+            more_entries: rest.iter().map(|(_, count)| count).sum(),
             ungrouped: self.ungrouped,
         }
     }
@@ -318,14 +341,6 @@ pub struct Group {
 }
 
 impl Group {
-    /// Among groups of one size: by what they have in common, from left to right.
-    fn identity(&self) -> impl Ord {
-        (
-            (self.netns, self.family, self.proto, self.state, self.assured),
-            (self.src, self.sport, self.dst, self.dport),
-        )
-    }
-
     /// The address or port that a dimension stands for, where this group has it.
     pub fn key(&self, by: GroupBy) -> Option<String> {
         match by {

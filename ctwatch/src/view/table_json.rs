@@ -19,7 +19,7 @@ pub fn holding(holding: &Holding, machine: &Machine) -> String {
             spaces => Place::all(spaces),
         },
         census: CensusObject::of(read.then_some(census)),
-        groups: holding.ranked.groups.iter().map(|group| GroupObject::new(group, holding)).collect(),
+        groups: Groups(holding),
         more: MoreObject { groups: holding.ranked.more_groups, entries: holding.ranked.more_entries },
         ungrouped: holding.ranked.ungrouped,
         interrupted: holding.spaces.iter().any(|space| space.interrupted),
@@ -49,7 +49,7 @@ struct Object<'a> {
     place: Place<'a>,
     #[serde(flatten)]
     census: CensusObject,
-    groups: Vec<GroupObject<'a>>,
+    groups: Groups<'a>,
     /// Groups beyond `--count`.
     more: MoreObject,
     ungrouped: u64,
@@ -103,6 +103,16 @@ impl CensusObject {
 struct MoreObject {
     groups: usize,
     entries: u64,
+}
+
+/// Written one by one: there can be many.
+struct Groups<'a>(&'a Holding);
+
+impl Serialize for Groups<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let groups = self.0.ranked.groups.iter();
+        serializer.collect_seq(groups.map(|group| GroupObject::new(group, self.0)))
+    }
 }
 
 #[derive(Serialize)]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::doctor::facts::{Group, Port, TableView};
 use crate::doctor::timeouts::{self, TIMEOUTS};
+use crate::model::state::State;
 use crate::source::netlink::entry::{self, L4, status};
 use crate::source::netlink::message::CT_GET;
 use crate::source::netlink::socket::Requests;
@@ -137,37 +138,9 @@ pub fn from_netlink(sysctls: &BTreeMap<String, u64>) -> io::Result<TableView> {
     Ok(collector.finish("dump by ctnetlink"))
 }
 
-/// The kernel's numbers (`TCP_CONNTRACK_…`, `SCTP_CONNTRACK_…`) by the names that procfs writes.
+/// The state behind a tracker's number, by the name that procfs writes.
 fn state_name(proto: u8, number: u8) -> Option<&'static str> {
-    const TCP: [&str; 10] = [
-        "NONE",
-        "SYN_SENT",
-        "SYN_RECV",
-        "ESTABLISHED",
-        "FIN_WAIT",
-        "CLOSE_WAIT",
-        "LAST_ACK",
-        "TIME_WAIT",
-        "CLOSE",
-        "SYN_SENT2",
-    ];
-    const SCTP: [&str; 9] = [
-        "NONE",
-        "CLOSED",
-        "COOKIE_WAIT",
-        "COOKIE_ECHOED",
-        "ESTABLISHED",
-        "SHUTDOWN_SENT",
-        "SHUTDOWN_RECD",
-        "SHUTDOWN_ACK_SENT",
-        "HEARTBEAT_SENT",
-    ];
-    let names: &[&str] = match proto {
-        6 => &TCP,
-        132 => &SCTP,
-        _ => &[],
-    };
-    names.get(usize::from(number)).copied()
+    Some(State::tracked(proto, number)).filter(|state| *state != State::Unknown).map(State::name)
 }
 
 /// A line such as `ipv4 2 tcp 6 431999 ESTABLISHED src=… dst=… sport=… dport=… src=… [ASSURED] mark=0 use=2`.

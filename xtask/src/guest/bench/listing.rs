@@ -1,12 +1,14 @@
 //! What it costs to see who fills the table: whole commands, as an operator types them, on a table of many entries.
 
+use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::super::report::Report;
-use super::super::space::{Space, checked};
+use super::super::space::Space;
 use super::super::state;
 use super::super::traffic::{Family, PORT};
 use super::super::witness;
@@ -91,12 +93,22 @@ fn verify(text: &str, end: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The most memory the command had resident, in KiB, as busybox's `time` tells it.
+/// The most memory ctwatch had resident when its first bytes came out, in KiB: as JSON, which it has whole by then.
 fn resident(command: &str) -> anyhow::Result<u64> {
-    let said =
-        checked(Command::new("sh").args(["-c", &format!("busybox time -v {command} 2>&1 >/dev/null")]))?;
-    said.lines()
-        .find_map(|line| line.trim().strip_prefix("Maximum resident set size (kbytes): "))
-        .and_then(|number| number.parse().ok())
-        .with_context(|| format!("time -v: {said}"))
+    let mut words = command.split(' ');
+    let mut child = Command::new(words.next().context("no command")?)
+        .args(words)
+        .arg("--json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {command}"))?;
+    let mut output = child.stdout.take().context("its stdout")?;
+    // It cannot end before its output has been read.
+    fcntl(&output, FcntlArg::F_SETPIPE_SZ(4096)).context("make the pipe small")?;
+    output.read_exact(&mut [0])?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+    std::io::copy(&mut output, &mut std::io::sink())?;
+    anyhow::ensure!(child.wait()?.success(), "{command} --json failed");
+    super::number(&status, "VmHWM:")
 }

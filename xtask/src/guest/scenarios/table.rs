@@ -1,6 +1,7 @@
 //! `ctwatch table`: the same as `conntrack -L`, counted by hand.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::Context;
@@ -22,6 +23,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("table::filters", filters),
     scenario("table::shown_and_left_out", shown_and_left_out),
     scenario("table::more_groups_than_room", more_groups_than_room),
+    scenario("table::unprivileged", unprivileged),
 ];
 
 fn run(args: &[&str]) -> anyhow::Result<Output> {
@@ -377,6 +379,29 @@ fn more_groups_than_room() -> anyhow::Result<()> {
     equal("its entries", object["groups"][0]["count"].as_u64(), Some(u64::from(SAME)))?;
     equal("groups kept", object["more"]["groups"].as_u64(), Some(ROOM - 1))?;
     equal("in no group", object["ungrouped"].as_u64(), Some(u64::from(FLOWS) + 1 - ROOM))
+}
+
+/// Without the right to ask, nothing is told that could be taken for a table, and the reason is.
+fn unprivileged() -> anyhow::Result<()> {
+    const NOBODY: u32 = 65_534;
+    let space = init();
+    fresh(&[&space])?;
+    udp::send(Flows::new(Family::V4, 10))?;
+    let output = Command::new(program())
+        .args(["table", "--json"])
+        .uid(NOBODY)
+        .stdin(Stdio::null())
+        .output()
+        .context("run ctwatch table as nobody")?;
+    equal("exit code", output.status.code(), Some(1))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(said.contains("cap_net_admin"), "it does not say what is missing: {said}");
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let object: Value = serde_json::from_str(line)?;
+        equal("total", &object["total"], &Value::Null)?;
+        anyhow::ensure!(object["error"].is_string(), "no error in {line}");
+    }
+    Ok(())
 }
 
 /// Neither conntrack nor its netlink half gets loaded by asking; what would load it is told.
