@@ -1,6 +1,7 @@
 //! Where samples come from.
 
 pub mod attached;
+mod auto;
 mod channel;
 mod kprobe;
 mod logger;
@@ -18,8 +19,9 @@ pub mod watch;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::cli::{Format, Options, SourceChoice};
-use crate::kernel::plan::Refusal;
-use crate::model::{By, Sample, SourceInfo};
+use crate::kernel::plan::{Obstacle, Refusal};
+use crate::model::{By, Sample, SourceInfo, SourceKind};
+use auto::Auto;
 use losses::Lossy;
 use netlink::Netlink;
 use probe::{Mechanism, Probe, Wishes};
@@ -52,20 +54,25 @@ pub trait Source {
 
 /// Opens the best source that this kernel allows, or the one that was named.
 pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
-    // A filter that is not applied must not pass in silence, nor a ranking that nobody makes.
-    anyhow::ensure!(options.filter.ends.is_none(), "no source of live counts can filter by --port or --net");
+    // A ranking that nobody makes must not pass in silence.
     anyhow::ensure!(
         options.by.iter().all(|by| *by == By::Dport),
         "no source of live counts ranks by anything but the destination port"
     );
     match options.source {
-        SourceChoice::Auto => match open_probe(options, Mechanism::Best) {
-            Ok(probe) => Ok(probe),
-            Err(refused) => match Netlink::open(options.filter, short(&refused)) {
-                Ok(netlink) => Ok(Box::new(netlink)),
-                Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
-            },
-        },
+        SourceChoice::Auto => {
+            let filter = options.filter;
+            let next = move |refused: &anyhow::Error| -> anyhow::Result<Box<dyn Source>> {
+                match Netlink::open(filter, short(refused)) {
+                    Ok(netlink) => Ok(Box::new(netlink)),
+                    Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
+                }
+            };
+            match open_probe(options, Mechanism::Best) {
+                Ok(probe) => Ok(Box::new(Auto::new(probe, next))),
+                Err(refused) => next(&refused),
+            }
+        }
         SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
         SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
         SourceChoice::Netlink => {
@@ -76,6 +83,10 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
 
 /// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
 fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn Source>> {
+    // A filter that is not applied must not pass in silence.
+    if options.filter.ends.is_some() {
+        return Err(refuse_ends().into());
+    }
     let wishes = Wishes {
         mechanism,
         filter: options.filter,
@@ -88,6 +99,17 @@ fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn
     } else {
         Box::new(Probe::open(wishes)?)
     })
+}
+
+/// Programs look at the ends of single events only.
+fn refuse_ends() -> Refusal {
+    Refusal {
+        kind: SourceKind::Kprobe,
+        obstacles: vec![Obstacle {
+            missing: "live counts without --port and --net, by which they do not filter".into(),
+            mend: "count by --source netlink, or look at single events with ctwatch trace".into(),
+        }],
+    }
 }
 
 /// Why a source did not run, in one line: its first obstacle, or the cause of its failure.
