@@ -312,6 +312,12 @@ impl Totals {
         sum_of(&self.rows, field)
     }
 
+    /// The same over those of one family; `any` is what was told without one.
+    pub(super) fn sum_of_family(&self, family: &str, field: &str) -> u64 {
+        let fits = |(key, _): &(&Key, &Counts)| key.family == family;
+        self.rows.iter().filter(fits).map(|(_, counts)| field_of(counts, field)).sum()
+    }
+
     /// The same over those of one namespace.
     pub(super) fn sum_in(&self, netns: u64, field: &str) -> u64 {
         let here = |(key, _): &(&Key, &Counts)| key.netns == netns;
