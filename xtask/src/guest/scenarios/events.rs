@@ -213,8 +213,9 @@ struct Crowd(u32);
 
 impl Crowd {
     fn create(count: u32) -> anyhow::Result<Self> {
-        Self(count).each("add")?;
-        Ok(Self(count))
+        let crowd = Self(count);
+        crowd.each("add")?;
+        Ok(crowd)
     }
 
     fn each(&self, what: &str) -> anyhow::Result<()> {
