@@ -48,6 +48,8 @@ pub(in super::super) fn run(native: bool, results: &Path) -> anyhow::Result<Exit
         state::fresh(&Space::init())?;
     }
     let space = Space::create("ctwatch-burst")?;
+    // What the boot has left behind is in the first one.
+    one(&space, Listener::Nobody)?;
     for listener in [Listener::Nobody, Listener::Ctwatch, Listener::ConntrackEvents] {
         report.figure(&Figure::Burst(one(&space, listener)?))?;
     }
