@@ -68,7 +68,7 @@ const COUNTING: [&str; 11] = [
 ];
 
 /// The same by netlink, and how it behaves.
-const BY_NETLINK: [&str; 13] = [
+const BY_NETLINK: [&str; 12] = [
     "traffic::",
     "full::unassured",
     "full::assured",
@@ -79,7 +79,6 @@ const BY_NETLINK: [&str; 13] = [
     "netns::",
     "nat::",
     "filter::",
-    "manners::loads_nothing",
     "manners::waits_for_conntrack",
     "manners::sigint",
 ];

@@ -1,6 +1,7 @@
 //! Where samples come from.
 
 pub mod attached;
+mod auto;
 mod channel;
 mod counts;
 mod demand;
@@ -21,7 +22,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::cli::{Format, Options, SourceChoice};
 use crate::kernel::plan::Refusal;
-use crate::model::{By, Sample, SourceInfo};
+use crate::model::{By, Filter, Sample, SourceInfo};
+use auto::Auto;
 use losses::Lossy;
 use netlink::Netlink;
 use probe::{Mechanism, Probe, Wishes};
@@ -55,30 +57,27 @@ pub trait Source {
 /// Opens the best source that this kernel allows, or the one that was named.
 pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
     match options.source {
-        SourceChoice::Auto => match open_probe(options, Mechanism::Best) {
-            Ok(probe) => Ok(probe),
-            Err(refused) => match open_netlink(options, short(&refused)) {
+        SourceChoice::Auto => {
+            let (filter, by) = (options.filter, options.by.clone());
+            let next = move |refused: &anyhow::Error| match open_netlink(filter, &by, short(refused)) {
                 Ok(netlink) => Ok(netlink),
                 Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
-            },
-        },
+            };
+            match open_probe(options, Mechanism::Best) {
+                Ok(probe) => Ok(Box::new(Auto::new(probe, next))),
+                Err(refused) => next(&refused),
+            }
+        }
         SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
         SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
-        SourceChoice::Netlink => open_netlink(options, "chosen by --source netlink".into()),
+        SourceChoice::Netlink => open_netlink(options.filter, &options.by, "chosen by --source netlink".into()),
     }
 }
 
-/// A filter that is not applied must not pass in silence, nor a ranking that nobody makes.
-fn open_netlink(options: &Options, why: String) -> anyhow::Result<Box<dyn Source>> {
-    anyhow::ensure!(
-        options.filter.ends.is_none(),
-        "the netlink source cannot filter live counts by --port or --net"
-    );
-    anyhow::ensure!(
-        options.by.iter().all(|by| *by == By::Dport),
-        "the netlink source ranks no addresses (--by)"
-    );
-    Ok(Box::new(Netlink::open(options.filter, why)?))
+/// A ranking that nobody makes must not pass in silence.
+fn open_netlink(filter: Filter, by: &[By], why: String) -> anyhow::Result<Box<dyn Source>> {
+    anyhow::ensure!(by.iter().all(|by| *by == By::Dport), "the netlink source ranks no addresses (--by)");
+    Ok(Box::new(Netlink::open(filter, why)?))
 }
 
 /// Programs in the kernel, by this mechanism; for the full-screen view with single losses.

@@ -29,6 +29,8 @@ pub struct Lines {
     color: bool,
     since_header: usize,
     lost_shown: u64,
+    /// What was last said of the source: some of it can change, as when the kernel's events are switched off.
+    told: Option<String>,
 }
 
 /// How a number is shown and whether it is bad news.
@@ -53,7 +55,7 @@ const COLUMNS: [(&str, usize, Sum, Weight); 5] = [
 impl Lines {
     /// Lines with times in this zone, coloured or not.
     pub const fn new(machine: Machine, zone: TimeZone, color: bool) -> Self {
-        Self { machine, zone, color, since_header: 0, lost_shown: 0 }
+        Self { machine, zone, color, since_header: 0, lost_shown: 0, told: None }
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
@@ -122,36 +124,26 @@ impl Lines {
 
 impl View for Lines {
     fn start(&mut self, info: &SourceInfo) -> String {
-        let mut text = format!(
+        let notes = notes(info);
+        let text = format!(
             "ctwatch on {}, Linux {}, counting by {}; events per second\n",
             shown_whole(&self.machine.host),
             shown_whole(&self.machine.kernel),
             kind(info)
         );
-        if let Some(why) = &info.why {
-            let _ = writeln!(text, "not by a better source: {why}");
-        }
-        for (at, note) in info.unknown.values().enumerate() {
-            if !info.unknown.values().take(at).any(|earlier| earlier == note) {
-                let same = info.unknown.iter().filter(|(_, other)| *other == note);
-                let events: Vec<&str> = same.map(|(event, _)| json::field(*event)).collect();
-                let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
-            }
-        }
-        let by_namespace: Vec<&str> = json::by_namespace(info).collect();
-        if !by_namespace.is_empty() {
-            let _ = writeln!(
-                text,
-                "only by network namespace, on the row of any flow: {}",
-                by_namespace.join(", ")
-            );
-        }
+        let text = text + &notes;
+        self.told = Some(notes);
         text
     }
 
     fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
         let time = self.time(report.wall_ns);
         let mut out = String::new();
+        let now = notes(info);
+        if self.told.as_ref().is_some_and(|told| *told != now) {
+            out += if now.is_empty() { "nothing is unknown any more\n" } else { &now };
+            self.told = Some(now);
+        }
         let active: Vec<&Flow> =
             report.flows.iter().filter(|flow| flow.counts != Counters::default()).collect();
         if active.is_empty() {
@@ -213,6 +205,27 @@ impl View for Lines {
         }
         out
     }
+}
+
+/// Why this source runs, and what it cannot tell.
+fn notes(info: &SourceInfo) -> String {
+    let mut text = String::new();
+    if let Some(why) = &info.why {
+        let _ = writeln!(text, "not by a better source: {why}");
+    }
+    for (at, note) in info.unknown.values().enumerate() {
+        if !info.unknown.values().take(at).any(|earlier| earlier == note) {
+            let same = info.unknown.iter().filter(|(_, other)| *other == note);
+            let events: Vec<&str> = same.map(|(event, _)| json::field(*event)).collect();
+            let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
+        }
+    }
+    let by_namespace: Vec<&str> = json::by_namespace(info).collect();
+    if !by_namespace.is_empty() {
+        let _ =
+            writeln!(text, "only by network namespace, on the row of any flow: {}", by_namespace.join(", "));
+    }
+    text
 }
 
 fn header(first: &str) -> String {

@@ -14,6 +14,8 @@ pub enum Figure {
     Process(Process),
     /// How many of the events an observer has told of.
     Told(Told),
+    /// A burst of flows that is listened to.
+    Burst(Burst),
     /// One million flows: both sides of each comparison.
     Million(Million),
     /// A whole command that shows what fills the table.
@@ -102,6 +104,23 @@ pub struct Told {
     pub happened: u64,
     /// Events among them that it gave an account of.
     pub accounted: u64,
+}
+
+/// A burst of new flows under one listener.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Burst {
+    /// Who listened.
+    pub observer: String,
+    /// Flows that were made.
+    pub sent: u64,
+    /// Flows that it heard of.
+    pub heard: u64,
+    /// What it says that it missed; `None` where it has no number.
+    pub lost: Option<u64>,
+    /// Its own processor time, from before the burst until it had taken all that came, nanoseconds.
+    pub process_ns: u64,
+    /// How long the making took, nanoseconds; the kernel's part of announcing is in it.
+    pub elapsed_ns: u64,
 }
 
 /// One million flows on two CPUs.

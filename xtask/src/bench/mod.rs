@@ -4,6 +4,7 @@
 //! machine or its load. What an observer adds is its figure less the one of nobody in the same boot.
 
 mod baseline;
+mod burst;
 pub mod figure;
 mod million;
 mod table;
@@ -62,6 +63,10 @@ pub struct Options {
     /// One million flows on two CPUs with the table full instead: are the totals exact?
     #[arg(long, conflicts_with_all = ["check", "only", "write_baseline"])]
     million: bool,
+    /// A burst of 60,000 flows instead: who keeps up with ctnetlink's events? On the machine itself in a network
+    /// namespace of its own, as root; nothing else is changed there
+    #[arg(long, value_name = "WHERE", conflicts_with_all = ["check", "only", "write_baseline", "million"])]
+    burst: Option<burst::Place>,
 }
 
 /// What was measured on one kernel.
@@ -80,11 +85,17 @@ pub fn run(options: &Options) -> Result<()> {
     if options.million {
         return million::run(&options.kernels);
     }
+    if options.burst == Some(burst::Place::Native) {
+        return burst::native();
+    }
     let names: Vec<String> = if options.kernels.is_empty() {
         KERNELS.map(str::to_owned).to_vec()
     } else {
         options.kernels.clone()
     };
+    if options.burst.is_some() {
+        return burst::guests(&names);
+    }
     let kernels = names.iter().map(|name| kernels::ensure(name)).collect::<Result<Vec<_>>>()?;
     // bpftrace brings LLVM: a guest boots faster without it.
     let bpftrace =

@@ -132,7 +132,11 @@ fn render(measured: &Measured, text: &mut String) -> std::fmt::Result {
                 100.0 * told.accounted as f64 / told.happened as f64
             )?,
             Figure::Absent { observer, why } => writeln!(text, "{observer}: not measured: {why}")?,
-            Figure::Cost(_) | Figure::Million(_) | Figure::Kernel(_) | Figure::Listing(_) => {}
+            Figure::Cost(_)
+            | Figure::Million(_)
+            | Figure::Burst(_)
+            | Figure::Kernel(_)
+            | Figure::Listing(_) => {}
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Measures what watching costs, in instructions: the guest's clock counts them (`-icount shift=0,sleep=off`, one CPU).
 
+mod burst;
 mod floor;
 mod listing;
 mod million;
@@ -24,6 +25,7 @@ use crate::bench::figure::{Cost, Figure, Process, Told};
 use observer::{Observer, Running};
 use workload::Workload;
 
+pub(super) use burst::run as burst;
 pub(super) use million::run as million;
 
 /// Flows of one window.

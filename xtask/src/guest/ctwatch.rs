@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::space::Space;
 use super::wait;
 
 /// The program under test; the variable is for trying scenarios outside a guest.
@@ -139,14 +140,24 @@ pub(super) fn use_source(name: String) {
 impl Watch {
     /// Starts it and waits until it is attached.
     pub(super) fn start(args: &[&str]) -> anyhow::Result<Self> {
-        let mut watch = Self::spawn(args)?;
+        Self::start_in(&Space::init(), args)
+    }
+
+    /// The same in a namespace.
+    pub(super) fn start_in(space: &Space, args: &[&str]) -> anyhow::Result<Self> {
+        let mut watch = Self::spawn_in(space, args)?;
         watch.wait_object("the first object", |_| true)?;
         Ok(watch)
     }
 
     /// Starts it and does not wait.
     pub(super) fn spawn(args: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(program())
+        Self::spawn_in(&Space::init(), args)
+    }
+
+    fn spawn_in(space: &Space, args: &[&str]) -> anyhow::Result<Self> {
+        let mut child = space
+            .command(&program())
             .args(["live", "--json", "--interval", "0.5"])
             .args(args)
             .args(
@@ -310,6 +321,12 @@ impl Totals {
     /// The same over all flow types.
     pub(super) fn sum(&self, field: &str) -> u64 {
         sum_of(&self.rows, field)
+    }
+
+    /// The same over those of one family; `any` is what was told without one.
+    pub(super) fn sum_of_family(&self, family: &str, field: &str) -> u64 {
+        let fits = |(key, _): &(&Key, &Counts)| key.family == family;
+        self.rows.iter().filter(fits).map(|(_, counts)| field_of(counts, field)).sum()
     }
 
     /// The same over those of one namespace.

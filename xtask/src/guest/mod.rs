@@ -73,6 +73,15 @@ enum Mode {
         /// `--source` of ctwatch.
         sources: Vec<String>,
     },
+    /// A burst of flows that is listened to.
+    Burst {
+        /// On the machine itself, which is left as it is.
+        #[arg(long)]
+        native: bool,
+        /// Where the result lines go.
+        #[arg(long, default_value = report::CHANNEL)]
+        results: PathBuf,
+    },
     /// What this kernel says of these functions.
     Prototypes {
         /// Where the result lines go.
@@ -129,6 +138,7 @@ fn run(mode: Mode) -> anyhow::Result<ExitCode> {
         }
         Mode::Bench { results, only } => bench::run(&only, &results),
         Mode::Million { results, sources } => bench::million(&sources, &results),
+        Mode::Burst { native, results } => bench::burst(native, &results),
         Mode::Prototypes { results, functions } => prototypes::run(&functions, &results),
         Mode::List => {
             scenario_names().for_each(|name| println!("{name}"));

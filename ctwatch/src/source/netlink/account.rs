@@ -194,6 +194,11 @@ impl Account {
         }
     }
 
+    /// From now on the count is compared with what is heard from now on.
+    pub const fn compare_anew(&mut self) {
+        (self.heard_inserts, self.heard_deletes, self.unheard_deletes) = (0, 0, 0);
+    }
+
     /// Inserts that the kernel never announced, if nothing moves and `count` entries are there; statistics are in the
     /// book. It announces an entry after it has inserted it, and not if it was removed in between, though it announces
     /// the removal (`nf_ct_deliver_cached_events`, 5.10 to 7.3).

@@ -145,7 +145,7 @@ pub(super) mod cta {
     pub(in super::super) const PROTO_NUM: u16 = 1;
 }
 
-fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
+pub(super) fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
     let mut addresses = None;
     let mut protocol = None;
     for attribute in attributes {

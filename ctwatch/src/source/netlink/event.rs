@@ -2,8 +2,11 @@
 
 use ctwatch_ebpf::{AF_INET, AF_INET6};
 
-use super::entry::{cta, state};
+use ctwatch_ebpf::loss::TraceFilter;
+
+use super::entry::{self, L4, cta, state};
 use super::message::Message;
+use crate::model::filter;
 
 /// What an event says for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,15 @@ pub struct Event {
     pub proto: u8,
     /// The socket whose request caused it, 0 for none.
     pub portid: u32,
+}
+
+/// Whether the flow of an event passes a filter by ports and networks.
+pub fn passes(message: &Message<'_>, ends: &TraceFilter) -> bool {
+    let tuple = message.attributes().find(cta::TUPLE_ORIG).and_then(|tuple| entry::tuple(tuple.nested()));
+    tuple.is_some_and(|entry::Tuple { src, dst, proto, l4 }| {
+        let ports = if let L4::Ports { src, dst } = l4 { Some((src, dst)) } else { None };
+        ends.passes(&filter::tuple(proto, src, dst, ports))
+    })
 }
 
 /// What the event of an ended entry says beside.
@@ -87,6 +99,18 @@ mod tests {
         assert_eq!(ending, Ending { status: 0x28e, alive: true, state: Some(8) });
         let bytes = message(CT_DELETE, 0, AF_INET, &[udp()]);
         assert_eq!(Ending::parse(&Messages::new(&bytes).next().unwrap()), Ending::default());
+    }
+
+    #[test]
+    fn either_end_may_pass_a_filter() {
+        let bytes = message(CT_NEW, 0, AF_INET, &[udp()]);
+        let message = Messages::new(&bytes).next().unwrap();
+        let nets = |text: &str| filter::ends(&[], &[filter::parse_net(text).unwrap()]).unwrap();
+        assert!(passes(&message, &filter::ends(&[0x0102], &[]).unwrap()));
+        assert!(passes(&message, &filter::ends(&[9, 0x0304], &[]).unwrap()));
+        assert!(!passes(&message, &filter::ends(&[0x0201], &[]).unwrap()));
+        assert!(passes(&message, &nets("10.0.0.2/32")) && !passes(&message, &nets("10.0.0.3/32")));
+        assert!(!passes(&message, &nets("::/0")));
     }
 
     #[test]

@@ -65,6 +65,25 @@ impl Watching {
         Some(watched)
     }
 
+    /// Takes out those whose setting has changed, what they heard in their books.
+    pub fn take_changed(&mut self) -> BTreeMap<u32, Watched> {
+        let changed: Vec<u32> = self
+            .namespaces
+            .values()
+            .filter(|watched| watched.has_changed())
+            .map(|watched| watched.netns)
+            .collect();
+        let mut taken = BTreeMap::new();
+        for netns in changed {
+            if let Some(mut watched) = self.namespaces.remove(&netns) {
+                // What cannot be settled now is when it is back.
+                let _ = watched.settle(&mut self.batch);
+                taken.insert(netns, watched);
+            }
+        }
+        taken
+    }
+
     /// Processor time of taking events, and how many were taken.
     pub const fn cost(&self) -> Cost {
         self.cost

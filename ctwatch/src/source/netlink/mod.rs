@@ -19,6 +19,7 @@ mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -28,7 +29,7 @@ use nix::libc::sock_filter;
 use self::listener::{Listener, thread_time};
 use self::namespaces::Found;
 use self::presence::Missing;
-use self::watched::Watched;
+use self::watched::{Announced, Watched};
 use super::tables::Tables;
 use super::{Source, Status, now};
 use crate::kernel::plan::{Obstacle, Refusal};
@@ -76,6 +77,10 @@ struct Listening {
     absent: BTreeSet<u32>,
     /// What each queue may take of kernel memory.
     queue: usize,
+    /// What the last look found; `None` before the first.
+    found_before: Option<BTreeSet<u32>>,
+    /// Whether a namespace was silent for a while.
+    was_silent: bool,
 }
 
 impl Netlink {
@@ -118,6 +123,8 @@ impl Netlink {
             left_out: BTreeMap::new(),
             absent: BTreeSet::new(),
             queue: 0,
+            found_before: None,
+            was_silent: false,
         };
         listening.follow(self.own, &self.filter, &self.program)?;
         if listening.listener.watching().namespaces.is_empty() {
@@ -175,11 +182,20 @@ impl Netlink {
         (self.info.why, self.info.unknown) = match &self.listening {
             Some(listening) => {
                 let watching = listening.listener.watching();
-                notes::notes(&self.better, &self.filter, watching.namespaces.values(), &listening.left_out)
+                let listening = notes::Listening {
+                    watched: watching.namespaces.values().collect(),
+                    left_out: &listening.left_out,
+                    was_silent: listening.was_silent,
+                };
+                notes::notes(&self.better, &self.filter, &listening)
             }
-            None => notes::notes(&self.better, &self.filter, std::iter::empty(), &BTreeMap::new()),
+            None => notes::notes(&self.better, &self.filter, &notes::Listening::none()),
         };
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn queues() -> usize {
@@ -220,29 +236,50 @@ impl Listening {
         let mut watching = self.listener.watching();
         let absent: BTreeSet<u32> =
             watching.namespaces.keys().filter(|netns| !found.contains_key(netns)).copied().collect();
-        let ended =
+        let mut ended: Vec<Watched> =
             absent.intersection(&self.absent).filter_map(|netns| watching.let_go(*netns, true)).collect();
         self.absent = absent;
+        let changed = watching.take_changed();
         let known: BTreeSet<u32> = watching.namespaces.keys().copied().collect();
         drop(watching);
 
         self.left_out.retain(|netns, _| found.contains_key(netns));
         // Our own first: it must not be the one that is left out.
-        let mut fresh: Vec<u32> = found.keys().filter(|netns| !known.contains(netns)).copied().collect();
+        let is_fresh = |netns: &&u32| !known.contains(netns) && !changed.contains_key(netns);
+        let mut fresh: Vec<u32> = found.keys().filter(is_fresh).copied().collect();
         fresh.sort_by_key(|netns| *netns != own);
-        let room = MOST - known.len();
+        let room = MOST - known.len() - changed.len();
         for netns in fresh.split_off(room.min(fresh.len())) {
             self.left_out.insert(netns, format!("at most {MOST} are listened to"));
         }
-        self.share_queues(known.len() + fresh.len())?;
+        self.share_queues(known.len() + changed.len() + fresh.len())?;
         let queue = self.queue;
+        self.was_silent |= changed.values().any(|watched| watched.announced != Announced::On);
+        // One that was left out may have existed all the time.
+        let before = self.found_before.replace(found.keys().copied().collect());
+        let newborn = |netns| before.as_ref().is_some_and(|before| !before.contains(&netns));
+        let to_open: BTreeSet<u32> = fresh.into_iter().chain(changed.keys().copied()).collect();
+        let changed = Mutex::new(changed);
+        let take = |netns| lock(&changed).remove(&netns);
+        let open = |netns| match take(netns) {
+            Some(mut watched) => match watched.listen(program, queue) {
+                Ok(()) => Ok(watched),
+                Err(error) => {
+                    lock(&changed).insert(netns, watched);
+                    Err(error)
+                }
+            },
+            None => Watched::open(netns, filter, program, queue, newborn(netns)),
+        };
         let mut opened = Vec::new();
-        if fresh.contains(&own) {
-            opened.push((own, Watched::open(own, filter, program, queue)));
+        if to_open.contains(&own) {
+            opened.push((own, open(own)));
         }
         let others: Found =
-            found.into_iter().filter(|(netns, _)| *netns != own && fresh.contains(netns)).collect();
-        opened.extend(namespaces::in_each(&others, |netns| Watched::open(netns, filter, program, queue)));
+            found.into_iter().filter(|(netns, _)| *netns != own && to_open.contains(netns)).collect();
+        opened.extend(namespaces::in_each(&others, open));
+        // Gone meanwhile: what they counted stays.
+        ended.extend(std::mem::take(&mut *lock(&changed)).into_values());
         for (netns, outcome) in opened {
             match outcome {
                 Ok(watched) => {

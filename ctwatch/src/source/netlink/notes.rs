@@ -7,8 +7,7 @@ use ctwatch_ebpf::Event;
 use super::watched::{Announced, Watched};
 use crate::model::Filter;
 
-const LISTENING_COSTS: &str = "listening makes the kernel prepare a message for each entry that comes or goes, \
-                               which costs a new flow several times what probes would";
+const LISTENING_COSTS: &str = "listening costs each new flow far more than probes";
 
 const DELETES: [Event; 6] = [
     Event::DeleteTimeout,
@@ -19,35 +18,56 @@ const DELETES: [Event; 6] = [
     Event::DeleteOther,
 ];
 
-/// What `why` and `unknown` say. `better` is why no better source runs, `left_out` why a namespace is not listened to.
-pub(super) fn notes<'a>(
+/// What is listened to.
+pub(super) struct Listening<'a> {
+    /// Each namespace.
+    pub(super) watched: Vec<&'a Watched>,
+    /// Why a namespace is not listened to.
+    pub(super) left_out: &'a BTreeMap<u32, String>,
+    /// Whether one was not announced in for a while.
+    pub(super) was_silent: bool,
+}
+
+impl Listening<'_> {
+    /// Nothing is.
+    pub(super) const fn none() -> Self {
+        const NOBODY: &BTreeMap<u32, String> = &BTreeMap::new();
+        Self { watched: Vec::new(), left_out: NOBODY, was_silent: false }
+    }
+}
+
+/// What `why` and `unknown` say. `better` is why no better source runs.
+pub(super) fn notes(
     better: &str,
     filter: &Filter,
-    watched: impl Iterator<Item = &'a Watched>,
-    left_out: &BTreeMap<u32, String>,
+    listening: &Listening<'_>,
 ) -> (Option<String>, BTreeMap<Event, String>) {
-    let watched: Vec<&Watched> = watched.collect();
+    let Listening { watched, left_out, was_silent } = listening;
     let mut why = vec![better.to_owned(), LISTENING_COSTS.to_owned()];
     let mut unknown = BTreeMap::new();
     let silent: Vec<&Watched> =
         watched.iter().filter(|watched| watched.announced != Announced::On).copied().collect();
     if let Some(first) = silent.first() {
         let note = silence(first.announced);
+        why.push(note.to_owned());
         if silent.len() == watched.len() {
             for event in [Event::Insert, Event::InsertNetlink].into_iter().chain(DELETES) {
                 unknown.insert(event, note.to_owned());
             }
         } else {
             let which = listed(silent.iter().map(|watched| watched.netns));
-            why.push(format!("inserts and deletes are unknown in {which}: {note}"));
+            why.push(format!("inserts and deletes are unknown in {which}"));
         }
+    }
+    if *was_silent {
+        why.push("nf_conntrack_events was 0 for a while: what came or went then is missing".to_owned());
     }
     if !left_out.is_empty() {
         let reasons: BTreeSet<&str> = left_out.values().map(String::as_str).collect();
         let reasons: Vec<&str> = reasons.into_iter().take(3).collect();
         why.push(format!("left out: {} ({})", listed(left_out.keys().copied()), reasons.join("; ")));
     }
-    tell_unknown(&mut unknown, filter, &watched);
+    tell_unknown(&mut unknown, filter, watched);
     (Some(why.join("; ")), unknown)
 }
 
@@ -88,7 +108,7 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
             "this kernel does not announce whether time was left (before 5.12): counted as delete.other",
         );
     }
-    if filter.protos.is_some() || filter.family.is_some() {
+    if filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some() {
         note(
             &[
                 Event::ClashResolve,
@@ -100,7 +120,7 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
                 Event::DropNoMemory,
                 Event::DeleteEarlyDrop,
             ],
-            "the kernel's statistics hold all flow types together: leave out --proto and --family to see it",
+            "the kernel's statistics hold all flows together: shown without --proto, --family, --port and --net",
         );
     }
     note(&[Event::FailedClash, Event::FailedDying], "the kernel counts them as one: see insert_failed.other");

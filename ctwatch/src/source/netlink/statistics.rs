@@ -72,6 +72,13 @@ impl Statistics {
         Ok(statistics)
     }
 
+    /// Starts at 0, as the namespace did.
+    pub fn from_birth(requests: &mut Requests) -> io::Result<Self> {
+        let mut statistics = Self::default();
+        statistics.read(requests)?;
+        Ok(statistics)
+    }
+
     /// Growth since the start.
     pub fn read(&mut self, requests: &mut Requests) -> io::Result<Sums> {
         requests.dump(CT_GET_STATS_CPU, 0, |message| {

@@ -96,7 +96,7 @@ fn sum(account: &Account, event: Counted) -> u64 {
 #[test]
 fn as_root_every_insert_and_delete_is_heard() {
     in_fresh_namespace(|netns| {
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false).unwrap();
         let mut batch = Batch::default();
         let maker = Maker::new();
         for port in 1..=1000 {
@@ -135,7 +135,7 @@ fn as_root_every_insert_and_delete_is_heard() {
 #[test]
 fn as_root_entries_that_expire_are_told_from_others() {
     in_fresh_namespace(|netns| {
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false).unwrap();
         let mut batch = Batch::default();
         let maker = Maker::new();
         maker.insert(17, 1, 1);
@@ -158,7 +158,7 @@ fn as_root_entries_that_expire_are_told_from_others() {
 fn as_root_what_finds_no_room_is_counted_exactly() {
     in_fresh_namespace(|netns| {
         // The kernel gives a queue 2,304 bytes at least (SOCK_MIN_RCVBUF).
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 1).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 1, false).unwrap();
         let maker = Maker::new();
         for port in 1..=1000 {
             maker.insert(17, port, 600);
@@ -179,7 +179,8 @@ fn as_root_unwanted_protocols_never_reach_the_queue() {
         protos.insert(132);
         for family in [None, Some(AF_INET)] {
             let filter = Filter { protos: Some(protos), family, ..Filter::default() };
-            let mut watched = Watched::open(netns, &filter, &filter::program(&filter), 8 << 20).unwrap();
+            let mut watched =
+                Watched::open(netns, &filter, &filter::program(&filter), 8 << 20, false).unwrap();
             let maker = Maker::new();
             for port in 1..=100 {
                 maker.insert(17, port, 600);
@@ -190,7 +191,7 @@ fn as_root_unwanted_protocols_never_reach_the_queue() {
             maker.flush();
             assert_eq!(watched.drain(&mut Batch::default()).unwrap(), 1);
             let other = Filter { family: Some(ctwatch_ebpf::AF_INET6), ..filter };
-            let mut deaf = Watched::open(netns, &other, &filter::program(&other), 8 << 20).unwrap();
+            let mut deaf = Watched::open(netns, &other, &filter::program(&other), 8 << 20, false).unwrap();
             maker.insert(6, 2, 600);
             assert_eq!(deaf.drain(&mut Batch::default()).unwrap(), 0);
             maker.flush();

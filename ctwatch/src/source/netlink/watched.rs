@@ -1,15 +1,16 @@
 //! One network namespace that is listened to: its sockets and its book.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
 
 use super::account::Account;
-use super::event::{Ending, Event};
+use super::event::{self, Ending, Event};
 use super::message::{self, Messages};
 use super::socket::{Batch, Events, Group, Requests};
 use super::statistics::{self, Statistics};
@@ -39,20 +40,40 @@ pub enum Announced {
     Never,
 }
 
-impl Announced {
-    /// The calling thread's namespace. One that hides its settings (an unprivileged user's may) is taken to have the
-    /// default.
+/// The setting of one namespace, kept open: the file stays that of the namespace it was opened in.
+#[derive(Debug)]
+enum Setting {
+    File(File),
+    /// A namespace that hides its settings (an unprivileged user's may) is taken to have the default.
+    Fixed(Announced),
+}
+
+impl Setting {
+    /// The calling thread's namespace.
     fn here() -> Self {
         const DIRECTORY: &str = "/proc/sys/net/netfilter";
-        match fs::read_to_string(format!("{DIRECTORY}/nf_conntrack_events")) {
-            Ok(text) if text.trim() == "0" => Self::Off,
+        match File::open(format!("{DIRECTORY}/nf_conntrack_events")) {
+            Ok(file) => Self::File(file),
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
                     && fs::exists(format!("{DIRECTORY}/nf_conntrack_count")).unwrap_or(false) =>
             {
-                Self::Never
+                Self::Fixed(Announced::Never)
             }
-            _ => Self::On,
+            Err(_) => Self::Fixed(Announced::On),
+        }
+    }
+
+    fn read(&self) -> Announced {
+        let file = match self {
+            Self::Fixed(announced) => return *announced,
+            Self::File(file) => file,
+        };
+        let mut text = [0; 8];
+        match file.read_at(&mut text, 0) {
+            Ok(length) if text[..length].trim_ascii() == b"0" => Announced::Off,
+            // Unreadable once the namespace or the module is gone, which is seen elsewhere.
+            _ => Announced::On,
         }
     }
 }
@@ -72,6 +93,7 @@ pub struct Watched {
     pub announced: Announced,
     /// What was counted.
     pub account: Account,
+    setting: Setting,
     sockets: Option<Sockets>,
     requests: Requests,
     /// `None` where only some flow types are listened to, with which no statistic can be compared.
@@ -81,32 +103,63 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Opens the sockets in the calling thread's namespace.
-    pub fn open(netns: u32, filter: &Filter, program: &[sock_filter], buffer: usize) -> io::Result<Self> {
+    /// Opens the sockets in the calling thread's namespace. `newborn` says that it was made while we watched: whatever
+    /// its table and its statistics hold has been missed so far.
+    pub fn open(
+        netns: u32,
+        filter: &Filter,
+        program: &[sock_filter],
+        buffer: usize,
+        newborn: bool,
+    ) -> io::Result<Self> {
         let mut requests = Requests::open()?;
-        let announced = Announced::here();
-        let listens = announced == Announced::On;
-        // Removals are heard before the count is read and inserts after it: what happens in between makes the book
-        // expect too few removals, never too many.
-        let destroy = listens.then(|| Events::open(Group::Destroy, buffer, program)).transpose()?;
-        let statistics = Statistics::start(&mut requests)?;
-        let count_before = statistics::entries(&mut requests)?;
-        let new = listens.then(|| Events::open(Group::New, buffer, program)).transpose()?;
+        let by_type = filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some();
+        let statistics =
+            if newborn { Statistics::from_birth(&mut requests) } else { Statistics::start(&mut requests) }?;
         let mut account = Account::new(netns);
         // Chain statistics came (5.15) after DESTROY events had learnt to tell the time left (5.12).
         if statistics.has_chaintoolong {
             account.set_tells_time_left();
         }
-        Ok(Self {
+        let mut watched = Self {
             netns,
-            announced,
+            announced: Announced::Off,
             account,
-            sockets: new.zip(destroy).map(|(new, destroy)| Sockets { new, destroy }),
+            setting: Setting::here(),
+            sockets: None,
             requests,
-            statistics: (filter.protos.is_none() && filter.family.is_none()).then_some(statistics),
-            count_before,
+            statistics: (!by_type).then_some(statistics),
+            count_before: 0,
             filter: *filter,
-        })
+        };
+        watched.listen(program, buffer)?;
+        if newborn && watched.sockets.is_some() && watched.statistics.is_some() {
+            let missed = std::mem::take(&mut watched.count_before);
+            watched.account.lose_inserts(missed);
+        }
+        Ok(watched)
+    }
+
+    /// Whether the setting is another one than what [`Self::listen`] has found.
+    pub fn has_changed(&self) -> bool {
+        self.setting.read() != self.announced
+    }
+
+    /// Listens, or no longer, as the kernel announces or not; in the namespace itself.
+    pub fn listen(&mut self, program: &[sock_filter], buffer: usize) -> io::Result<()> {
+        self.announced = self.setting.read();
+        self.sockets = None;
+        if self.announced != Announced::On {
+            return Ok(());
+        }
+        // Removals are heard before the count is read and inserts after it: what happens in between makes the book
+        // expect too few removals, never too many.
+        let destroy = Events::open(Group::Destroy, buffer, program)?;
+        self.count_before = statistics::entries(&mut self.requests)?;
+        self.account.compare_anew();
+        let new = Events::open(Group::New, buffer, program)?;
+        self.sockets = Some(Sockets { new, destroy });
+        Ok(())
     }
 
     /// The sockets that events come from.
@@ -244,7 +297,8 @@ fn take(account: &mut Account, filter: &Filter, group: Group, datagram: &[u8]) {
         };
         match (event, group) {
             (Some(Event { family, proto, .. }), _)
-                if !filter.wants(FlowType { netns: account.netns(), family, proto }) => {}
+                if !filter.wants(FlowType { netns: account.netns(), family, proto })
+                    || filter.ends.is_some_and(|ends| !event::passes(&message, &ends)) => {}
             (Some(event), Group::New) => account.insert(event),
             (Some(event), Group::Destroy) => account.delete(event, Ending::parse(&message)),
             (None, _) => lose(account, group),

@@ -227,7 +227,7 @@ fn row(
             Column::Flow => spans.push(Span::raw(text::left(&flow_name(flow.key), wide) + " ")),
             Column::Rate(sum, window) => {
                 let rate = past.map_or(0.0, |past| past.rate(sum.parts(), windows(app.interval)[*window]));
-                spans.extend(cell(app, weight(*sum), rate, known(*sum, &shown.info), wide + 1));
+                spans.extend(cell(app, weight(*sum), rate, known(*sum, flow.key, &shown.info), wide + 1));
             }
         }
     }
@@ -279,9 +279,9 @@ pub(super) enum Known {
     Nothing,
 }
 
-/// How much of a sum the source can tell.
-pub(super) fn known(sum: Sum, info: &SourceInfo) -> Known {
-    match sum.parts().iter().filter(|event| info.unknown.contains_key(event)).count() {
+/// How much of a sum the source can tell of flows of this type.
+pub(super) fn known(sum: Sum, flow: FlowType, info: &SourceInfo) -> Known {
+    match sum.parts().iter().filter(|event| !info.tells(flow, **event)).count() {
         0 => Known::All,
         unknown if unknown == sum.parts().len() => Known::Nothing,
         _ => Known::Part,

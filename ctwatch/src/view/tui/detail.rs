@@ -103,7 +103,7 @@ fn heading(app: &App, width: usize) -> Line<'static> {
 
 fn sum_line(app: &App, past: &FlowHistory, sum: Sum, total: &Counters, width: usize) -> Line<'static> {
     let theme = app.settings.theme;
-    let known = known(sum, &app.shown().info);
+    let known = app.chosen().map_or(Known::Nothing, |flow| known(sum, flow, &app.shown().info));
     let mut spans = vec![Span::styled(format!(" {}", text::left(sum_name(sum), NAME)), theme.heading())];
     spans.extend(rates(app, past, sum.parts(), weight(sum), known));
     spans.extend(cell(app, weight(sum), past.peak(sum), known, CELL));

@@ -3,6 +3,7 @@
 mod causes;
 mod clash;
 mod doctor;
+mod events;
 mod filters;
 mod footprint;
 mod full;
@@ -53,6 +54,7 @@ const fn scenario(name: &'static str, run: fn() -> anyhow::Result<()>) -> Scenar
 pub(super) fn all() -> Vec<Scenario> {
     // The guest boots without conntrack: what must not load it comes first.
     [
+        events::SCENARIOS_BEFORE,
         manners::SCENARIOS_BEFORE,
         doctor::SCENARIOS_BEFORE,
         table::SCENARIOS_BEFORE,
@@ -61,6 +63,7 @@ pub(super) fn all() -> Vec<Scenario> {
         full::SCENARIOS,
         causes::SCENARIOS,
         netlink::SCENARIOS,
+        events::SCENARIOS,
         clash::SCENARIOS,
         spaces::SCENARIOS,
         filters::SCENARIOS,
