@@ -20,7 +20,7 @@ const AT_ONCE: usize = 8192;
 
 /// What to wish for beside counting.
 pub fn wanted() -> Wanted {
-    Wanted { names: Names::default(), per_second: PER_SECOND, counting: true, ..Wanted::default() }
+    Wanted { names: Names::default(), per_second: PER_SECOND, counting: true }
 }
 
 /// A probe whose samples hold single losses.
@@ -137,6 +137,7 @@ mod tests {
             flow: flow(at),
             assured: false,
             replied: false,
+            age: None,
             newcomer: None,
             cpu: 0,
             comm: None,

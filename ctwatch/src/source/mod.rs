@@ -7,6 +7,7 @@ mod logger;
 pub mod losses;
 pub mod netlink;
 pub mod object;
+mod occupant;
 pub mod probe;
 pub mod reader;
 mod sys;

@@ -14,6 +14,7 @@ use crate::model::verdict::Level;
 use crate::model::{Flow, SourceInfo, family_name, protocol_name};
 
 const NETNS: usize = 14;
+const LONG_NETNS: usize = 28;
 const FLOW: usize = 13;
 const SHORT_FLOW: usize = 9;
 const CELL: usize = 8;
@@ -94,8 +95,12 @@ pub(super) fn window_name(interval: Duration, window: usize) -> String {
 /// On a screen narrower than this, families lose their first letters.
 const NARROW: usize = 36;
 
+/// From this width on, namespaces may have long names.
+pub(super) const BROAD: usize = 120;
+
 fn width_of(column: Column, width: usize) -> usize {
     match column {
+        Column::Netns if width >= BROAD => LONG_NETNS,
         Column::Netns => NETNS,
         Column::Flow if width < NARROW => SHORT_FLOW,
         Column::Flow => FLOW,

@@ -1,7 +1,9 @@
 //! The full-screen view of the real program in a real terminal, tmux's: what it shows, what keys do, what it leaves.
 
-use std::process::Command;
+use std::fs;
+use std::process::{Child, Command};
 
+use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -192,8 +194,11 @@ fn keys_and_sizes() -> anyhow::Result<()> {
 fn flood_and_sigterm() -> anyhow::Result<()> {
     const MAX: u32 = 200;
     let space = begin()?;
+    let service = Service::start("web.service")?;
     let terminal = Terminal::open(200, 60)?;
     let watched = terminal.watch()?;
+    terminal.wait_for(" sleep (web.service) ")?;
+    drop(service);
     let text =
         terminal.wait("all panels", |text| text.contains(" latest losses ") && text.contains(" source "))?;
     anyhow::ensure!(widest(&text) > 190, "the width is not used:\n{text}");
@@ -217,6 +222,34 @@ fn flood_and_sigterm() -> anyhow::Result<()> {
     let pid = checked(Command::new("pidof").arg("ctwatch"))?;
     kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGTERM)?;
     watched.ended(&terminal)
+}
+
+/// A process in a network namespace without a name and in a cgroup, for as long as this lives.
+struct Service {
+    process: Child,
+    cgroup: String,
+}
+
+impl Service {
+    fn start(name: &str) -> anyhow::Result<Self> {
+        let cgroup = format!("/sys/fs/cgroup/{name}");
+        fs::create_dir_all(&cgroup)?;
+        let process =
+            Command::new("unshare").args(["-n", "sleep", "900"]).spawn().context("start unshare")?;
+        let service = Self { process, cgroup };
+        fs::write(format!("{}/cgroup.procs", service.cgroup), service.process.id().to_string())
+            .context("put a process into a cgroup")?;
+        Ok(service)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Gone with the guest in any case.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir(&self.cgroup);
+    }
 }
 
 fn widest(text: &str) -> usize {

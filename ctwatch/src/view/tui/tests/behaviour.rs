@@ -70,6 +70,44 @@ fn reset_begins_totals_anew() {
 }
 
 #[test]
+fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
+    let mut app = app_with(COLOR, info());
+    let mut tracker = Tracker::new(0);
+    feed(&mut app, &mut tracker, 1..=6, |second| {
+        let mut sample = full(second);
+        let top = sample.top.as_mut().unwrap();
+        for (by, key, insert, drop) in
+            [(By::Src, "10.9.9.9", 50, 95), (By::Src, "10.1.1.1", 7_000, 1), (By::Dst, "10.0.0.2", 8_001, 95)]
+        {
+            let key = key.into();
+            top.push(Top {
+                by,
+                key,
+                insert: insert * second,
+                early_drop: 0,
+                drop: drop * second,
+                ..top[1].clone()
+            });
+        }
+        sample
+    });
+    let keys = |app: &App| {
+        let shown = screen(app, 100, 40);
+        let lines = shown.lines().skip_while(|line| !line.starts_with(" by ")).skip(1).take(5);
+        lines.map(|line| line.split_whitespace().nth(2).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&app), ["6881", "10.9.9.9", "10.0.0.2", "443", "10.1.1.1"]);
+    press(&mut app, &typed("s"));
+    assert_eq!(app.sort.name(), "by insert");
+    assert_eq!(keys(&app), ["6881", "10.1.1.1", "10.0.0.2", "443", "10.9.9.9"]);
+    let shown = screen(&app, 139, 40);
+    assert!(
+        shown.contains("134 inserts, 12 evictions, 2 drops not ranked by dport; 1285 inserts"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn panels_go_round_and_exist_only_with_data() {
     let mut app = app_after(COLOR, info(), 9, full);
     let mut titles = Vec::new();

@@ -146,6 +146,7 @@ fn full(second: u64) -> Sample {
         flow: tuple(proto, sport),
         assured: false,
         replied: true,
+        age: None,
         newcomer,
         cpu: 0,
         comm: Some("dhtd".into()),
