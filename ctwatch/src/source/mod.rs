@@ -1,6 +1,7 @@
 //! Where samples come from.
 
 pub mod attached;
+pub mod census;
 mod channel;
 mod kprobe;
 mod logger;

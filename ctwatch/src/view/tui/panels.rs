@@ -251,7 +251,7 @@ pub(super) fn help(app: &App, width: usize) -> Vec<Line<'static>> {
 }
 
 const SIGNS: [&str; 5] = [
-    ". nothing   ! bad news",
+    ". nothing   ! bad news   ~ about so many",
     "? this source cannot tell: the panel `source` says why   9+ at least 9",
     "Rates are events per second over the time named above, or as much of it as was watched.",
     "A forecast shows only while a table grows steadily and fills within the hour.",

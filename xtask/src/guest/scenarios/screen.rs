@@ -150,13 +150,18 @@ fn entries(text: &str) -> Option<u64> {
 /// A calm table, every kind of key, a tiny screen and back, and `q`.
 fn keys_and_sizes() -> anyhow::Result<()> {
     const FLOWS: u32 = 321;
+    /// In the table before ctwatch starts.
+    const EARLIER: u32 = 40;
     let space = begin()?;
+    udp::send(Flows::new(Family::V4, EARLIER).from(10_000))?;
     let terminal = Terminal::open(80, 24)?;
     let watched = terminal.watch()?;
     udp::send(Flows::new(Family::V6, 10))?;
     let sent = udp::send(Flows::new(Family::V4, FLOWS))?;
     let text = terminal.wait("all inserts", |text| total(text, "insert") == Some(sent.passed))?;
     equal("entries", entries(&text), Some(witness::count(&space)?))?;
+    let listed = checked(space.command("conntrack").args(["-L", "-p", "udp", "-f", "ipv4"]))?;
+    terminal.wait_for(&format!(" entries now           {}\n", listed.lines().count()))?;
     anyhow::ensure!(text.contains(CALM), "not calm:\n{text}");
     anyhow::ensure!(text.contains(" ctwatch  guest  Linux "), "no host and kernel:\n{text}");
 

@@ -108,6 +108,29 @@ fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
 }
 
 #[test]
+fn entries_are_told_as_exactly_as_they_are_known() {
+    let mut app = app_with(COLOR, info());
+    let mut tracker = Tracker::new(0);
+    feed(&mut app, &mut tracker, 1..=5, calm);
+    assert!(!screen(&app, 80, 24).contains("live"), "nobody knows yet");
+    // Of 1000 TCP entries at the fourth second, all that came and went in the fifth may be more or less.
+    let entries = [(flow(INIT, AF_INET, 6), 1_000), (flow(INIT, AF_INET, 17), 3_210)].into();
+    let dump = Dump { namespaces: [INIT].into(), entries, filtered: false };
+    app.baseline(Baseline::new(&dump, &calm(4), &calm(5)));
+    let shown = screen(&app, 80, 24);
+    assert!(shown.contains("ipv4 tcp          ~1000"), "{shown}");
+    assert!(shown.contains(" entries now           789 to 1212"), "{shown}");
+    assert!(shown.contains("ipv6 icmpv6           . "), "the dump found none: {shown}");
+    // The kernel's own count is another.
+    feed(&mut app, &mut tracker, 6..=6, |second| {
+        let mut sample = calm(second);
+        sample.tables[0].count = Some(200);
+        sample
+    });
+    assert!(!screen(&app, 80, 24).contains("live"), "{}", screen(&app, 80, 24));
+}
+
+#[test]
 fn panels_go_round_and_exist_only_with_data() {
     let mut app = app_after(COLOR, info(), 9, full);
     let mut titles = Vec::new();
