@@ -352,8 +352,9 @@ impl App {
     pub(super) fn panel(&self) -> Panel {
         let losing = self.shown().troubles.iter().any(|trouble| trouble.level() == Level::Critical);
         let panels = self.panels();
-        let wanted = self.panel.unwrap_or(if losing { Panel::Top } else { Panel::Detail });
-        if panels.contains(&wanted) { wanted } else { Panel::Detail }
+        let telling: &[Panel] = if losing { &[Panel::Top, Panel::Losses] } else { &[] };
+        let wanted = self.panel.iter().chain(telling).find(|panel| panels.contains(panel));
+        wanted.copied().unwrap_or(Panel::Detail)
     }
 
     /// Whether something of this namespace, family and protocol is to be shown.
