@@ -26,6 +26,8 @@ pub struct Tuple {
 pub struct Traced {
     /// CLOCK_MONOTONIC when it happened, nanoseconds.
     pub ktime_ns: u64,
+    /// CLOCK_REALTIME when the entry entered the table, nanoseconds; 0 unless it left the table and carried that time.
+    pub start_ns: u64,
     /// Inode of the network namespace.
     pub netns: u32,
     /// An [`crate::Event`] as its number.
@@ -168,7 +170,7 @@ impl Budget {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 40);
-const _: () = assert!(size_of::<Traced>() == 120);
+const _: () = assert!(size_of::<Traced>() == 128);
 const _: () = assert!(size_of::<Net>() == 40);
 const _: () = assert!(size_of::<TraceFilter>() == 360);
 const _: () = assert!(size_of::<Budget>() == 24);

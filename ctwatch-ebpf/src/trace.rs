@@ -40,6 +40,15 @@ static CONN_ZONE: Global<u32> = Global::new(0);
 /// `nf_conntrack_zone.id`
 #[unsafe(no_mangle)]
 static ZONE_ID: Global<u32> = Global::new(0);
+/// `nf_conn.ext`; 0 where it is not known how to find the time in it.
+#[unsafe(no_mangle)]
+static CONN_EXT: Global<u32> = Global::new(0);
+/// `nf_ct_ext.offset[NF_CT_EXT_TSTAMP]`
+#[unsafe(no_mangle)]
+static EXT_TSTAMP: Global<u32> = Global::new(0);
+/// `nf_conn_tstamp.start`
+#[unsafe(no_mangle)]
+static TSTAMP_START: Global<u32> = Global::new(0);
 /// `task_struct.flags`; 0 where unknown.
 #[unsafe(no_mangle)]
 static TASK_FLAGS: Global<u32> = Global::new(0);
@@ -134,6 +143,9 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
         Some(slot) if event == Event::DeleteEarlyDrop as u32 && slot.alloc_orig != 0 => orig(slot),
         _ => Tuple::default(),
     };
+    // Every event from here on is about an entry, whose original tuple this is.
+    let left = event >= Event::DeleteTimeout as u32;
+    let start_ns = if left { start_of(tuple_at - tuple_of(0)) } else { 0 };
     let comm = comm(sp);
     let Some(mut place) = TRACE_RING.reserve::<Traced>(0) else {
         hold_back(budget);
@@ -142,9 +154,23 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     // SAFETY: no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let status = (what >> 32) as u32;
-    place.write(Traced { ktime_ns, netns: flow.netns, event, status, cpu, tuple, newcomer, comm });
+    place.write(Traced { ktime_ns, start_ns, netns: flow.netns, event, status, cpu, tuple, newcomer, comm });
     place.submit(0);
     0
+}
+
+/// When the entry at `ct` entered the table; 0 where it carries no such time, which the sysctl
+/// `nf_conntrack_timestamp` decides when an entry is made.
+#[inline(always)]
+fn start_of(ct: u64) -> u64 {
+    if CONN_EXT.load() == 0 {
+        return 0;
+    }
+    let Some(ext) = read::<u64>(ct + u64::from(CONN_EXT.load())).filter(|ext| *ext != 0) else { return 0 };
+    match read::<u8>(ext + u64::from(EXT_TSTAMP.load())) {
+        Some(at) if at != 0 => read(ext + u64::from(at) + u64::from(TSTAMP_START.load())).unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// Counts an event that is not handed over.

@@ -75,7 +75,7 @@ async fn screen(
         },
     };
     let app = App::new(settings, source.info().clone(), options.interval);
-    if let Some(last) = live_screen::watch_screen(source, app, options.count, stop).await? {
+    if let Some(last) = live_screen::watch_screen(source, app, options.filter, options.count, stop).await? {
         super::print(view(options)?.end(&last, source.info()).as_bytes())?;
     }
     Ok(())

@@ -21,8 +21,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::live::{every, stopped};
-use crate::model::{Report, Tracker};
-use crate::source::{Source, Status};
+use crate::model::diff::Sum;
+use crate::model::live::{Baseline, Dump};
+use crate::model::{Filter, Report, Sample, SourceKind, Tracker};
+use crate::source::{Source, Status, census};
 use crate::view::tui::{self, App, Outcome};
 
 /// How soon the appearance of connection tracking is seen.
@@ -35,10 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const KEYS_AHEAD: usize = 16;
 
 /// What the terminal tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
     Key(KeyEvent),
     Resized,
+    /// What the tables held a moment ago.
+    Counted(Dump),
     /// Continued after a stop: a shell may have changed the terminal meanwhile.
     Continued,
 }
@@ -58,6 +62,7 @@ enum End {
 pub async fn watch_screen(
     source: &mut dyn Source,
     mut app: App,
+    filter: Filter,
     count: Option<u64>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<Option<Report>> {
@@ -67,13 +72,15 @@ pub async fn watch_screen(
     let terminal = terminal(backend).context("cannot read the terminal's size")?;
     let (tell, told) = mpsc::channel(KEYS_AHEAD);
     read_keys(tell.clone());
-    tell_continued(tell)?;
+    tell_continued(tell.clone())?;
     // Counts from between attaching and this moment belong to the first interval; single losses are told only once.
     let first = source.sample()?;
     let tracker = Tracker::new(first.mono_ns);
     app.losses(first.losses.as_ref(), first.wall_ns);
     let tty = Tty { pending, out: tokio::io::stdout(), guard };
-    let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, last: None };
+    let census = Census { take: census::take, filter, tell, before: None };
+    let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, last: None, census };
+    screen.count_entries(first);
     let end = screen.until_end(count).await?;
     Ok(if end == End::Gone { None } else { screen.finish()? })
 }
@@ -94,6 +101,29 @@ pub fn shows_blocks(variable: impl Fn(&str) -> Option<String>) -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(set).unwrap_or_default().to_ascii_lowercase();
     let utf8 = locale.contains("utf-8") || locale.contains("utf8");
     utf8 && variable("TERM").is_none_or(|term| term != "linux")
+}
+
+/// The one reading of the tables that tells how many entries there are.
+struct Census {
+    take: fn(&Filter) -> Option<Dump>,
+    filter: Filter,
+    tell: mpsc::Sender<Told>,
+    /// What had been counted when it began.
+    before: Option<Sample>,
+}
+
+impl Census {
+    /// Begins it on a thread of its own: it may take a while.
+    fn begin(&mut self, before: Sample) {
+        self.before = Some(before);
+        let (take, filter, tell) = (self.take, self.filter, self.tell.clone());
+        std::thread::spawn(move || {
+            if let Some(dump) = take(&filter) {
+                // It fails where the screen has ended.
+                let _ = tell.blocking_send(Told::Counted(dump));
+            }
+        });
+    }
 }
 
 /// Reads the terminal on a thread of its own: it ends with the process, since a read cannot be called off.
@@ -250,6 +280,7 @@ struct Screen<'a, B: Backend, S> {
     told: mpsc::Receiver<Told>,
     stop: watch::Receiver<bool>,
     last: Option<Report>,
+    census: Census,
 }
 
 impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
@@ -275,6 +306,7 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
                         let first = self.source.sample()?;
                         self.tracker.restart_interval(first.mono_ns);
                         self.app.losses(first.losses.as_ref(), first.wall_ns);
+                        self.count_entries(first);
                         ticks = every(self.app.interval());
                         looks = every(LOOK_WHILE_WATCHING);
                     }
@@ -306,10 +338,31 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
         }
     }
 
+    /// Has the tables read once, where the source tells exactly what comes and goes from then on.
+    fn count_entries(&mut self, before: Sample) {
+        let info = self.source.info();
+        let exact = matches!(info.kind, SourceKind::Fexit | SourceKind::Kprobe)
+            && [Sum::Insert, Sum::Delete]
+                .iter()
+                .flat_map(|sum| sum.parts())
+                .all(|event| !info.unknown.contains_key(event));
+        if exact {
+            self.census.begin(before);
+        }
+    }
+
     fn hear(&mut self, told: Told) -> anyhow::Result<Outcome> {
         let outcome = match told {
             Told::Key(key) => self.app.key(key),
             Told::Resized => Outcome::Draw,
+            Told::Counted(dump) => {
+                if let Some(before) = self.census.before.take() {
+                    let after = self.source.sample()?;
+                    self.app.losses(after.losses.as_ref(), after.wall_ns);
+                    self.app.baseline(Baseline::new(&dump, &before, &after));
+                }
+                Outcome::Draw
+            }
             Told::Continued => {
                 self.tty.resume()?;
                 Outcome::Redraw

@@ -99,6 +99,7 @@ async fn run(
         told,
         stop: stopped,
         last: None,
+        census: Census { take: |_| None, filter: Filter::default(), tell: tell.clone(), before: None },
     };
     // Kept to the end: a sender that is gone says stop.
     let outside = Outside { tell, stop, asked };

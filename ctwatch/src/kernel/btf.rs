@@ -93,7 +93,7 @@ fn tail(kind: u32, count: usize) -> Result<usize> {
 
 impl<'a> Btf<'a> {
     /// Walks through a whole BTF blob once; `base` is vmlinux's where this is a module's.
-    /// Structures and functions can be asked for by the names `wanted`.
+    /// Structures, enumerations and functions can be asked for by the names `wanted`.
     pub fn parse(data: &'a [u8], base: Option<&'a Btf<'a>>, wanted: &'a [&'a str]) -> Result<Self> {
         ensure!(u16_at(data, 0)? == MAGIC, "not BTF of this machine's byte order");
         let header = u32_at(data, 4)? as usize;
@@ -128,7 +128,7 @@ impl<'a> Btf<'a> {
                 btf.places.push(u32::try_from(at)?);
             }
             let (kind, size) = btf.shape(at)?;
-            if matches!(kind, KIND_STRUCT | KIND_FUNC) {
+            if matches!(kind, KIND_STRUCT | KIND_ENUM | KIND_FUNC) {
                 btf.note(kind, u32_at(types, at)?);
             }
             btf.end = btf.end.checked_add(1).context("BTF has too many types")?;
@@ -223,6 +223,19 @@ impl<'a> Btf<'a> {
     /// The type number of a function, for programs that attach by BTF.
     pub fn function(&self, name: &str) -> Result<Option<u32>> {
         self.find(KIND_FUNC, name)
+    }
+
+    /// The value of a named enumeration's constant. `None` where either does not exist.
+    pub fn constant(&self, enumeration: &str, name: &str) -> Result<Option<u32>> {
+        let Some(id) = self.find(KIND_ENUM, enumeration)? else {
+            return Ok(None);
+        };
+        for constant in self.get(id)?.rest.chunks_exact(8) {
+            if self.name_is(u32_at(constant, 0)?, name) {
+                return u32_at(constant, 4).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// A structure's member by path (`["src", "l3num"]`), in bytes from its start. `None` where
@@ -382,17 +395,18 @@ mod tests {
         }
     }
 
-    const WANTED: &[&str] = &["inner", "nowhere", "outer", "watch"];
+    const WANTED: &[&str] = &["ids", "inner", "nowhere", "outer", "watch"];
 
     fn vmlinux() -> Vec<u8> {
         let mut b = Builder::default();
-        let (u, inner, a, c, outer, arr) = (
+        let (u, inner, a, c, outer, arr, ids) = (
             b.string(0, "unsigned int"),
             b.string(0, "inner"),
             b.string(0, "a"),
             b.string(0, "c"),
             b.string(0, "outer"),
             b.string(0, "arr"),
+            b.string(0, "ids"),
         );
         b.add(u, KIND_INT, 0, 4, &[32]); // 1
         b.add(inner, KIND_STRUCT, 2, 8, &[a, 1, 0, c, 1, 32]); // 2
@@ -400,7 +414,17 @@ mod tests {
         b.add(0, KIND_UNION, 1, 4, &[c, 1, 0]); // 4: anonymous
         b.add(outer, KIND_STRUCT, 2, 20, &[arr, 3, 32, 0, 4, 0]); // 5
         b.add(0, KIND_PTR, 0, 5, &[]); // 6
+        b.add(ids, KIND_ENUM, 2, 4, &[a, 3, c, 5]); // 7
         b.finish()
+    }
+
+    #[test]
+    fn constants_have_their_values() {
+        let blob = vmlinux();
+        let btf = Btf::parse(&blob, None, WANTED).unwrap();
+        assert_eq!(btf.constant("ids", "c").unwrap(), Some(5));
+        assert_eq!(btf.constant("ids", "arr").unwrap(), None);
+        assert_eq!(btf.constant("inner", "a").unwrap(), None);
     }
 
     #[test]
@@ -421,11 +445,11 @@ mod tests {
         let strings = u32::try_from(base.strings.len()).unwrap();
         let mut b = Builder::default();
         let (f, p, n) = (b.string(strings, "watch"), b.string(strings, "o"), b.string(strings, "n"));
-        b.add(0, KIND_FUNC_PROTO, 2, 1, &[p, 6, n, 1]); // 7
-        b.add(f, KIND_FUNC, 0, 7, &[]); // 8
+        b.add(0, KIND_FUNC_PROTO, 2, 1, &[p, 6, n, 1]); // 8
+        b.add(f, KIND_FUNC, 0, 8, &[]); // 9
         let blob = b.finish();
         let module = Btf::parse(&blob, Some(&base), WANTED).unwrap();
-        assert_eq!(module.function("watch").unwrap(), Some(8));
+        assert_eq!(module.function("watch").unwrap(), Some(9));
         assert_eq!(
             module.prototype("watch").unwrap().as_deref(),
             Some("unsigned int watch(struct outer *o, unsigned int n)")

@@ -219,6 +219,18 @@ impl Facts {
                 self.offsets.insert(global.to_owned(), offset);
             }
         }
+        let [extensions, numbers, times] = TIMES;
+        // Either all that leads to an entry's time, or nothing of it.
+        if let (Ok(Some(ext)), Ok(Some(offsets)), Ok(Some(tstamp)), Ok(Some(start))) = (
+            btf.member("nf_conn", &["ext"]),
+            btf.member(extensions, &["offset"]),
+            btf.constant(numbers, "NF_CT_EXT_TSTAMP"),
+            btf.member(times, &["start"]),
+        ) {
+            // Extensions are found by one byte each.
+            let offsets = [("CONN_EXT", ext), ("EXT_TSTAMP", offsets + tstamp), ("TSTAMP_START", start)];
+            self.offsets.extend(offsets.map(|(global, offset)| (global.to_owned(), offset)));
+        }
         self.chaintoolong = matches!(btf.member(STATISTICS, &["chaintoolong"]), Ok(Some(_)));
         for function in WATCHED {
             if let Ok(Some(prototype)) = btf.prototype(function) {
@@ -231,10 +243,13 @@ impl Facts {
     }
 }
 
-/// The structures and functions that are looked for in BTF.
+/// An entry's extensions, their numbers, and the one that holds when the entry came in.
+const TIMES: [&str; 3] = ["nf_ct_ext", "nf_ct_ext_id", "nf_conn_tstamp"];
+
+/// The structures, enumerations and functions that are looked for in BTF.
 fn wanted() -> Vec<&'static str> {
     let structures = OFFSETS.into_iter().chain(OPTIONAL_OFFSETS).map(|(_, structure, _)| structure);
-    let mut names: Vec<&str> = structures.chain([STATISTICS]).chain(WATCHED).collect();
+    let mut names: Vec<&str> = structures.chain(TIMES).chain([STATISTICS]).chain(WATCHED).collect();
     names.sort_unstable();
     names.dedup();
     names

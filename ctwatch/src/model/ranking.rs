@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use ctwatch_ebpf::loss::has_ports;
+use ctwatch_ebpf::{Counters, FlowType};
+
+use super::diff::Sum;
 use super::trace::Record;
 
 /// What a ranking is by.
@@ -85,6 +89,27 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
         ))
     });
     new
+}
+
+/// How many events of these flow types the ranking by one kind of key leaves out: it is bounded, and where too many keys
+/// compete for its places, some are not in it. Inserts, evictions, refusals, in the time that both tell of.
+pub fn unranked<'a>(
+    top: &[Top],
+    by: By,
+    flows: impl IntoIterator<Item = (&'a FlowType, &'a Counters)>,
+) -> [u64; 3] {
+    let mut left = [0; 3];
+    // What has no port has no place in a ranking of ports, and what shares the last row is of no known kind.
+    let ranked = |flow: &FlowType| flow.family != 0 && (by != By::Dport || has_ports(flow.proto));
+    for (_, counts) in flows.into_iter().filter(|(flow, _)| ranked(flow)) {
+        let sums = [Sum::Insert, Sum::EarlyDrop, Sum::Drop].map(|sum| sum.of(counts));
+        left = std::array::from_fn(|which| left[which] + sums[which]);
+    }
+    for row in top.iter().filter(|row| row.by == by) {
+        let told = [row.insert, row.early_drop, row.drop];
+        left = std::array::from_fn(|which| left[which].saturating_sub(told[which]));
+    }
+    left
 }
 
 /// Single losses, and how many more there were.

@@ -1,4 +1,4 @@
-use ctwatch_ebpf::AF_INET;
+use ctwatch_ebpf::{AF_INET, Event};
 use proptest::prelude::*;
 
 use super::*;
@@ -26,6 +26,22 @@ fn losses_outrank_inserts() {
 #[test]
 fn a_key_that_came_back_begins_anew() {
     assert_eq!(since(&[top("53", 100, 0, 0)], &[top("53", 7, 0, 1)]), [top("53", 7, 0, 1)]);
+}
+
+#[test]
+fn what_is_not_ranked_is_known() {
+    let flow = |family, proto| FlowType { netns: 7, family, proto };
+    let mut udp = Counters::default();
+    udp.0[Event::Insert as usize] = 100;
+    udp.0[Event::DeleteEarlyDrop as usize] = 9;
+    udp.0[Event::DropNoMemory as usize] = 4;
+    let flows = [(flow(AF_INET, 17), udp), (flow(AF_INET, 1), udp), (FlowType::OVERFLOW, udp)];
+    let left = |top: &[Top], by| unranked(top, by, flows.iter().map(|(flow, counts)| (flow, counts)));
+    assert_eq!(left(&[], By::Dport), [100, 9, 4], "ICMP has no ports");
+    assert_eq!(left(&[], By::Src), [200, 18, 8]);
+    let top = [top("53", 90, 9, 1), top("54", 1, 1, 2)];
+    assert_eq!(left(&top, By::Dport), [9, 0, 1], "one reading may be a moment behind the other");
+    assert_eq!(left(&top, By::Src), [200, 18, 8], "another ranking");
 }
 
 proptest! {

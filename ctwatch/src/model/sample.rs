@@ -32,7 +32,7 @@ pub struct Sample {
 pub struct Table {
     /// Inode of the network namespace.
     pub netns: u32,
-    /// `init`, the name `ip netns` knows, or the inode in decimal.
+    /// `init`, the name `ip netns` knows, else a process in it and that one's cgroup, or the inode in decimal.
     pub name: String,
     /// `nf_conntrack_count` (it includes entries not yet confirmed).
     pub count: Option<u64>,

@@ -1,6 +1,7 @@
 //! Single events: which are asked for, and what the programs' bytes say.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
@@ -176,6 +177,9 @@ pub struct Record {
     pub assured: bool,
     /// Whether it had seen an answer.
     pub replied: bool,
+    /// How long an entry that left had been in the table, where the kernel keeps that
+    /// (`net.netfilter.nf_conntrack_timestamp`).
+    pub age: Option<Duration>,
     /// Whom an evicted entry made room for.
     pub newcomer: Option<Flow>,
     /// The CPU it happened on.
@@ -257,18 +261,26 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
     let event = Event::ALL.into_iter().find(|event| *event as u32 == traced.event)?;
     // A timeout or the collector's round meets whatever process happens to run: none of its doing.
     let bystander = matches!(event, Event::DeleteTimeout | Event::DeletePressure);
+    let wall_ns = i128::from(traced.ktime_ns) + wall_minus_mono;
     Some(Record {
-        wall_ns: i128::from(traced.ktime_ns) + wall_minus_mono,
+        wall_ns,
         name: names.name_of(event),
         event,
         netns: traced.netns,
         flow: flow(&traced.tuple)?,
         assured: traced.status & ASSURED != 0,
         replied: traced.status & SEEN_REPLY != 0,
+        age: age(traced.start_ns, wall_ns),
         newcomer: flow(&traced.newcomer),
         cpu: traced.cpu,
         comm: if bystander { None } else { comm(&traced.comm) },
     })
+}
+
+/// The kernel keeps the wall clock: where that was set back since, there is no telling.
+fn age(start_ns: u64, wall_ns: i128) -> Option<Duration> {
+    let age = (start_ns != 0).then(|| wall_ns - i128::from(start_ns))?;
+    u64::try_from(age).ok().map(Duration::from_nanos)
 }
 
 fn flow(tuple: &Tuple) -> Option<Flow> {
@@ -335,6 +347,7 @@ fn from_bytes(bytes: &[u8]) -> Option<Traced> {
     let mut reader = Reader(bytes);
     let traced = Traced {
         ktime_ns: reader.take().map(u64::from_ne_bytes)?,
+        start_ns: reader.take().map(u64::from_ne_bytes)?,
         netns: reader.u32()?,
         event: reader.u32()?,
         status: reader.u32()?,

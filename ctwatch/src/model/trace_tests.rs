@@ -7,6 +7,7 @@ use super::*;
 /// As the programs write it.
 fn bytes(traced: &Traced) -> Vec<u8> {
     let mut out = traced.ktime_ns.to_ne_bytes().to_vec();
+    out.extend(traced.start_ns.to_ne_bytes());
     for word in [traced.netns, traced.event, traced.status, traced.cpu] {
         out.extend(word.to_ne_bytes());
     }
@@ -54,6 +55,7 @@ fn an_eviction_names_victim_newcomer_and_process() {
     comm[..4].copy_from_slice(b"ngin");
     let traced = Traced {
         ktime_ns: 5,
+        start_ns: 98,
         netns: 4_026_531_840,
         event: Event::DeleteEarlyDrop as u32,
         status: SEEN_REPLY,
@@ -64,6 +66,7 @@ fn an_eviction_names_victim_newcomer_and_process() {
     };
     let record = decode(&bytes(&traced), Names::default(), 100).unwrap();
     assert_eq!(record.wall_ns, 105);
+    assert_eq!(record.age, Some(Duration::from_nanos(7)));
     assert_eq!((record.name, record.reason(), record.cause()), (Name::EarlyDrop, None, None));
     assert_eq!((record.assured, record.replied), (false, true));
     assert_eq!(record.flow.src.to_string(), "10.0.0.1");
@@ -72,6 +75,13 @@ fn an_eviction_names_victim_newcomer_and_process() {
     assert_eq!(newcomer.dst.to_string(), "fd00::2");
     assert_eq!(newcomer.detail, Detail::Icmp { kind: 128, code: 0, id: 0x1234 });
     assert_eq!(record.comm.as_deref(), Some("ngin"));
+}
+
+#[test]
+fn an_age_is_known_or_it_is_not() {
+    assert_eq!(age(0, 5), None);
+    assert_eq!(age(6, 5), None, "the clock was set back");
+    assert_eq!(age(5, 5), Some(Duration::ZERO));
 }
 
 #[test]
@@ -122,7 +132,7 @@ proptest! {
 
     #[test]
     fn what_was_written_is_read(
-        (ktime_ns, netns, status, cpu) in any::<(u64, u32, u32, u32)>(),
+        (ktime_ns, start_ns, netns, status, cpu) in any::<(u64, u64, u32, u32, u32)>(),
         event in 0..Event::COUNT,
         (src, dst) in any::<([u64; 2], [u64; 2])>(),
         (src_part, dst_part) in any::<([u8; 2], [u8; 2])>(),
@@ -132,7 +142,7 @@ proptest! {
     ) {
         let event = Event::ALL[event];
         let tuple = Tuple { src, dst, src_part, dst_part, zone, family, proto };
-        let traced = Traced { ktime_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, comm };
+        let traced = Traced { ktime_ns, start_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, comm };
         prop_assert_eq!(from_bytes(&bytes(&traced)), Some(traced));
         let record = decode(&bytes(&traced), everything(), 7).unwrap();
         prop_assert_eq!(record.wall_ns, i128::from(ktime_ns) + 7);

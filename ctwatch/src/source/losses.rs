@@ -137,6 +137,7 @@ mod tests {
             flow: flow(at),
             assured: false,
             replied: false,
+            age: None,
             newcomer: None,
             cpu: 0,
             comm: None,

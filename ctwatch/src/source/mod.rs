@@ -2,6 +2,7 @@
 
 pub mod attached;
 mod auto;
+pub mod census;
 mod channel;
 mod counts;
 mod demand;
@@ -10,6 +11,7 @@ mod logger;
 pub mod losses;
 pub mod netlink;
 pub mod object;
+mod occupant;
 pub mod probe;
 pub mod reader;
 mod sys;
@@ -70,7 +72,9 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
         }
         SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
         SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
-        SourceChoice::Netlink => open_netlink(options.filter, &options.by, "chosen by --source netlink".into()),
+        SourceChoice::Netlink => {
+            open_netlink(options.filter, &options.by, "chosen by --source netlink".into())
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use super::demand::Failures;
+use super::occupant::Occupant;
 use crate::model::Table;
 
 /// How many namespaces are read at each sample; a machine with more shows the ones found first.
@@ -53,7 +54,19 @@ enum Way {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Place {
     name: Option<String>,
+    /// A process that it is called by where it has no name.
+    occupant: Option<Occupant>,
     ways: Vec<Way>,
+}
+
+impl Place {
+    fn called(&self) -> Option<String> {
+        self.name.clone().or_else(|| self.occupant.as_ref().map(Occupant::name))
+    }
+
+    fn wants_occupant(&self) -> bool {
+        self.name.is_none() && self.occupant.as_ref().is_none_or(Occupant::is_holder)
+    }
 }
 
 /// What could be read of one namespace.
@@ -115,10 +128,7 @@ impl Tables {
             .into_iter()
             .map(|(netns, reading)| Table {
                 netns,
-                name: wanted
-                    .get(&netns)
-                    .and_then(|place| place.name.clone())
-                    .unwrap_or_else(|| netns.to_string()),
+                name: wanted.get(&netns).and_then(Place::called).unwrap_or_else(|| netns.to_string()),
                 count: reading.count,
                 max: reading.max,
             })
@@ -229,10 +239,19 @@ fn find(roots: &Roots, own: u32) -> BTreeMap<u32, Place> {
     }
     let processes = fs::read_dir(&roots.proc).into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        if let Some(inode) = link_inode(&roots.proc.join(format!("{pid}/ns/net")))
+        let process = roots.proc.join(pid.to_string());
+        let netns = || link_inode(&process.join("ns/net"));
+        if let Some(inode) = netns()
             && let Some(place) = room_for(&mut places, inode)
         {
             add_way(place, Way::Process(pid));
+            if place.wants_occupant()
+                && let Some(occupant) = Occupant::read(&process)
+                // Still there: else the number may have become another's meanwhile.
+                && netns() == Some(inode)
+            {
+                place.occupant = Some(occupant);
+            }
         }
     }
     places

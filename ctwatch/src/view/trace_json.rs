@@ -15,6 +15,7 @@ pub fn record(record: &Record, netns_name: &str) -> String {
         flow: FlowObject::new(&record.flow),
         reason: record.reason(),
         cause: record.cause(),
+        age_s: record.age.map(|age| age.as_secs_f64()),
         assured: record.assured,
         replied: record.replied,
         newcomer: record.newcomer.as_ref().map(FlowObject::new),
@@ -64,6 +65,7 @@ struct Object<'a> {
     /// Of deletes alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
+    age_s: Option<f64>,
     assured: bool,
     replied: bool,
     newcomer: Option<FlowObject>,

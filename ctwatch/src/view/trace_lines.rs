@@ -61,6 +61,9 @@ impl TraceLines {
                 (false, false) => "  unreplied",
             };
         }
+        if let Some(age) = record.age {
+            let _ = write!(line, "  after {:.1} s", age.as_secs_f64());
+        }
         if let Some(newcomer) = &record.newcomer {
             let _ = write!(line, "  for {}", flow_text(newcomer, ARROW));
         }

@@ -1,4 +1,5 @@
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
 use jiff::tz::TimeZone;
@@ -26,6 +27,7 @@ fn record(name: Name, event: Event, flow: Flow) -> Record {
         flow,
         assured: false,
         replied: false,
+        age: None,
         newcomer: None,
         cpu: 1,
         comm: None,
@@ -49,7 +51,15 @@ fn records() -> Vec<(Record, &'static str)> {
             "blue",
         ),
         (record(Name::InsertFailed, Event::FailedChaintoolong, bare), "init"),
-        (Record { assured: true, replied: true, ..record(Name::Delete, Event::DeleteTimeout, tcp) }, "init"),
+        (
+            Record {
+                age: Some(Duration::from_millis(121_500)),
+                assured: true,
+                replied: true,
+                ..record(Name::Delete, Event::DeleteTimeout, tcp)
+            },
+            "init",
+        ),
         (record(Name::ClashResolve, Event::ClashReplyOnly, udp), "init"),
         (record(Name::Insert, Event::Insert, ping), "4026532201"),
     ]
@@ -71,7 +81,7 @@ fn lines_of_each_kind() {
     19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  for icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77
     19:00:00.012 drop          tcp [2001:db8::1]:40000 > [2001:db8::2]:443 zone 7  table_full  netns blue  by curl?[2J
     19:00:00.012 insert_failed 253 10.0.0.1 > 10.0.0.9  chaintoolong
-    19:00:00.012 delete        tcp [2001:db8::1]:40000 > [2001:db8::2]:443  timeout  assured
+    19:00:00.012 delete        tcp [2001:db8::1]:40000 > [2001:db8::2]:443  timeout  assured  after 121.5 s
     19:00:00.012 clash_resolve udp 10.0.0.1:3333 > 10.0.0.2:6881  reply_only
     19:00:00.012 insert        icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  netns 4026532201
     (12 more events not shown: --max-events)
@@ -94,12 +104,12 @@ fn json_of_each_kind() {
     text += &trace_json::suppressed(12);
     text += &trace_json::lost(3);
     insta::assert_snapshot!(text, @r#"
-    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"assured":false,"replied":false,"newcomer":{"family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77},"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"drop","netns":4026531840,"netns_name":"blue","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"zone":7,"reason":"table_full","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":"curl\u001b[2J"}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"insert_failed","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"253","src":"10.0.0.1","sport":null,"dst":"10.0.0.9","dport":null,"reason":"chaintoolong","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","assured":true,"replied":true,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":{"family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77},"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"drop","netns":4026531840,"netns_name":"blue","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"zone":7,"reason":"table_full","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":"curl\u001b[2J"}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert_failed","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"253","src":"10.0.0.1","sport":null,"dst":"10.0.0.9","dport":null,"reason":"chaintoolong","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","age_s":121.5,"assured":true,"replied":true,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
     {"event":"suppressed","count":12}
     {"event":"lost","count":3}
     "#);

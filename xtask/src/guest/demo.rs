@@ -49,26 +49,49 @@ pub(super) fn run(seconds: u64, live: &[String]) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Calm at first, then more and more until the table is full: evictions, and refusals where nobody can be evicted.
+/// What a part of the demonstration is made of.
+struct Part {
+    /// It lasts until this share of the whole time.
+    until: f64,
+    /// New UDP flows a beat.
+    lot: u32,
+    /// How long they stay, in seconds.
+    stay: u32,
+    /// Hash buckets. New flows find what has expired where there are few; where there are many, a newcomer to a full
+    /// table often finds nobody to evict.
+    buckets: u32,
+}
+
+/// Calm: as much goes as comes. Then the table fills, and then it is full.
+const PARTS: [Part; 3] = [
+    Part { until: 0.4, lot: 10, stay: 2, buckets: 512 },
+    Part { until: 0.7, lot: 25, stay: 600, buckets: 65_536 },
+    Part { until: 1.0, lot: 100, stay: 600, buckets: 65_536 },
+];
+
 fn flood(length: Duration, over: &AtomicBool) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut held = Held::default();
     tcp::hold(Flows::new(Family::V4, 200), &mut held)?;
     let mut next = 0;
-    while start.elapsed() < length && !over.load(Ordering::Acquire) {
-        let beat = Instant::now();
-        let share = start.elapsed().as_secs_f64() / length.as_secs_f64();
-        let lot = if share < 0.25 { 10 } else { 100 };
-        spread(Flows::new(Family::V4, lot).from(next), 2, udp::send)?;
-        udp::send(Flows::new(Family::V6, lot / 5).from(next))?;
-        // These wait for answers, so they would hang on a full table.
-        if share < 0.25 {
-            tcp::connections(Flows::new(Family::V4, 2).from(next), End::Close)?;
-            raw::echo(Flows::new(Family::V4, 1).from(next))?;
+    for (number, part) in PARTS.iter().enumerate() {
+        state::set("nf_conntrack_udp_timeout", part.stay)?;
+        state::set("nf_conntrack_tcp_timeout_time_wait", part.stay)?;
+        state::set("nf_conntrack_icmp_timeout", part.stay)?;
+        state::buckets(part.buckets)?;
+        while start.elapsed() < length.mul_f64(part.until) && !over.load(Ordering::Acquire) {
+            let beat = Instant::now();
+            spread(Flows::new(Family::V4, part.lot).from(next), 2, udp::send)?;
+            udp::send(Flows::new(Family::V6, part.lot / 5).from(next))?;
+            // These wait for answers, so they would hang on a full table.
+            if number == 0 {
+                tcp::connections(Flows::new(Family::V4, 2).from(next), End::Close)?;
+                raw::echo(Flows::new(Family::V4, 1).from(next))?;
+            }
+            // Distinct for as long as a demonstration can last.
+            next = (next + part.lot) % 4_000_000;
+            thread::sleep(BEAT.saturating_sub(beat.elapsed()));
         }
-        // Distinct for as long as a demonstration can last.
-        next = (next + lot) % 4_000_000;
-        thread::sleep(BEAT.saturating_sub(beat.elapsed()));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::keys::{Action, Meaning, Place, meaning};
 use super::theme::Theme;
 use crate::model::diff::Sum;
 use crate::model::history::History;
+use crate::model::live::{Baseline, Range};
 use crate::model::ranking::Losses;
 use crate::model::trace::Record;
 use crate::model::verdict::{Level, RECENT, Trouble, troubles};
@@ -118,6 +119,8 @@ pub(super) struct Watched {
     pub(super) troubles: Vec<Trouble>,
     /// Newest first.
     pub(super) losses: VecDeque<Loss>,
+    /// Where counting the entries of each flow type starts from.
+    pub(super) baseline: Option<Baseline>,
     /// When something was last lost or evicted, since the last reset.
     pub(super) last_loss: Option<i128>,
     /// What is missing, where there is nothing to watch.
@@ -152,6 +155,7 @@ impl App {
                 history: History::default(),
                 troubles: Vec::new(),
                 losses: VecDeque::new(),
+                baseline: None,
                 last_loss: None,
                 waiting: None,
             },
@@ -177,8 +181,16 @@ impl App {
         if report.flows.iter().any(|flow| lossy.iter().any(|sum| sum.of(&flow.counts) > 0)) {
             live.last_loss = Some(report.wall_ns);
         }
+        if let Some(baseline) = &mut live.baseline {
+            baseline.reconcile(&report);
+        }
         self.losses(report.losses.as_ref(), report.wall_ns);
         self.live.report = Some(report);
+    }
+
+    /// From now on it is known how many entries each flow type has.
+    pub fn baseline(&mut self, baseline: Baseline) {
+        self.live.baseline = Some(baseline);
     }
 
     /// Takes in losses that came up to this time.
@@ -198,6 +210,9 @@ impl App {
     pub fn waiting(&mut self, why: Option<String>) {
         if why.is_none() && self.live.waiting.is_some() {
             self.live.history.gap();
+        }
+        if why.is_some() {
+            self.live.baseline = None;
         }
         self.live.waiting = why;
     }
@@ -337,8 +352,9 @@ impl App {
     pub(super) fn panel(&self) -> Panel {
         let losing = self.shown().troubles.iter().any(|trouble| trouble.level() == Level::Critical);
         let panels = self.panels();
-        let wanted = self.panel.unwrap_or(if losing { Panel::Top } else { Panel::Detail });
-        if panels.contains(&wanted) { wanted } else { Panel::Detail }
+        let telling: &[Panel] = if losing { &[Panel::Top, Panel::Losses] } else { &[] };
+        let wanted = self.panel.iter().chain(telling).find(|panel| panels.contains(panel));
+        wanted.copied().unwrap_or(Panel::Detail)
     }
 
     /// Whether something of this namespace, family and protocol is to be shown.
@@ -392,6 +408,13 @@ impl App {
             Reverse((first.to_bits(), second.to_bits()))
         });
         rows
+    }
+
+    /// How many entries a flow type has now, where that can be told.
+    pub(super) fn entries(&self, flow: FlowType) -> Option<Range> {
+        let Watched { report, baseline, .. } = self.shown();
+        let flow = report.as_ref()?.flows.iter().find(|other| other.key == flow)?;
+        baseline.as_ref()?.entries(flow.key, &flow.total)
     }
 
     /// The row that the detail is about: the one chosen, else the first.

@@ -10,10 +10,12 @@ use super::app::{App, Sort};
 use super::text;
 use crate::model::diff::Sum;
 use crate::model::history::windows;
+use crate::model::live::Range;
 use crate::model::verdict::Level;
 use crate::model::{Flow, SourceInfo, family_name, protocol_name};
 
 const NETNS: usize = 14;
+const LONG_NETNS: usize = 28;
 const FLOW: usize = 13;
 const SHORT_FLOW: usize = 9;
 const CELL: usize = 8;
@@ -25,15 +27,18 @@ const LONGEST_RUN: usize = 60;
 enum Column {
     Netns,
     Flow,
+    /// Entries in the table now.
+    Live,
     Rate(Sum, usize),
 }
 
 /// From left to right.
-const ORDER: [Column; 17] = {
-    use Column::{Flow, Netns, Rate};
+const ORDER: [Column; 18] = {
+    use Column::{Flow, Live, Netns, Rate};
     [
         Netns,
         Flow,
+        Live,
         Rate(Sum::Insert, 0),
         Rate(Sum::Insert, 1),
         Rate(Sum::Insert, 2),
@@ -52,6 +57,9 @@ const ORDER: [Column; 17] = {
     ]
 };
 
+/// The rank of the run of inserts.
+const RUN: usize = 8;
+
 /// Which columns come first where there is little room.
 fn rank(column: Column) -> usize {
     match column {
@@ -62,12 +70,13 @@ fn rank(column: Column) -> usize {
         Column::Rate(Sum::Delete, 0) => 4,
         Column::Rate(Sum::InsertFailed, 0) => 5,
         Column::Netns => 6,
-        // 7 is the run of inserts.
-        Column::Rate(Sum::Insert, window) => 7 + window,
-        Column::Rate(Sum::Drop, window) => 9 + window,
-        Column::Rate(Sum::EarlyDrop, window) => 11 + window,
-        Column::Rate(Sum::InsertFailed, window) => 13 + window,
-        Column::Rate(Sum::Delete, window) => 15 + window,
+        Column::Live => 7,
+        // Then comes the run of inserts.
+        Column::Rate(Sum::Insert, window) => RUN + window,
+        Column::Rate(Sum::Drop, window) => RUN + 2 + window,
+        Column::Rate(Sum::EarlyDrop, window) => RUN + 4 + window,
+        Column::Rate(Sum::InsertFailed, window) => RUN + 6 + window,
+        Column::Rate(Sum::Delete, window) => RUN + 8 + window,
     }
 }
 
@@ -75,6 +84,7 @@ fn title(column: Column, interval: Duration) -> String {
     match column {
         Column::Netns => "netns".into(),
         Column::Flow => "flow".into(),
+        Column::Live => "live".into(),
         Column::Rate(sum, 0) => match sum {
             Sum::Insert => "insert".into(),
             Sum::Delete => "delete".into(),
@@ -94,14 +104,18 @@ pub(super) fn window_name(interval: Duration, window: usize) -> String {
 /// On a screen narrower than this, families lose their first letters.
 const NARROW: usize = 36;
 
+/// From this width on, namespaces may have long names.
+pub(super) const BROAD: usize = 120;
+
 fn width_of(column: Column, width: usize) -> usize {
     match column {
+        Column::Netns if width >= BROAD => LONG_NETNS,
         Column::Netns => NETNS,
         Column::Flow if width < NARROW => SHORT_FLOW,
         Column::Flow => FLOW,
         Column::Rate(_, 0) if width < NARROW => 7,
         Column::Rate(Sum::EarlyDrop | Sum::InsertFailed, 0) => 10,
-        Column::Rate(_, 0) => CELL,
+        Column::Live | Column::Rate(_, 0) => CELL,
         Column::Rate(..) => 7,
     }
 }
@@ -116,6 +130,7 @@ fn fitting(app: &App, width: usize) -> (Vec<Column>, usize) {
         .into_iter()
         .filter(|column| match column {
             Column::Netns => several,
+            Column::Live => app.rows().iter().any(|flow| app.entries(flow.key).is_some()),
             Column::Rate(_, window @ 1..) => told[*window] > told[window - 1],
             _ => true,
         })
@@ -126,7 +141,7 @@ fn fitting(app: &App, width: usize) -> (Vec<Column>, usize) {
     let mut run = 0;
     let mut taken = Vec::new();
     for column in wanted {
-        if rank(column) > 7 && run == 0 {
+        if rank(column) > RUN && run == 0 {
             // The run is worth more than the longer windows.
             run = if left > SHORTEST_RUN { 12.min(left - 1) } else { 0 };
             left -= if run > 0 { run + 1 } else { 0 };
@@ -187,7 +202,7 @@ fn heading(app: &App, columns: &[Column], run: usize, width: usize) -> Line<'sta
         let title = title(*column, app.interval);
         let text = match column {
             Column::Netns | Column::Flow => text::left(&title, wide + 1),
-            Column::Rate(..) => text::right(&title, wide + 1),
+            Column::Live | Column::Rate(..) => text::right(&title, wide + 1),
         };
         let sorted = matches!((column, app.sort), (Column::Rate(sum, 0), Sort::By(by)) if *sum == by);
         let style = match column {
@@ -225,6 +240,10 @@ fn row(
                 spans.push(Span::raw(text::left(&name, wide) + " "));
             }
             Column::Flow => spans.push(Span::raw(text::left(&flow_name(flow.key), wide) + " ")),
+            Column::Live => {
+                let shown = live(app, flow.key);
+                spans.push(Span::raw(text::right(&shown, wide + 1)));
+            }
             Column::Rate(sum, window) => {
                 let rate = past.map_or(0.0, |past| past.rate(sum.parts(), windows(app.interval)[*window]));
                 spans.extend(cell(app, weight(*sum), rate, known(*sum, flow.key, &shown.info), wide + 1));
@@ -236,6 +255,15 @@ fn row(
         spans.push(Span::raw(format!(" {drawn}")));
     }
     Line::from(spans)
+}
+
+/// Entries in the table now, about so many, or a dash where nobody can tell.
+pub(super) fn live(app: &App, flow: FlowType) -> String {
+    match app.entries(flow) {
+        Some(Range { least, most }) if least == most => text::count(least),
+        Some(Range { least, most }) => format!("~{}", text::count(least.midpoint(most))),
+        None => "-".into(),
+    }
 }
 
 /// A rate in its cell, and the room before it; bad news carries a mark that needs no colour.

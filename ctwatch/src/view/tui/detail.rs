@@ -8,6 +8,7 @@ use super::columns::{Known, cell, flow_name, known, weight, window_name};
 use super::text;
 use crate::model::diff::Sum;
 use crate::model::history::{FlowHistory, SUMS, windows};
+use crate::model::live::Range;
 use crate::model::verdict::Level;
 
 const NAME: usize = 20;
@@ -29,7 +30,15 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
         return vec![Line::styled(" nothing to tell yet", theme.quiet())];
     };
     let total = past.total();
-    let mut lines = vec![heading(app, width)];
+    let mut lines = Vec::new();
+    if let Some(Range { least, most }) = app.chosen().and_then(|chosen| app.entries(chosen)) {
+        let now = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        lines.push(Line::from(vec![
+            Span::styled(format!(" {}", text::left("entries now", NAME)), theme.heading()),
+            Span::raw(format!("  {now}")),
+        ]));
+    }
+    lines.push(heading(app, width));
     for sum in SUMS {
         lines.push(sum_line(app, past, sum, &total, width));
         if sum == Sum::EarlyDrop {

@@ -267,7 +267,7 @@ fn draw_panel(frame: &mut Frame<'_>, area: Rect, app: &App, panel: Panel, curren
 fn panel_text(app: &App, panel: Panel, width: usize) -> (String, Vec<Line<'static>>) {
     match panel {
         Panel::Detail => (detail::title(app), detail::lines(app, width)),
-        Panel::Top => ("top in this interval, per second".into(), panels::top(app, width)),
+        Panel::Top => (panels::top_title(app), panels::top(app, width)),
         Panel::Losses => ("latest losses".into(), panels::losses(app)),
         Panel::Source => ("source".into(), panels::source(app, width)),
     }

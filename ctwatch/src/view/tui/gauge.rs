@@ -4,13 +4,16 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::app::App;
+use super::columns::BROAD;
 use super::text;
 use super::theme::Theme;
 use crate::model::Table;
 use crate::model::forecast::Occupancy;
 use crate::model::verdict::{Level, NEARLY_FULL_PCT, filled_pct};
 
+/// A longer name is cut, unless the screen is broad.
 const LONGEST_NAME: usize = 14;
+const LONGEST_ON_BROAD: usize = 28;
 /// A shorter bar tells nothing.
 const SHORTEST_BAR: usize = 8;
 const LONGEST_BAR: usize = 80;
@@ -31,7 +34,7 @@ pub(super) fn lines(app: &App, width: usize, room: usize) -> Vec<Line<'static>> 
         .take(fitting.max(1))
         .map(|table| (*table, Said::new(table, shown.history.table(table.netns))))
         .collect();
-    let widest = Said::widest(&parts);
+    let widest = Said::widest(&parts, width);
     let mut lines: Vec<Line<'static>> =
         parts.iter().map(|(table, said)| line(table, said, &widest, width, app.settings.theme)).collect();
     let hidden = tables.len() - parts.len();
@@ -86,11 +89,12 @@ impl Said {
         }
     }
 
-    fn widest(parts: &[(&Table, Self)]) -> [usize; 5] {
+    fn widest(parts: &[(&Table, Self)], width: usize) -> [usize; 5] {
+        let longest = if width >= BROAD { LONGEST_ON_BROAD } else { LONGEST_NAME };
         let most = |of: fn(&Self) -> &String| parts.iter().map(|(_, said)| text::width(of(said))).max();
         let name = parts.iter().map(|(table, _)| text::width(&text::clean(&table.name))).max();
         [
-            name.unwrap_or_default().min(LONGEST_NAME),
+            name.unwrap_or_default().min(longest),
             most(|said| &said.pct).unwrap_or_default().max(7),
             most(|said| &said.count).unwrap_or_default(),
             most(|said| &said.growth).unwrap_or_default().max(7),

@@ -1,17 +1,18 @@
 //! The panels below the rows, other than the detail: ranking, latest losses, source; and the help screen.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
 
 use ctwatch_ebpf::FlowType;
 use ratatui::text::{Line, Span};
 
-use super::app::{App, Loss};
+use super::app::{App, Loss, Sort};
 use super::columns::{Known, cell};
 use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
-use crate::model::diff::per_second;
-use crate::model::ranking::Top;
+use crate::model::diff::{Sum, per_second};
+use crate::model::ranking::{By, Top, unranked};
 use crate::model::trace::Name;
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
@@ -22,15 +23,17 @@ use crate::view::trace_lines::flow_text;
 pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let Some(report) = &app.shown().report else { return Vec::new() };
-    let rows: Vec<&Top> = report
+    let wanted: Vec<Top> = report
         .top
         .iter()
         .flatten()
         .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
+        .cloned()
         .collect();
-    if rows.is_empty() {
+    if wanted.is_empty() {
         return vec![Line::styled(" nothing in this interval", theme.quiet())];
     }
+    let rows = in_turn(&wanted, app.sort);
     let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
     let head = format!(
         " {}{}{}{}{}{}  netns",
@@ -57,6 +60,43 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.push(Line::from(spans));
     }
     lines
+}
+
+/// The first of each kind of key, the second of each, and so on: the culprits are on top, whatever they are told by.
+/// Reports have them worst first.
+fn in_turn(rows: &[Top], sort: Sort) -> Vec<&Top> {
+    let mut kinds: Vec<Vec<&Top>> =
+        By::ALL.iter().map(|by| rows.iter().filter(|row| row.by == *by).collect()).collect();
+    for kind in &mut kinds {
+        match sort {
+            Sort::By(Sum::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
+            Sort::By(Sum::EarlyDrop) => kind.sort_by_key(|row| Reverse(row.early_drop)),
+            Sort::By(Sum::Drop) => kind.sort_by_key(|row| Reverse(row.drop)),
+            _ => {}
+        }
+    }
+    let most = kinds.iter().map(Vec::len).max().unwrap_or_default();
+    (0..most).flat_map(|place| kinds.iter().filter_map(move |kind| kind.get(place).copied())).collect()
+}
+
+/// What stands over the ranking: how much it leaves out, where it does.
+pub(super) fn top_title(app: &App) -> String {
+    let mut title = "top, per second".to_owned();
+    let Some(report) = &app.shown().report else { return title };
+    let rows = report.top.as_deref().unwrap_or_default();
+    let flows = || report.flows.iter().map(|flow| (&flow.key, &flow.counts));
+    for by in By::ALL.into_iter().filter(|by| rows.iter().any(|row| row.by == *by)) {
+        let left: Vec<String> = unranked(rows, by, flows())
+            .into_iter()
+            .zip(["inserts", "evictions", "drops"])
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{} {what}", text::count(count)))
+            .collect();
+        if !left.is_empty() {
+            let _ = write!(title, "; {} not ranked by {}", left.join(", "), by.name());
+        }
+    }
+    title
 }
 
 fn flow_of(netns: u32, family: u8, proto: u8) -> FlowType {
@@ -211,7 +251,7 @@ pub(super) fn help(app: &App, width: usize) -> Vec<Line<'static>> {
 }
 
 const SIGNS: [&str; 5] = [
-    ". nothing   ! bad news",
+    ". nothing   ! bad news   ~ about so many",
     "? this source cannot tell: the panel `source` says why   9+ at least 9",
     "Rates are events per second over the time named above, or as much of it as was watched.",
     "A forecast shows only while a table grows steadily and fills within the hour.",

@@ -21,7 +21,7 @@ const LOTS: u32 = 40;
 
 /// Rules that match nothing, between the look-up and the confirmation of an entry: they make the time in which two
 /// packets can race long enough for emulated CPUs.
-fn long_way(l4proto: &str) -> String {
+pub(super) fn long_way(l4proto: &str) -> String {
     let rules = "meta mark 57005 drop\n".repeat(300);
     format!(
         "table ip long_way {{\n chain out {{ type filter hook output priority 10; \
@@ -30,7 +30,7 @@ fn long_way(l4proto: &str) -> String {
 }
 
 /// Sends lots of pairs until the kernel's `counter` says enough. Returns the number of flows.
-fn race(counter: &str, send: impl Fn(Flows) -> anyhow::Result<()>) -> anyhow::Result<u64> {
+pub(super) fn race(counter: &str, send: impl Fn(Flows) -> anyhow::Result<()>) -> anyhow::Result<u64> {
     let space = init();
     let before = Stats::read(&space)?;
     for lot in 0..LOTS {

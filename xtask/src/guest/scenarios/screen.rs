@@ -1,7 +1,9 @@
 //! The full-screen view of the real program in a real terminal, tmux's: what it shows, what keys do, what it leaves.
 
-use std::process::Command;
+use std::fs;
+use std::process::{Child, Command};
 
+use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -148,13 +150,18 @@ fn entries(text: &str) -> Option<u64> {
 /// A calm table, every kind of key, a tiny screen and back, and `q`.
 fn keys_and_sizes() -> anyhow::Result<()> {
     const FLOWS: u32 = 321;
+    /// In the table before ctwatch starts.
+    const EARLIER: u32 = 40;
     let space = begin()?;
+    udp::send(Flows::new(Family::V4, EARLIER).from(10_000))?;
     let terminal = Terminal::open(80, 24)?;
     let watched = terminal.watch()?;
     udp::send(Flows::new(Family::V6, 10))?;
     let sent = udp::send(Flows::new(Family::V4, FLOWS))?;
     let text = terminal.wait("all inserts", |text| total(text, "insert") == Some(sent.passed))?;
     equal("entries", entries(&text), Some(witness::count(&space)?))?;
+    let listed = checked(space.command("conntrack").args(["-L", "-p", "udp", "-f", "ipv4"]))?;
+    terminal.wait_for(&format!(" entries now           {}\n", listed.lines().count()))?;
     anyhow::ensure!(text.contains(CALM), "not calm:\n{text}");
     anyhow::ensure!(text.contains(" ctwatch  guest  Linux "), "no host and kernel:\n{text}");
 
@@ -192,8 +199,11 @@ fn keys_and_sizes() -> anyhow::Result<()> {
 fn flood_and_sigterm() -> anyhow::Result<()> {
     const MAX: u32 = 200;
     let space = begin()?;
+    let service = Service::start("web.service")?;
     let terminal = Terminal::open(200, 60)?;
     let watched = terminal.watch()?;
+    terminal.wait_for(" sleep (web.service) ")?;
+    drop(service);
     let text =
         terminal.wait("all panels", |text| text.contains(" latest losses ") && text.contains(" source "))?;
     anyhow::ensure!(widest(&text) > 190, "the width is not used:\n{text}");
@@ -217,6 +227,34 @@ fn flood_and_sigterm() -> anyhow::Result<()> {
     let pid = checked(Command::new("pidof").arg("ctwatch"))?;
     kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGTERM)?;
     watched.ended(&terminal)
+}
+
+/// A process in a network namespace without a name and in a cgroup, for as long as this lives.
+struct Service {
+    process: Child,
+    cgroup: String,
+}
+
+impl Service {
+    fn start(name: &str) -> anyhow::Result<Self> {
+        let cgroup = format!("/sys/fs/cgroup/{name}");
+        fs::create_dir_all(&cgroup)?;
+        let process =
+            Command::new("unshare").args(["-n", "sleep", "900"]).spawn().context("start unshare")?;
+        let service = Self { process, cgroup };
+        fs::write(format!("{}/cgroup.procs", service.cgroup), service.process.id().to_string())
+            .context("put a process into a cgroup")?;
+        Ok(service)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Gone with the guest in any case.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir(&self.cgroup);
+    }
 }
 
 fn widest(text: &str) -> usize {

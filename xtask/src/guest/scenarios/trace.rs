@@ -1,27 +1,24 @@
 //! `trace`: every line names the flow that the generator made, and what is not shown is counted.
 
-use std::collections::BTreeMap;
+mod entries;
+mod run;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::net::IpAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::super::ctwatch::{PATIENCE, program};
-use super::super::space::{Space, checked};
+use super::super::space::checked;
 use super::super::traffic::{Family, Flows, PORT, Sent, raw, spread, udp};
 use super::super::trial::equal;
 use super::super::witness::Stats;
-use super::super::{modules, state, wait};
+use super::super::{modules, wait};
 use super::{Scenario, Skip, init, scenario};
+use run::{MARKER, begin, by_key, check_udp, key};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::burst_fexit", || burst("fexit")),
@@ -32,176 +29,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::filters", filters),
     scenario("trace::netlink_and_flush", netlink_and_flush),
     scenario("trace::chaintoolong", chaintoolong),
+    scenario("trace::clash_resolve", entries::clash_resolve),
+    scenario("trace::zone", entries::zone),
+    scenario("trace::age", entries::age),
     scenario("trace::sigterm_and_closed_pipe", ends),
 ];
-
-/// Flows sent to see whether tracing has begun go to destinations from here on.
-const MARKER: u32 = 0x3f_0000;
-
-/// `ctwatch trace --json`, running and attached.
-struct Trace {
-    child: Child,
-    objects: Receiver<Value>,
-    stderr: Option<JoinHandle<String>>,
-    seen: Vec<Value>,
-}
-
-/// What one run said.
-struct Told {
-    /// Events, markers left out.
-    events: Vec<Value>,
-    suppressed: u64,
-    lost: u64,
-}
-
-impl Trace {
-    /// Starts it and sends flows, one at a time, until one is told of: from then on nothing may be missing. The flows
-    /// are out of the table at the end.
-    fn start(args: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(program())
-            .args(["trace", "--json"])
-            .args(if args.contains(&"--events") { &[][..] } else { &["--events", "insert"] })
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {}", program()))?;
-        let stdout = child.stdout.take().context("its stdout")?;
-        let mut stderr = child.stderr.take().context("its stderr")?;
-        let (sender, objects) = channel();
-        // Ends with the pipe; a line that is no JSON fails whoever reads it.
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let object = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                if sender.send(object).is_err() {
-                    break;
-                }
-            }
-        });
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            // What came before an error is still worth showing.
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        let mut trace = Self { child, objects, stderr: Some(stderr), seen: Vec::new() };
-        let start = Instant::now();
-        for number in MARKER.. {
-            anyhow::ensure!(start.elapsed() < PATIENCE, "ctwatch traced nothing in {PATIENCE:?}");
-            udp::send(Flows::new(Family::V4, 1).from(number))?;
-            match trace.objects.recv_timeout(Duration::from_secs(1)) {
-                Ok(object) => {
-                    trace.seen.push(object);
-                    break;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = trace.child.wait()?;
-                    anyhow::bail!("ctwatch ended: {status}: {}", trace.stderr_text());
-                }
-            }
-        }
-        Ok(trace)
-    }
-
-    fn stop(self) -> anyhow::Result<Told> {
-        self.stop_with(Signal::SIGINT)
-    }
-
-    fn stop_with(mut self, signal: Signal) -> anyhow::Result<Told> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
-        let mut status = None;
-        let child = &mut self.child;
-        wait::until("the end of ctwatch", PATIENCE, || {
-            status = child.try_wait()?;
-            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
-        })?;
-        self.seen.extend(self.objects.iter());
-        let text = self.stderr_text();
-        anyhow::ensure!(status.is_some_and(|status| status.success()), "{status:?}: {text}");
-        anyhow::ensure!(text.is_empty(), "it wrote to stderr: {text}");
-        let mut told = Told { events: Vec::new(), suppressed: 0, lost: 0 };
-        for object in std::mem::take(&mut self.seen) {
-            let count = || object["count"].as_u64().with_context(|| format!("no count in {object}"));
-            match object["event"].as_str().with_context(|| format!("no event in {object}"))? {
-                "suppressed" => told.suppressed += count()?,
-                "lost" => told.lost += count()?,
-                "insert" if is_marker(&object)? => {}
-                _ => told.events.push(object),
-            }
-        }
-        Ok(told)
-    }
-
-    fn stderr_text(&mut self) -> String {
-        self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // A scenario that failed half-way; gone already in every other case.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn is_marker(event: &Value) -> anyhow::Result<bool> {
-    let text = event["dst"].as_str().with_context(|| format!("no dst in {event}"))?;
-    let address: IpAddr = text.parse().with_context(|| format!("dst {text}"))?;
-    Ok((Family::V4.target(MARKER)..Family::V4.target(MARKER + 0x1_0000)).contains(&address))
-}
-
-impl Told {
-    fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.events.iter().filter(move |event| event["event"] == name)
-    }
-
-    fn count(&self, name: &str) -> u64 {
-        self.of(name).map(|_| 1).sum()
-    }
-}
-
-/// A fresh table with these bounds, tracing begun, and the markers gone again.
-fn begin(args: &[&str], max: u32, buckets: u32) -> anyhow::Result<(Space, Trace, Stats)> {
-    let space = init();
-    modules::load()?;
-    state::fresh(&space)?;
-    let trace = Trace::start(args)?;
-    state::buckets(buckets)?;
-    checked(space.command("conntrack").arg("-F"))?;
-    state::set("nf_conntrack_max", max)?;
-    let before = Stats::read(&space)?;
-    Ok((space, trace, before))
-}
-
-/// What makes one generated flow different from the next: its destination.
-fn key(event: &Value) -> anyhow::Result<String> {
-    Ok(event["dst"].as_str().with_context(|| format!("no dst in {event}"))?.to_owned())
-}
-
-/// The fields of a tuple that all of a generator's flows have in common.
-fn check_udp(tuple: &Value) -> anyhow::Result<()> {
-    let v6 = tuple["dst"].as_str().is_some_and(|dst| dst.contains(':'));
-    let family = if v6 { Family::V6 } else { Family::V4 };
-    equal("family", tuple["family"].as_str(), Some(family.name()))?;
-    equal("proto", tuple["proto"].as_str(), Some("udp"))?;
-    equal("src", tuple["src"].as_str(), Some(family.home().to_string().as_str()))?;
-    equal("dport", tuple["dport"].as_u64(), Some(u64::from(PORT)))?;
-    anyhow::ensure!(tuple["sport"].as_u64().is_some_and(|port| port > 0), "sport of {tuple}");
-    Ok(())
-}
-
-/// By destination; each may be told of once.
-fn by_key<'a>(events: impl Iterator<Item = &'a Value>) -> anyhow::Result<BTreeMap<String, &'a Value>> {
-    let mut all = BTreeMap::new();
-    for event in events {
-        let other = all.insert(key(event)?, event);
-        anyhow::ensure!(other.is_none(), "told twice: {event} and {other:?}");
-    }
-    Ok(all)
-}
 
 /// A table-full burst in both families from two CPUs: what happened to each flow, whom it evicted, who did it.
 fn burst(source: &str) -> anyhow::Result<()> {
@@ -358,13 +190,11 @@ fn netlink_and_flush() -> anyhow::Result<()> {
     equal("inserts", told.count("insert"), sent.passed)?;
     let made: Vec<_> = told.of("insert_netlink").map(key).collect::<anyhow::Result<_>>()?;
     equal("inserts by netlink", made, vec!["192.0.2.2".to_owned()])?;
-    let mut gone = 0;
     for event in told.of("delete") {
         equal("cause", event["cause"].as_str(), Some("netlink"))?;
         equal("comm", event["comm"].as_str(), Some("conntrack"))?;
-        gone += u64::from(!is_marker(event)?);
     }
-    equal("deletes", gone, sent.passed + 1)
+    equal("deletes", told.count("delete"), sent.passed + 1)
 }
 
 /// Chains that are too long: each failed insert has its reason, and what the budget left out is counted.

@@ -70,6 +70,67 @@ fn reset_begins_totals_anew() {
 }
 
 #[test]
+fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
+    let mut app = app_with(COLOR, info());
+    let mut tracker = Tracker::new(0);
+    feed(&mut app, &mut tracker, 1..=6, |second| {
+        let mut sample = full(second);
+        let top = sample.top.as_mut().unwrap();
+        for (by, key, insert, drop) in
+            [(By::Src, "10.9.9.9", 50, 95), (By::Src, "10.1.1.1", 7_000, 1), (By::Dst, "10.0.0.2", 8_001, 95)]
+        {
+            let key = key.into();
+            top.push(Top {
+                by,
+                key,
+                insert: insert * second,
+                early_drop: 0,
+                drop: drop * second,
+                ..top[1].clone()
+            });
+        }
+        sample
+    });
+    let keys = |app: &App| {
+        let shown = screen(app, 100, 40);
+        let lines = shown.lines().skip_while(|line| !line.starts_with(" by ")).skip(1).take(5);
+        lines.map(|line| line.split_whitespace().nth(2).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&app), ["6881", "10.9.9.9", "10.0.0.2", "443", "10.1.1.1"]);
+    press(&mut app, &typed("s"));
+    assert_eq!(app.sort.name(), "by insert");
+    assert_eq!(keys(&app), ["6881", "10.1.1.1", "10.0.0.2", "443", "10.9.9.9"]);
+    let shown = screen(&app, 139, 40);
+    assert!(
+        shown.contains("134 inserts, 12 evictions, 2 drops not ranked by dport; 1285 inserts"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn entries_are_told_as_exactly_as_they_are_known() {
+    let mut app = app_with(COLOR, info());
+    let mut tracker = Tracker::new(0);
+    feed(&mut app, &mut tracker, 1..=5, calm);
+    assert!(!screen(&app, 80, 24).contains("live"), "nobody knows yet");
+    // Of 1000 TCP entries at the fourth second, all that came and went in the fifth may be more or less.
+    let entries = [(flow(INIT, AF_INET, 6), 1_000), (flow(INIT, AF_INET, 17), 3_210)].into();
+    let dump = Dump { namespaces: [INIT].into(), entries, filtered: false };
+    app.baseline(Baseline::new(&dump, &calm(4), &calm(5)));
+    let shown = screen(&app, 80, 24);
+    assert!(shown.contains("ipv4 tcp          ~1000"), "{shown}");
+    assert!(shown.contains(" entries now           789 to 1212"), "{shown}");
+    assert!(shown.contains("ipv6 icmpv6           . "), "the dump found none: {shown}");
+    // The kernel's own count is another.
+    feed(&mut app, &mut tracker, 6..=6, |second| {
+        let mut sample = calm(second);
+        sample.tables[0].count = Some(200);
+        sample
+    });
+    assert!(!screen(&app, 80, 24).contains("live"), "{}", screen(&app, 80, 24));
+}
+
+#[test]
 fn panels_go_round_and_exist_only_with_data() {
     let mut app = app_after(COLOR, info(), 9, full);
     let mut titles = Vec::new();

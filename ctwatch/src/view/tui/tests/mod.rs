@@ -16,6 +16,7 @@ use ratatui::style::Modifier;
 
 use super::app::{App, Outcome, Settings};
 use super::{Theme, draw};
+use crate::model::live::{Baseline, Dump};
 use crate::model::ranking::{By, Losses, Top};
 use crate::model::trace::{self, Detail, Name, Record};
 use crate::model::{Cost, Sample, SourceInfo, SourceKind, Table, Tracker};
@@ -146,6 +147,7 @@ fn full(second: u64) -> Sample {
         flow: tuple(proto, sport),
         assured: false,
         replied: true,
+        age: None,
         newcomer,
         cpu: 0,
         comm: Some("dhtd".into()),
