@@ -1,13 +1,17 @@
 //! `live --json`: one object a line, with the fields and their order as promised to users.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ctwatch_ebpf::{Event, FlowType};
 use serde::Serialize;
 
 use super::{Machine, View};
 use crate::model::diff::Sum;
+use crate::model::ranking::{By, Top, unranked};
 use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
+
+/// Lines of each ranking in an object, the first ones.
+const TOP: usize = 20;
 
 /// Writes each report as one JSON object.
 #[derive(Debug)]
@@ -49,8 +53,11 @@ struct Object<'a> {
     source: SourceObject<'a>,
     table: Vec<TableObject<'a>>,
     flows: Vec<FlowObject>,
-    /// Filled by the ranking by port and address.
-    top: [(); 0],
+    top: Vec<TopObject<'a>>,
+    /// By each kind of key, the events that are in none of its lines: of keys that the bounded ranking left out, and
+    /// of lines beyond the first [`TOP`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    top_rest: BTreeMap<&'static str, RestObject>,
     cost: Option<CostObject>,
 }
 
@@ -134,6 +141,25 @@ struct TotalObject {
 }
 
 #[derive(Serialize)]
+struct TopObject<'a> {
+    by: &'static str,
+    netns: u32,
+    family: &'static str,
+    proto: String,
+    key: &'a str,
+    insert: u64,
+    early_drop: u64,
+    drop: u64,
+}
+
+#[derive(Serialize)]
+struct RestObject {
+    insert: u64,
+    early_drop: u64,
+    drop: u64,
+}
+
+#[derive(Serialize)]
 struct CostObject {
     cpu_pct: f64,
     events: u64,
@@ -142,6 +168,7 @@ struct CostObject {
 
 impl<'a> Object<'a> {
     fn new(report: &'a Report, info: &'a SourceInfo, machine: &'a Machine) -> Self {
+        let shown = first(report.top.as_deref().unwrap_or_default());
         Self {
             time: time(report.wall_ns),
             elapsed_s: rounded(report.elapsed.as_secs_f64(), 1000.0),
@@ -165,12 +192,52 @@ impl<'a> Object<'a> {
                 })
                 .collect(),
             flows: report.flows.iter().map(|flow| FlowObject::new(flow, info)).collect(),
-            top: [],
+            top: shown.iter().copied().map(TopObject::new).collect(),
+            top_rest: rest(&shown, report),
             cost: report.cost.map(|cost| CostObject {
                 cpu_pct: rounded(cost.cpu_pct, 1000.0),
                 events: cost.events,
                 ns_per_event: cost.ns_per_event,
             }),
+        }
+    }
+}
+
+/// The first lines of each ranking.
+fn first(top: &[Top]) -> Vec<&Top> {
+    let mut shown: BTreeMap<By, usize> = BTreeMap::new();
+    let mut fits = |by| {
+        let count = shown.entry(by).or_default();
+        *count += 1;
+        *count <= TOP
+    };
+    top.iter().filter(|top| fits(top.by)).collect()
+}
+
+fn rest(shown: &[&Top], report: &Report) -> BTreeMap<&'static str, RestObject> {
+    let lines: Vec<Top> = shown.iter().copied().cloned().collect();
+    let kinds: BTreeSet<By> = shown.iter().map(|top| top.by).collect();
+    let left = |by| {
+        let [insert, early_drop, drop] =
+            unranked(&lines, by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
+        (by.name(), RestObject { insert, early_drop, drop })
+    };
+    kinds.into_iter().map(left).collect()
+}
+
+impl<'a> TopObject<'a> {
+    fn new(top: &'a Top) -> Self {
+        let Top { by, netns, family, proto, key, insert, early_drop, drop } = top;
+        let flow = FlowType { netns: *netns, family: *family, proto: *proto };
+        Self {
+            by: by.name(),
+            netns: *netns,
+            family: family_name(*family),
+            proto: protocol_name(flow).into_owned(),
+            key,
+            insert: *insert,
+            early_drop: *early_drop,
+            drop: *drop,
         }
     }
 }

@@ -7,11 +7,14 @@ use jiff::tz::TimeZone;
 
 use super::{Machine, View, json};
 use crate::model::diff::Sum;
+use crate::model::ranking::{By, Top};
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
 
 /// How many lines go by before the header comes again: it must not leave a terminal of 24 lines.
 const HEADER_EVERY: usize = 20;
 const NETNS_WIDTH: usize = 12;
+/// Lines of one ranking.
+const CULPRITS: usize = 3;
 /// A table this full is about to hurt: above 95 % the collector evicts (`gc_worker`, since 4.20).
 const NEARLY_FULL_PCT: f64 = 95.0;
 
@@ -108,6 +111,28 @@ impl Lines {
         }
     }
 
+    fn top_line(&self, time: &str, top: &Top, name: &str) -> String {
+        let flow = FlowType { netns: top.netns, family: top.family, proto: top.proto };
+        let what = match top.by {
+            By::Dport => "to port",
+            By::Src => "from",
+            By::Dst => "to",
+        };
+        let mut text = format!(
+            "{time:<8} {:<NETNS_WIDTH$} {:<12} {what} {}: {} inserted",
+            shown(name),
+            flow_name(flow),
+            top.key,
+            top.insert
+        );
+        for (count, word) in [(top.early_drop, "evicted"), (top.drop, "refused")] {
+            if count > 0 {
+                let _ = write!(text, ", !{count} {word}");
+            }
+        }
+        if top.drop > 0 { self.paint(RED, &text) } else { text }
+    }
+
     fn calm_line(&self, time: &str, report: &Report) -> String {
         let fullest = report
             .tables
@@ -120,6 +145,15 @@ impl Lines {
         }
         self.paint(DIM, &text)
     }
+}
+
+/// Lines of each ranking that are shown: those that lose, and of addresses, which were asked for, the first ones anyhow.
+fn culprits(report: &Report) -> impl Iterator<Item = &Top> {
+    let top = report.top.as_deref().unwrap_or_default();
+    [By::Dport, By::Src, By::Dst].into_iter().flat_map(move |by| {
+        let of_kind = top.iter().filter(move |top| top.by == by);
+        of_kind.filter(|top| top.by != By::Dport || top.early_drop | top.drop > 0).take(CULPRITS)
+    })
 }
 
 impl View for Lines {
@@ -163,6 +197,10 @@ impl View for Lines {
                 let line = self.table_line(&time, table);
                 self.line(&mut out, &line);
             }
+        }
+        for top in culprits(report) {
+            let line = self.top_line(&time, top, report.names.get(&top.netns).map_or("?", String::as_str));
+            self.line(&mut out, &line);
         }
         if report.lost > self.lost_shown {
             self.lost_shown = report.lost;

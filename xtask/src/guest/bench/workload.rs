@@ -26,6 +26,9 @@ pub(super) enum Workload {
 /// Where a TCP flow of [`Workload::TcpFull`] finds no answer.
 const SILENT: u16 = 9;
 
+/// The limit of a table with room: the kernel's own above 4 GB of memory, which guests do not have.
+const ROOMY: u32 = 262_144;
+
 /// The limit of a full table.
 const FULL: u32 = 3000;
 
@@ -53,9 +56,13 @@ impl Workload {
             // stay. Seconds would do the same after as many flows as a second holds.
             Self::UdpSteady => {
                 state::buckets(4096)?;
+                state::set("nf_conntrack_max", ROOMY)?;
                 state::set("nf_conntrack_udp_timeout", 0)?;
             }
-            Self::TcpSteady => state::buckets(4096)?,
+            Self::TcpSteady => {
+                state::buckets(4096)?;
+                state::set("nf_conntrack_max", ROOMY)?;
+            }
             // Few enough buckets for early_drop, which looks at eight, to find somebody nearly always.
             Self::UdpFull | Self::TcpFull => {
                 state::buckets(8192)?;
