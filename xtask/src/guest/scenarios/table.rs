@@ -1,10 +1,13 @@
 //! `ctwatch table`: the same as `conntrack -L`, counted by hand.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::super::ctwatch::program;
@@ -23,6 +26,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("table::filters", filters),
     scenario("table::shown_and_left_out", shown_and_left_out),
     scenario("table::more_groups_than_room", more_groups_than_room),
+    scenario("table::at_a_terminal", at_a_terminal),
     scenario("table::unprivileged", unprivileged),
 ];
 
@@ -379,6 +383,50 @@ fn more_groups_than_room() -> anyhow::Result<()> {
     equal("its entries", object["groups"][0]["count"].as_u64(), Some(u64::from(SAME)))?;
     equal("groups kept", object["more"]["groups"].as_u64(), Some(ROOM - 1))?;
     equal("in no group", object["ungrouped"].as_u64(), Some(u64::from(FLOWS) + 1 - ROOM))
+}
+
+/// At a terminal a long reading shows how far it is, and leaves nothing of that behind; Ctrl-C ends it well.
+fn at_a_terminal() -> anyhow::Result<()> {
+    const FLOWS: u32 = 70_000;
+    let space = init();
+    fresh(&[&space])?;
+    udp::send(Flows::new(Family::V4, FLOWS))?;
+    let terminal = nix::pty::openpty(None, None).context("make a terminal")?;
+    let output = Command::new(program())
+        .args(["table", "--no-color"])
+        .stdin(Stdio::null())
+        .stderr(terminal.slave)
+        .output()
+        .context("run ctwatch table")?;
+    equal("exit code", output.status.code(), Some(0))?;
+    let text = String::from_utf8(output.stdout)?;
+    anyhow::ensure!(text.contains(&format!("init: {FLOWS} entries")), "{text}");
+    // How long the reading takes is the machine's affair: whatever was shown must be gone. It ends with EIO, since nobody
+    // has the other side open any more.
+    let mut said = Vec::new();
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut said);
+    let said = String::from_utf8(said)?;
+    if let Some(shown) = said.strip_suffix("\r\x1b[K") {
+        let end = format!(" of about {FLOWS} entries\x1b[K");
+        let mut lines = shown.split('\r').filter(|line| !line.is_empty());
+        let foreign = lines.find(|line| !line.starts_with("init: ") || !line.ends_with(&end));
+        anyhow::ensure!(foreign.is_none(), "{foreign:?} in {said:?}");
+    } else {
+        anyhow::ensure!(said.is_empty(), "not taken away: {said:?}");
+    }
+
+    let mut child = Command::new(program())
+        .args(["table", "--no-color"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start ctwatch table")?;
+    let mut output = child.stdout.take().context("its stdout")?;
+    // Its first line comes before it reads, and after it can be stopped.
+    output.read_exact(&mut [0; 8])?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    std::io::copy(&mut output, &mut std::io::sink())?;
+    equal("exit code after Ctrl-C", child.wait()?.code(), Some(0))
 }
 
 /// Without the right to ask, nothing is told that could be taken for a table, and the reason is.
