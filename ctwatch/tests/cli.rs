@@ -20,6 +20,7 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         (&["--proto", "foo"][..], "no protocol `foo`"),
         (&["live", "-i", "0"], "between 0.1 and 3600"),
         (&["nonsense"], "unrecognized subcommand"),
+        (&["table", "--by", "sports"], "no grouping `sports`"),
         (&["--netns", "no-such-name"], "no network namespace `no-such-name`"),
         (&["-i", "2", "man"], "cannot be used with"),
     ] {
@@ -36,6 +37,8 @@ fn every_command_has_help() {
     for args in [
         &["--help"][..],
         &["live", "--help"],
+        &["trace", "--help"],
+        &["table", "--help"],
         &["facts", "--help"],
         &["completions", "--help"],
         &["man", "--help"],

@@ -5,6 +5,7 @@
 pub mod diff;
 pub mod filter;
 pub mod forecast;
+pub mod group_by;
 pub mod history;
 pub mod live;
 pub mod protocol;

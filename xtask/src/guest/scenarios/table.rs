@@ -1,10 +1,14 @@
 //! `ctwatch table`: the same as `conntrack -L`, counted by hand.
 
-use std::collections::BTreeMap;
+mod listed;
+
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::super::ctwatch::program;
@@ -13,6 +17,7 @@ use super::super::traffic::{Family, Flows, PORT, raw, tcp, udp};
 use super::super::trial::equal;
 use super::super::{modules, state};
 use super::{Scenario, init, scenario};
+use listed::{Line, compare, group_of, listed};
 
 /// These need a kernel without conntrack.
 pub(super) const SCENARIOS_BEFORE: &[Scenario] = &[scenario("table::loads_nothing", loads_nothing)];
@@ -23,6 +28,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("table::filters", filters),
     scenario("table::shown_and_left_out", shown_and_left_out),
     scenario("table::more_groups_than_room", more_groups_than_room),
+    scenario("table::at_a_terminal", at_a_terminal),
     scenario("table::unprivileged", unprivileged),
 ];
 
@@ -48,121 +54,6 @@ fn objects(args: &[&str]) -> anyhow::Result<(Vec<Value>, String)> {
 fn of_space(objects: &[Value], space: &Space) -> anyhow::Result<Value> {
     let object = objects.iter().find(|object| object["netns"] == space.inode);
     object.cloned().with_context(|| format!("nothing of {}: {objects:?}", space.label()))
-}
-
-/// One line of `conntrack -L`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    netns: u64,
-    family: &'static str,
-    proto: u8,
-    state: String,
-    replied: bool,
-    assured: bool,
-    /// The original direction's `src`, `sport`, `dst` and `dport`.
-    ends: BTreeMap<String, String>,
-}
-
-impl Line {
-    /// Whether one of these two ends fits.
-    fn has(&self, ends: [&str; 2], fits: impl Fn(&str) -> bool) -> bool {
-        ends.iter().any(|end| self.ends.get(*end).is_some_and(|value| fits(value)))
-    }
-}
-
-/// All entries of a namespace, as conntrack lists them.
-fn listed(space: &Space) -> anyhow::Result<Vec<Line>> {
-    let mut lines = Vec::new();
-    for family in Family::BOTH {
-        let text = checked(space.command("conntrack").args(["-L", "-f", family.name()]))?;
-        for line in text.lines() {
-            lines.push(parse(line, space.inode, family.name()).with_context(|| format!("read {line}"))?);
-        }
-    }
-    Ok(lines)
-}
-
-/// Such as `tcp 6 431999 ESTABLISHED src=… dst=… sport=… dport=… src=… dst=… sport=… dport=… [ASSURED] mark=0 use=1`.
-fn parse(line: &str, netns: u64, family: &'static str) -> anyhow::Result<Line> {
-    let mut words = line.split_whitespace().skip(1);
-    let proto = words.next().and_then(|word| word.parse().ok()).context("no protocol")?;
-    let rest: Vec<&str> = words.skip(1).collect();
-    let (replied, assured) = (!rest.contains(&"[UNREPLIED]"), rest.contains(&"[ASSURED]"));
-    let tracked = rest.first().filter(|word| !word.contains('=') && !word.starts_with('['));
-    let untracked = if assured {
-        "assured"
-    } else if replied {
-        "replied"
-    } else {
-        "unreplied"
-    };
-    let mut ends = BTreeMap::new();
-    for (name, value) in rest.iter().filter_map(|word| word.split_once('=')) {
-        if matches!(name, "src" | "sport" | "dst" | "dport") && !ends.contains_key(name) {
-            ends.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    let state = tracked.map_or(untracked, |word| *word).to_owned();
-    Ok(Line { netns, family, proto, state, replied, assured, ends })
-}
-
-/// A protocol as ctwatch names it.
-fn proto_name(number: u8) -> String {
-    let known = [(1, "icmp"), (6, "tcp"), (17, "udp"), (47, "gre"), (58, "icmpv6"), (132, "sctp")];
-    known
-        .iter()
-        .find(|(proto, _)| *proto == number)
-        .map_or(number.to_string(), |(_, name)| (*name).to_owned())
-}
-
-/// What the witness would call the group of an entry.
-fn group_of(line: &Line, by: &[&str]) -> String {
-    let part = |by: &&str| match *by {
-        "netns" => line.netns.to_string(),
-        "proto" => format!("{} {}", line.family, proto_name(line.proto)),
-        "state" => line.state.clone(),
-        "assured" => line.assured.to_string(),
-        end => line.ends.get(end).cloned().unwrap_or_else(|| "-".to_owned()),
-    };
-    by.iter().map(part).collect::<Vec<_>>().join(" ")
-}
-
-/// The same of a group that ctwatch printed.
-fn group_named(group: &Value, by: &[&str]) -> String {
-    let keys = by.iter().filter(|by| matches!(**by, "src" | "sport" | "dst" | "dport")).count();
-    let text = |field: &str| match &group[field] {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let part = |by: &&str| match *by {
-        "proto" => format!("{} {}", text("family"), text("proto")),
-        "netns" | "state" | "assured" => text(by),
-        // A key of one part stands for itself; one of several has them beside it.
-        _ if keys == 1 => text("key"),
-        end => text(end),
-    };
-    by.iter().map(part).collect::<Vec<_>>().join(" ")
-}
-
-/// Compares one object's totals and groups with the entries that the witness has.
-fn compare(object: &Value, lines: &[Line], by: &[&str]) -> anyhow::Result<()> {
-    let what = by.join(",");
-    let count = |fits: fn(&Line) -> bool| Value::from(lines.iter().filter(|line| fits(line)).count());
-    equal(&format!("{what}: total"), &object["total"], &count(|_| true))?;
-    equal(&format!("{what}: evictable"), &object["evictable"], &count(|line| !line.assured))?;
-    equal(&format!("{what}: unreplied"), &object["unreplied"], &count(|line| !line.replied))?;
-    let mut counted: BTreeMap<String, u64> = BTreeMap::new();
-    for line in lines {
-        *counted.entry(group_of(line, by)).or_default() += 1;
-    }
-    let groups = object["groups"].as_array().context("no groups")?;
-    let told: BTreeMap<String, u64> =
-        groups.iter().map(|group| (group_named(group, by), group["count"].as_u64().unwrap_or(0))).collect();
-    equal(&format!("{what}: groups"), told, counted)?;
-    let counts: Vec<u64> = groups.iter().filter_map(|group| group["count"].as_u64()).collect();
-    anyhow::ensure!(counts.is_sorted_by(|a, b| a >= b), "{what}: not ranked: {counts:?}");
-    equal(&format!("{what}: one group each"), counts.len(), groups.len())
 }
 
 /// Each protocol and state that ctnetlink writes in a way of its own, in both families.
@@ -379,6 +270,50 @@ fn more_groups_than_room() -> anyhow::Result<()> {
     equal("its entries", object["groups"][0]["count"].as_u64(), Some(u64::from(SAME)))?;
     equal("groups kept", object["more"]["groups"].as_u64(), Some(ROOM - 1))?;
     equal("in no group", object["ungrouped"].as_u64(), Some(u64::from(FLOWS) + 1 - ROOM))
+}
+
+/// At a terminal a long reading shows how far it is, and leaves nothing of that behind; Ctrl-C ends it well.
+fn at_a_terminal() -> anyhow::Result<()> {
+    const FLOWS: u32 = 70_000;
+    let space = init();
+    fresh(&[&space])?;
+    udp::send(Flows::new(Family::V4, FLOWS))?;
+    let terminal = nix::pty::openpty(None, None).context("make a terminal")?;
+    let output = Command::new(program())
+        .args(["table", "--no-color"])
+        .stdin(Stdio::null())
+        .stderr(terminal.slave)
+        .output()
+        .context("run ctwatch table")?;
+    equal("exit code", output.status.code(), Some(0))?;
+    let text = String::from_utf8(output.stdout)?;
+    anyhow::ensure!(text.contains(&format!("init: {FLOWS} entries")), "{text}");
+    // How long the reading takes is the machine's affair: whatever was shown must be gone. It ends with EIO, since nobody
+    // has the other side open any more.
+    let mut said = Vec::new();
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut said);
+    let said = String::from_utf8(said)?;
+    if let Some(shown) = said.strip_suffix("\r\x1b[K") {
+        let end = format!(" of about {FLOWS} entries\x1b[K");
+        let mut lines = shown.split('\r').filter(|line| !line.is_empty());
+        let foreign = lines.find(|line| !line.starts_with("init: ") || !line.ends_with(&end));
+        anyhow::ensure!(foreign.is_none(), "{foreign:?} in {said:?}");
+    } else {
+        anyhow::ensure!(said.is_empty(), "not taken away: {said:?}");
+    }
+
+    let mut child = Command::new(program())
+        .args(["table", "--no-color"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start ctwatch table")?;
+    let mut output = child.stdout.take().context("its stdout")?;
+    // Its first line comes before it reads, and after it can be stopped.
+    output.read_exact(&mut [0; 8])?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    std::io::copy(&mut output, &mut std::io::sink())?;
+    equal("exit code after Ctrl-C", child.wait()?.code(), Some(0))
 }
 
 /// Without the right to ask, nothing is told that could be taken for a table, and the reason is.
