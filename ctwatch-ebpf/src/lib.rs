@@ -9,6 +9,7 @@
 
 pub mod loss;
 pub mod tally;
+pub mod timing;
 
 /// Address family of an IPv4 flow, as in `nf_conntrack_tuple.src.l3num`.
 pub const AF_INET: u8 = 2;

@@ -1,11 +1,15 @@
 //! One file for each kernel function that is watched.
 
+mod __do_sys_getppid;
 mod __nf_conntrack_alloc;
 mod __nf_conntrack_confirm;
+mod __nf_conntrack_confirm_latency;
 mod __nf_conntrack_hash_insert;
 mod __nf_ct_delete_from_lists;
 mod net_ratelimit;
+mod net_rx_action;
 mod nf_conntrack_hash_check_insert;
+mod nf_conntrack_in;
 mod nf_ct_delete;
 mod nf_ct_iterate_cleanup_net;
 mod nf_ct_resolve_clash;

@@ -19,6 +19,10 @@ pub struct DoctorArgs {
     /// Length of the live sample in seconds, fractions allowed, 0.1 to 3600
     #[arg(long, value_name = "SECS", default_value = "3", value_parser = super::parse_interval)]
     pub sample: Duration,
+    /// Also time what tracking costs each packet, on the whole machine, for so many seconds (5 where none are given)
+    #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "5", conflicts_with = "from")]
+    #[arg(value_parser = super::parse_interval)]
+    pub latency: Option<Duration>,
     #[command(flatten)]
     pub place: PlaceArgs,
     /// Also what is only worth knowing
@@ -66,6 +70,15 @@ mod tests {
     }
 
     #[test]
+    fn latency_is_timed_where_asked_for() {
+        assert_eq!(doctor(&[]).unwrap().latency, None);
+        let asked = |args: &[&str]| doctor(args).unwrap().latency;
+        assert_eq!(asked(&["--latency"]), Some(Duration::from_secs(5)));
+        assert_eq!(asked(&["--latency", "0.5", "--all"]), Some(Duration::from_millis(500)));
+        assert_eq!(asked(&["--latency", "--json"]), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
     fn explain_takes_an_id_or_none() {
         let args = doctor(&["explain", "table-full"]).unwrap();
         assert!(matches!(args.command, Some(DoctorCommand::Explain { id: Some(id) }) if id == "table-full"));
@@ -78,7 +91,8 @@ mod tests {
         for args in [
             &["--sample", "0"][..],
             &["--sample", "x"],
-            &["--latency"],
+            &["--latency", "soon"],
+            &["--latency", "--from", "file"],
             &["table-full"],
             &["--netns", "nowhere"],
         ] {

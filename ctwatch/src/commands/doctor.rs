@@ -56,7 +56,13 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
 }
 
 fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
-    let wishes = Wishes { sample: args.sample, source: args.place.source, netns: args.place.netns() };
+    let wishes = Wishes {
+        sample: args.sample,
+        source: args.place.source,
+        netns: args.place.netns(),
+        latency: args.latency,
+        announce: super::tell,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -23,7 +23,7 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 22] = [
+pub const TOPICS: [Topic; 23] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
@@ -41,6 +41,7 @@ pub const TOPICS: [Topic; 22] = [
     topic!("invalid", "packets that fitted no flow"),
     topic!("search-restart", "look-ups that had to start again"),
     topic!("misleading-counters", "kernel counters that say less than their names"),
+    topic!("latency", "what tracking costs each packet in time"),
     topic!("tracked-by", "what keeps tracking on"),
     topic!("module-holders", "why rmmod nf_conntrack refuses"),
     topic!("not-loaded", "connection tracking is not there"),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
 
+use super::latency::Latency;
 use crate::kernel::facts::Presence;
 use crate::model::SourceKind;
 
@@ -44,6 +45,9 @@ pub struct Facts {
     pub tools: Tools,
     /// The live sample.
     pub live: Live,
+    /// What timing told, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
 }
 
 /// One network namespace.

@@ -66,6 +66,8 @@ pub type Evidence = BTreeMap<&'static str, Figure>;
 /// One way out, with all that must be known before it is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Remedy {
+    /// A name that stays, one of [`super::remedies::IDS`].
+    pub id: &'static str,
     /// What it does.
     pub what: String,
     /// Commands for this machine, to be run as root in this order.
@@ -95,6 +97,9 @@ pub struct Finding {
     pub meaning: String,
     /// Ways out, best first.
     pub remedies: Vec<Remedy>,
+    /// Whether somebody asked for just this, so that it is told however harmless.
+    #[serde(skip)]
+    pub asked: bool,
 }
 
 impl Finding {
@@ -112,7 +117,13 @@ impl Finding {
             evidence: Evidence::new(),
             meaning: meaning.into(),
             remedies: Vec::new(),
+            asked: false,
         }
+    }
+
+    /// Whether it is told without `--all`.
+    pub fn matters(&self) -> bool {
+        self.asked || self.status != Status::Ok
     }
 
     /// Adds a figure.

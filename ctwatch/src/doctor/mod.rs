@@ -8,6 +8,7 @@ pub mod explain;
 pub mod facts;
 pub mod finding;
 pub mod gather;
+pub mod latency;
 pub mod mask;
 pub mod remedies;
 pub mod text;

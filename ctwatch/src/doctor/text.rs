@@ -52,6 +52,15 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
+/// A short time as `512 ns`, `17 µs`, `17 ms`; rounded up, since it mostly follows “less than”.
+pub fn nanoseconds(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{} ns", thousands(ns)),
+        10_000..10_000_000 => format!("{} µs", thousands(ns.div_ceil(1000))),
+        _ => format!("{} ms", thousands(ns.div_ceil(1_000_000))),
+    }
+}
+
 /// Bytes as `512 B`, `120 KiB`, `1.5 MiB`, `64 MiB`, `1.5 GiB`.
 pub fn bytes(bytes: u64) -> String {
     const KIB: u64 = 1 << 10;
@@ -86,6 +95,10 @@ mod tests {
         assert_eq!(
             (duration(119), duration(120), duration(432_000)),
             ("119 s".into(), "2 min".into(), "5 days".into())
+        );
+        assert_eq!(
+            (nanoseconds(2048), nanoseconds(16_384), nanoseconds(16_777_216)),
+            ("2,048 ns".into(), "17 µs".into(), "17 ms".into())
         );
         assert_eq!(
             (bytes(512), bytes(3 << 20), bytes(3 << 29)),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{frame, kcore};
 
 /// Functions that ctwatch would attach to, under any of their names.
-pub const WATCHED: [&str; 10] = [
+pub const WATCHED: [&str; 13] = [
     "net_ratelimit",
     "nf_ct_iterate_cleanup_net",
     "__nf_conntrack_hash_insert",
@@ -19,6 +19,10 @@ pub const WATCHED: [&str; 10] = [
     "nf_ct_delete",
     "__nf_ct_delete_from_lists",
     "nf_ct_delete_from_lists",
+    // These only while latency is measured.
+    "nf_conntrack_in",
+    "__do_sys_getppid",
+    "net_rx_action",
 ];
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server

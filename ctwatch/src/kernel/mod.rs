@@ -8,4 +8,5 @@ pub mod kcore;
 pub mod obstacles;
 pub mod plan;
 mod plan_kprobe;
+pub mod plan_latency;
 pub mod plan_trace;

@@ -7,6 +7,7 @@ mod channel;
 mod counts;
 mod demand;
 mod kprobe;
+pub mod latency;
 mod logger;
 pub mod losses;
 pub mod netlink;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::doctor::finding::{Diagnosis, Finding, Remedy, Status};
+use crate::doctor::text::{nanoseconds, thousands};
 
 /// Text is wrapped at this column; commands never are.
 const WIDTH: usize = 78;
@@ -26,7 +27,7 @@ pub fn plain(diagnosis: &Diagnosis, style: Style) -> String {
     let status = paint(style, diagnosis.status, &diagnosis.status.name().to_uppercase());
     // One line, however long: monitoring systems show the first.
     let _ = writeln!(out, "{status}: {}", diagnosis.verdict);
-    let shown = diagnosis.findings.iter().filter(|finding| style.all || finding.status != Status::Ok);
+    let shown = diagnosis.findings.iter().filter(|finding| style.all || finding.matters());
     let mut told: Vec<(&Remedy, usize)> = Vec::new();
     for (number, finding) in (1..).zip(shown) {
         out.push('\n');
@@ -42,7 +43,7 @@ pub fn plain(diagnosis: &Diagnosis, style: Style) -> String {
         }
         finding_text(&mut out, number, finding, style, &mut told);
     }
-    let hidden = diagnosis.findings.iter().filter(|finding| finding.status == Status::Ok).count();
+    let hidden = diagnosis.findings.iter().filter(|finding| !finding.matters()).count();
     if diagnosis.status != Status::Ok && !style.all {
         let more =
             if hidden > 0 { format!("; {hidden} more worth knowing with --all") } else { String::new() };
@@ -63,6 +64,11 @@ fn finding_text<'a>(
 ) {
     wrap(out, INDENT, &finding.meaning);
     for (name, figure) in &finding.evidence {
+        if let Some(bars) = histogram(&figure.value) {
+            wrap(out, &format!("{INDENT}  "), &format!("{name}:  ({})", figure.from));
+            out.push_str(&bars);
+            continue;
+        }
         let Some(value) = shown(&figure.value) else { continue };
         let line = format!("{name}: {value}");
         let whole = format!("{line}  ({})", figure.from);
@@ -102,6 +108,23 @@ fn remedy_text(out: &mut String, remedy: &Remedy) {
             let _ = writeln!(out, "{INDENT}    {command}");
         }
     }
+}
+
+/// Bars for buckets of nanoseconds, as long as their share of the fullest; `None` for any other value.
+fn histogram(value: &Value) -> Option<String> {
+    const LONGEST: u64 = 40;
+    let buckets = value.as_array()?;
+    let field = |bucket: &Value, name: &str| bucket.get(name)?.as_u64();
+    let most = buckets.iter().filter_map(|bucket| field(bucket, "count")).max()?;
+    let mut out = String::new();
+    for bucket in buckets {
+        let (below, count) = (field(bucket, "below_ns")?, field(bucket, "count")?);
+        // What is there is seen, however rare.
+        let length = (count * LONGEST).div_ceil(most.max(1));
+        let bar = "#".repeat(usize::try_from(length).ok()?);
+        let _ = writeln!(out, "{INDENT}    < {:>8} {:>11} {bar}", nanoseconds(below), thousands(count));
+    }
+    Some(out)
 }
 
 fn shown(value: &Value) -> Option<String> {
@@ -171,7 +194,7 @@ struct Object<'a> {
 
 /// One JSON object on one line.
 pub fn json(diagnosis: &Diagnosis, context: &Context, all: bool) -> serde_json::Result<String> {
-    let findings = diagnosis.findings.iter().filter(|finding| all || finding.status != Status::Ok).collect();
+    let findings = diagnosis.findings.iter().filter(|finding| all || finding.matters()).collect();
     let object = Object { context, status: diagnosis.status, verdict: &diagnosis.verdict, findings };
     serde_json::to_string(&object).map(|line| line + "\n")
 }

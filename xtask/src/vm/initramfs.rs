@@ -14,8 +14,17 @@ use crate::paths::program;
 use crate::step;
 
 /// The host's programs that guests use, with the libraries they are linked with.
-const PROGRAMS: [&str; 8] =
-    ["nft", "conntrack", "ip", "bpftool", "kmod", "xtables-nft-multi", "xtables-legacy-multi", "tmux"];
+const PROGRAMS: [&str; 9] = [
+    "nft",
+    "conntrack",
+    "ip",
+    "bpftool",
+    "getent",
+    "kmod",
+    "xtables-nft-multi",
+    "xtables-legacy-multi",
+    "tmux",
+];
 
 /// The names under which the two programs of iptables do their work.
 const XTABLES: [(&str, &str); 3] =

@@ -43,6 +43,7 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
             ("bpftool", "bpftool"),
             ("kmod", "kmod"),
             ("tmux", "tmux"),
+            ("getent", "libc-bin"),
             ("xz", "xz-utils"),
             ("zstd", "zstd"),
             ("dpkg-deb", "dpkg"),

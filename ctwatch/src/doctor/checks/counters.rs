@@ -4,7 +4,8 @@ use ctwatch_ebpf::Event;
 
 use super::{STATS, live_source, of_namespace};
 use crate::doctor::facts::{Facts, Namespace};
-use crate::doctor::finding::{Finding, Remedy, Status};
+use crate::doctor::finding::{Finding, Status};
+use crate::doctor::remedies::resolver;
 use crate::doctor::text::{rate, thousands};
 use crate::model::protocol;
 
@@ -34,7 +35,7 @@ fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     }
     let per_second = facts.live.per_second(live);
     let warns = per_second >= WORTH_A_WARNING;
-    let udp = worst_protocol(facts, namespace);
+    let protocol = worst_protocol(facts, namespace);
     let what = if live == 0 {
         "packets were lost in races for one entry since boot; none now".to_owned()
     } else {
@@ -55,8 +56,12 @@ fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     .seen("live", live, live_source(facts))
     .seen_if("since_boot", boot, STATS)
     .seen_if("clash_resolve", facts.live.sum(namespace.netns, &[Event::ClashResolve]), live_source(facts))
-    .seen_if("protocol", udp, live_source(facts));
-    Some(if warns { finding.cure([avoid_the_race()]) } else { finding })
+    .seen_if("protocol", protocol.clone(), live_source(facts));
+    Some(if warns {
+        finding.cure(resolver::remedies(facts, namespace, protocol.as_deref()))
+    } else {
+        finding
+    })
 }
 
 fn worst_protocol(facts: &Facts, namespace: &Namespace) -> Option<String> {
@@ -66,17 +71,6 @@ fn worst_protocol(facts: &Facts, namespace: &Namespace) -> Option<String> {
     let flows =
         facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns && failed(&flow.counts) > 0);
     flows.max_by_key(|flow| failed(&flow.counts)).map(|flow| protocol::name(flow.proto).into_owned())
-}
-
-/// Nothing that root could set cures it: the resolver must not send both at once.
-fn avoid_the_race() -> Remedy {
-    Remedy {
-        what: "Where it is DNS: let resolvers in containers send one query at a time (option single-request-reopen in their \
-               resolv.conf), or put a DNS cache on each node; either is set where the containers are made"
-            .into(),
-        price: "one round trip more for each name looked up".into(),
-        ..Remedy::default()
-    }
 }
 
 fn no_memory(facts: &Facts, namespace: &Namespace) -> Option<Finding> {

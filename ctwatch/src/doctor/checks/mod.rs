@@ -2,6 +2,7 @@
 
 mod chains;
 mod counters;
+mod latency;
 mod occupancy;
 mod presence;
 mod probes;
@@ -14,8 +15,15 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 6] =
-    [occupancy::check, presence::check, timeouts::check, chains::check, counters::check, probes::check];
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 7] = [
+    occupancy::check,
+    latency::check,
+    presence::check,
+    timeouts::check,
+    chains::check,
+    counters::check,
+    probes::check,
+];
 
 /// All findings, and what they come to.
 pub fn diagnose(facts: &Facts) -> Diagnosis {

@@ -9,8 +9,8 @@ use crate::model::SourceKind;
 /// Instructions for each new flow, measured in guests, as a share of what a new flow costs without them.
 const fn known_cost(kind: SourceKind) -> &'static str {
     match kind {
-        SourceKind::Fexit => "about 3 to 5 % more work for each new flow, nothing for other packets",
-        SourceKind::Kprobe => "about 8 % more work for each new flow, nothing for other packets",
+        SourceKind::Fexit => "about a tenth more work for each new flow, nothing for other packets",
+        SourceKind::Kprobe => "about a third more work for each new flow, nothing for other packets",
         SourceKind::Netlink => {
             "the kernel prepares an event for each new and each ended flow while it listens"
         }

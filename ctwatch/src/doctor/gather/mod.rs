@@ -1,5 +1,6 @@
 //! Reads a machine without changing it, and without loading a module by looking.
 
+pub mod latency;
 pub mod live;
 pub mod namespace;
 pub mod places;
@@ -22,6 +23,10 @@ pub struct Wishes {
     pub source: SourceChoice,
     /// Only this namespace.
     pub netns: Option<u32>,
+    /// For how long packets are timed, if at all.
+    pub latency: Option<Duration>,
+    /// Is told what takes a while.
+    pub announce: fn(&str),
 }
 
 /// All facts; takes as long as the live sample.
@@ -45,6 +50,7 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         ..Facts::default()
     };
     if conntrack == Presence::Absent {
+        facts.latency = latency::read(&wishes, conntrack).await;
         return Ok(facts);
     }
     let kernel = system::Kernel::read();
@@ -67,5 +73,7 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
             namespace.stats_after.clone_from(stats);
         }
     }
+    // By itself: programs that count run inside the functions that are timed.
+    facts.latency = latency::read(&wishes, conntrack).await;
     Ok(facts)
 }

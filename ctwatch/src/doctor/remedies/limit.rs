@@ -79,7 +79,7 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     let more = table_bytes(facts, limit, limit.max(buckets)).saturating_sub(table_bytes(facts, max, buckets));
     Some(set(
         facts,
-        "limit",
+        ("raise-limit", "limit"),
         format!("Raise the limit from {} to {}, with as many buckets", thousands(max), thousands(limit)),
         &settings,
         &old,
@@ -94,7 +94,7 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     (buckets < wanted).then(|| {
         set(
             facts,
-            "buckets",
+            ("more-buckets", "buckets"),
             format!("Give the table a bucket for each entry it may hold: {}", thousands(wanted)),
             &[("net.netfilter.nf_conntrack_buckets".to_owned(), wanted)],
             &[("net.netfilter.nf_conntrack_buckets", buckets)],
@@ -108,7 +108,7 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
 
 fn set(
     facts: &Facts,
-    name: &str,
+    (id, name): (&'static str, &str),
     what: String,
     settings: &[(String, u64)],
     old: &[(&str, u64)],
@@ -125,6 +125,7 @@ fn set(
         format!("On the host, since only the first namespace may: {}", lower_first(&what))
     };
     Remedy {
+        id,
         what,
         commands: settings.iter().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect(),
         persist,

@@ -2,11 +2,24 @@
 
 pub mod limit;
 pub mod notrack;
+pub mod resolver;
 pub mod switch_off;
 pub mod timeouts;
 
 use super::facts::Facts;
 use crate::kernel::facts::Presence;
+
+/// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
+/// printed for these machines.
+pub const IDS: [&str; 7] = [
+    "raise-limit",
+    "more-buckets",
+    "shorter-timeout",
+    "notrack-nft",
+    "notrack-iptables",
+    "one-query",
+    "switch-off",
+];
 
 /// Where commands that are only for one boot are repeated from at the next.
 const SYSCTL_DIRECTORY: &str = "/etc/sysctl.d";

@@ -9,7 +9,7 @@ const TABLE: &str = "ctwatch_notrack";
 /// Both rule pairs, that of the tool in use first; none for protocols without ports in both tools.
 pub fn remedies(tools: Tools, namespace: &Namespace, port: &Port) -> Vec<Remedy> {
     let name = protocol::name(port.proto);
-    if !["tcp", "udp", "sctp", "dccp"].contains(&name.as_ref()) {
+    if !["tcp", "udp", "sctp"].contains(&name.as_ref()) {
         return Vec::new();
     }
     let by_nft = nft(namespace, &name, port.port);
@@ -49,6 +49,7 @@ fn nft(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
         undo.push(format!("sed -i '/^table inet {TABLE} {{/,/^}}/d' /etc/nftables.conf"));
     }
     Remedy {
+        id: "notrack-nft",
         what: format!("Stop tracking {proto} port {port}, both directions, with nft"),
         commands,
         persist,
@@ -85,6 +86,7 @@ fn iptables(namespace: &Namespace, proto: &str, port: u16) -> Remedy {
     // Saved files hold the whole ruleset: written again, they hold it without these rules.
     undo.extend(persist.clone());
     Remedy {
+        id: "notrack-iptables",
         what: format!("Stop tracking {proto} port {port}, both directions, with iptables"),
         commands: rules("A"),
         persist,

@@ -50,7 +50,9 @@ pub fn remedy(facts: &Facts) -> Option<Remedy> {
     }
     let order = unload_order(&facts.modules);
     if facts.conntrack == Presence::Module {
-        commands.push(format!("rmmod {}", order.join(" ")));
+        let flowtable = |rule: &Rule| rule.kind == RuleKind::Flowtable;
+        let late = facts.namespaces.iter().any(|namespace| namespace.rules().any(flowtable));
+        commands.extend(unload(&order, late));
     }
     if commands.is_empty() {
         return None;
@@ -73,6 +75,7 @@ pub fn remedy(facts: &Facts) -> Option<Remedy> {
         price.push_str(&names.join(", "));
     }
     Some(Remedy {
+        id: "switch-off",
         what: "Switch connection tracking off".into(),
         commands,
         persist,
@@ -121,6 +124,17 @@ fn nft(namespace: &Namespace, commands: &mut Vec<String>, undo: &mut Vec<String>
     undo.push(format!("{nft} -f {}", quote(&saved)));
 }
 
+/// One command for all, in this order. A flowtable that is deleted holds its module until its own work is done, a
+/// second later (seen on 5.10): `late` waits for that.
+fn unload(order: &[String], late: bool) -> Vec<String> {
+    let waits = |name: &&String| late && name.starts_with("nf_flow_table_");
+    let (slow, rest): (Vec<&String>, Vec<&String>) = order.iter().partition(waits);
+    let names: Vec<&str> = rest.into_iter().map(String::as_str).collect();
+    let slow =
+        slow.into_iter().map(|name| format!("timeout 30 sh -c 'until rmmod {name}; do sleep 1; done'"));
+    slow.chain([format!("rmmod {}", names.join(" "))]).collect()
+}
+
 fn place(rule: &Rule) -> (&str, &str, &str) {
     (&rule.family, &rule.table, &rule.chain)
 }
@@ -151,6 +165,19 @@ mod tests {
             refs: used_by.len() as u64,
             used_by: used_by.iter().map(|user| (*user).to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn a_flowtables_module_is_waited_for() {
+        let order = ["nf_flow_table_inet", "nf_flow_table", "nf_conntrack"].map(str::to_owned);
+        assert_eq!(unload(&order, false), ["rmmod nf_flow_table_inet nf_flow_table nf_conntrack"]);
+        assert_eq!(
+            unload(&order, true),
+            [
+                "timeout 30 sh -c 'until rmmod nf_flow_table_inet; do sleep 1; done'",
+                "rmmod nf_flow_table nf_conntrack"
+            ]
+        );
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub fn shorten(facts: &Facts, namespace: &Namespace, excess: &Excess) -> Remedy 
         undo.extend(forget);
     }
     Remedy {
+        id: "shorter-timeout",
         what: format!(
             "Let {} go after {} instead of {}: frees about {} entries ({}) once those now in the table have run out",
             timeout.sysctl,
