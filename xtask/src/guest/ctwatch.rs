@@ -132,6 +132,11 @@ impl Silence {
 /// What `--source` says where a scenario names none.
 static SOURCE: OnceLock<String> = OnceLock::new();
 
+/// The source of this run.
+pub(super) fn source() -> &'static str {
+    SOURCE.get().map_or("auto", String::as_str)
+}
+
 /// Sets the source for all scenarios of this run.
 pub(super) fn use_source(name: String) {
     SOURCE.get_or_init(|| name);

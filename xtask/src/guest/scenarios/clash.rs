@@ -1,8 +1,8 @@
 //! Packets that lose: two of one new flow at once, and chains that are too long.
 
-use super::super::ctwatch::PATIENCE;
+use super::super::ctwatch::{self, PATIENCE};
 use super::super::traffic::{Family, Flows, PORT, clash, spread, udp};
-use super::super::trial::Trial;
+use super::super::trial::{Trial, equal};
 use super::super::witness::{self, Stats};
 use super::super::{modules, state};
 use super::{Scenario, Skip, init, scenario};
@@ -12,6 +12,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("clash::udp_reply_only", udp_reply_only),
     scenario("clash::tcp_dropped", tcp_dropped),
     scenario("clash::chaintoolong", chaintoolong),
+    scenario("clash::unforeseen", unforeseen),
 ];
 
 /// Pairs are sent in lots until this many clashed.
@@ -123,7 +124,9 @@ fn chaintoolong() -> anyhow::Result<()> {
     if Stats::read(&space)?.get("chaintoolong").is_none() {
         return Err(Skip("this kernel has no limit on chains (it came with 5.15)".to_owned()).into());
     }
-    let trial = Trial::start(&[&space], &[], || state::buckets(512))?;
+    // Asked for one protocol, ctwatch cannot compare with the kernel's counters and watches for failures from the start.
+    let args: &[&str] = if ctwatch::source() == "netlink" { &[] } else { &["--proto", "udp"] };
+    let trial = Trial::start(&[&space], args, || state::buckets(512))?;
     let sent = spread(Flows::new(Family::V4, 30_000), 2, udp::send)?;
     let finding = trial.finish()?;
     let long = finding.totals.sum("insert_failed.chaintoolong");
@@ -133,4 +136,44 @@ fn chaintoolong() -> anyhow::Result<()> {
     finding.equal("chaintoolong and refusals", long, sent.refused)?;
     anyhow::ensure!(long > 0, "no chain got too long: {}", finding.sides(0));
     Ok(())
+}
+
+/// Failures that nothing announces: the first ones are lost by number, which the kernel's counters tell, and from then
+/// on each is seen.
+fn unforeseen() -> anyhow::Result<()> {
+    if ctwatch::source() == "netlink" {
+        return Err(Skip("the netlink source waits for nothing".to_owned()).into());
+    }
+    let space = init();
+    modules::load()?;
+    let before = Stats::read(&space)?;
+    if before.get("chaintoolong").is_none() {
+        return Err(Skip("this kernel has no limit on chains (it came with 5.15)".to_owned()).into());
+    }
+    let mut trial = Trial::start(&[&space], &[], || state::buckets(512))?;
+    let first = spread(Flows::new(Family::V4, 30_000), 2, udp::send)?;
+    anyhow::ensure!(first.refused > 0, "no chain got too long");
+    let start = std::time::Instant::now();
+    let mut lost = 0;
+    while lost == 0 || lost + trial.watch.sum("insert_failed.chaintoolong")? != first.refused {
+        anyhow::ensure!(
+            start.elapsed() < PATIENCE,
+            "{} of {} told, {lost} lost",
+            trial.watch.sum("insert_failed.chaintoolong")?,
+            first.refused
+        );
+        let now = std::cell::Cell::new(0);
+        trial.watch.wait_object("what it lost", |object| {
+            now.set(object["source"]["lost"].as_u64().unwrap_or(0));
+            true
+        })?;
+        lost = now.get();
+    }
+    let told = trial.watch.sum("insert_failed.chaintoolong")?;
+    let second = spread(Flows::new(Family::V4, 10_000).from(30_000), 2, udp::send)?;
+    let totals = trial.watch.stop()?;
+    let kernel = Stats::read(&space)?.since(&before).get("chaintoolong").unwrap_or(0);
+    equal("refusals and the kernel's chaintoolong", first.refused + second.refused, kernel)?;
+    equal("told from then on", totals.sum("insert_failed.chaintoolong") - told, second.refused)?;
+    equal("lost, at the end", totals.lost()?, lost)
 }

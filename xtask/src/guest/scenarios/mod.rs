@@ -11,6 +11,7 @@ mod generators;
 mod manners;
 mod modules;
 mod netlink;
+mod ranking;
 mod screen;
 mod spaces;
 mod table;
@@ -68,6 +69,7 @@ pub(super) fn all() -> Vec<Scenario> {
         spaces::SCENARIOS,
         filters::SCENARIOS,
         footprint::SCENARIOS,
+        ranking::SCENARIOS,
         trace::SCENARIOS,
         table::SCENARIOS,
         screen::SCENARIOS,

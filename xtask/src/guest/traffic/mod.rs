@@ -2,6 +2,7 @@
 
 pub(super) mod clash;
 pub(super) mod raw;
+pub(super) mod spoofed;
 pub(super) mod tcp;
 pub(super) mod udp;
 
