@@ -184,6 +184,6 @@ fn demo(kernel: &str) -> Result<ExitCode> {
     let kernel = vm::kernels::ensure(kernel)?;
     let initramfs = vm::prepare()?;
     say(format!("a flood in a guest with {}, watched by `ctwatch live`; it ends by itself", kernel.release));
-    let args = ["demo", "--seconds", "40"].map(str::to_owned).to_vec();
+    let args = ["demo", "--seconds", "60"].map(str::to_owned).to_vec();
     vm::session(&Guest { limit: Duration::from_mins(3), ..Guest::new(&kernel, &initramfs, args) })
 }

@@ -17,6 +17,9 @@ const MAX: u32 = 2000;
 /// A new lot of flows leaves this often.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// Longer than flows stay at first.
+const WARM_UP: Duration = Duration::from_secs(4);
+
 /// Floods for `seconds` behind `ctwatch live`, and ends with whichever ends first.
 pub(super) fn run(seconds: u64, live: &[String]) -> anyhow::Result<ExitCode> {
     modules::load()?;
@@ -26,6 +29,8 @@ pub(super) fn run(seconds: u64, live: &[String]) -> anyhow::Result<ExitCode> {
     let length = Duration::from_secs(seconds);
     thread::scope(|scope| {
         let flood = scope.spawn(|| flood(length, &over));
+        // What comes and goes shall be steady before anybody looks.
+        thread::sleep(WARM_UP);
         let mut child = Command::new(program())
             .arg("live")
             .args(live)
@@ -65,7 +70,7 @@ struct Part {
 /// Calm: as much goes as comes. Then the table fills, and then it is full.
 const PARTS: [Part; 3] = [
     Part { until: 0.4, lot: 10, stay: 2, buckets: 512 },
-    Part { until: 0.7, lot: 25, stay: 600, buckets: 65_536 },
+    Part { until: 0.65, lot: 12, stay: 600, buckets: 65_536 },
     Part { until: 1.0, lot: 100, stay: 600, buckets: 65_536 },
 ];
 

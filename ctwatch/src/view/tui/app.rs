@@ -13,7 +13,7 @@ use super::theme::Theme;
 use crate::model::diff::Sum;
 use crate::model::history::History;
 use crate::model::live::{Baseline, Range};
-use crate::model::ranking::Losses;
+use crate::model::ranking::{Losses, Top};
 use crate::model::trace::Record;
 use crate::model::verdict::{Level, RECENT, Trouble, troubles};
 use crate::model::{Flow, Report, SourceInfo, family_name, protocol_name};
@@ -110,6 +110,14 @@ pub(super) enum Loss {
     More(u64, i128),
 }
 
+/// A ranking and what belongs to it.
+#[derive(Clone, Debug)]
+pub(super) struct Ranked {
+    pub(super) rows: Vec<Top>,
+    pub(super) elapsed: Duration,
+    pub(super) wall_ns: i128,
+}
+
 /// Everything that comes from the source.
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
@@ -119,6 +127,8 @@ pub(super) struct Watched {
     pub(super) troubles: Vec<Trouble>,
     /// Newest first.
     pub(super) losses: VecDeque<Loss>,
+    /// The report that last ranked anything: a burst is over before it is read.
+    pub(super) ranked: Option<Ranked>,
     /// Where counting the entries of each flow type starts from.
     pub(super) baseline: Option<Baseline>,
     /// When something was last lost or evicted, since the last reset.
@@ -155,6 +165,7 @@ impl App {
                 history: History::default(),
                 troubles: Vec::new(),
                 losses: VecDeque::new(),
+                ranked: None,
                 baseline: None,
                 last_loss: None,
                 waiting: None,
@@ -183,6 +194,10 @@ impl App {
         }
         if let Some(baseline) = &mut live.baseline {
             baseline.reconcile(&report);
+        }
+        if let Some(rows) = report.top.as_ref().filter(|rows| !rows.is_empty()) {
+            live.ranked =
+                Some(Ranked { rows: rows.clone(), elapsed: report.elapsed, wall_ns: report.wall_ns });
         }
         self.losses(report.losses.as_ref(), report.wall_ns);
         self.live.report = Some(report);
@@ -288,6 +303,7 @@ impl App {
         self.held = None;
         self.live.history.reset();
         self.live.losses.clear();
+        self.live.ranked = None;
         self.live.last_loss = None;
         if let Some(report) = &self.live.report {
             self.live.troubles = troubles(report, &self.live.history);

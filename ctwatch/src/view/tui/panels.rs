@@ -19,20 +19,19 @@ use crate::model::{protocol, protocol_name};
 use crate::view::json;
 use crate::view::trace_lines::flow_text;
 
-/// Ports and addresses of the last interval, worst first.
+/// Ports and addresses of the last interval in which anything was ranked, worst first.
 pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
-    let Some(report) = &app.shown().report else { return Vec::new() };
-    let wanted: Vec<Top> = report
-        .top
+    let ranked = app.shown().ranked.as_ref();
+    let wanted: Vec<Top> = ranked
         .iter()
-        .flatten()
+        .flat_map(|ranked| &ranked.rows)
         .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
         .cloned()
         .collect();
-    if wanted.is_empty() {
-        return vec![Line::styled(" nothing in this interval", theme.quiet())];
-    }
+    let Some(ranked) = ranked.filter(|_| !wanted.is_empty()) else {
+        return vec![Line::styled(" nothing to rank", theme.quiet())];
+    };
     let rows = in_turn(&wanted, app.sort);
     let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
     let head = format!(
@@ -46,7 +45,7 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
     );
     let mut lines = vec![Line::styled(head, theme.quiet())];
     for row in rows {
-        let rate = |count| per_second(count, report.elapsed);
+        let rate = |count| per_second(count, ranked.elapsed);
         let mut spans = vec![Span::raw(format!(
             " {}{}{}",
             text::left(row.by.name(), 6),
@@ -82,7 +81,10 @@ fn in_turn(rows: &[Top], sort: Sort) -> Vec<&Top> {
 /// What stands over the ranking: how much it leaves out, where it does.
 pub(super) fn top_title(app: &App) -> String {
     let mut title = "top, per second".to_owned();
-    let Some(report) = &app.shown().report else { return title };
+    let (Some(report), Some(ranked)) = (&app.shown().report, &app.shown().ranked) else { return title };
+    if ranked.wall_ns != report.wall_ns {
+        return format!("top at {}, per second", text::time(ranked.wall_ns, &app.settings.zone));
+    }
     let rows = report.top.as_deref().unwrap_or_default();
     let flows = || report.flows.iter().map(|flow| (&flow.key, &flow.counts));
     for by in By::ALL.into_iter().filter(|by| rows.iter().any(|row| row.by == *by)) {

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::super::ctwatch::{PATIENCE, program};
 use super::super::space::{Space, checked};
-use super::super::traffic::{Family, Flows, spread, udp};
+use super::super::traffic::{Family, Flows, PORT, spread, udp};
 use super::super::trial::equal;
 use super::super::witness::{self, Stats};
 use super::super::{modules, state, wait};
@@ -214,6 +214,8 @@ fn flood_and_sigterm() -> anyhow::Result<()> {
     let kernel = Stats::read(&space)?.since(&before);
     let text = terminal.wait("the bad news", |text| text.contains("TABLE FULL: init"))?;
     anyhow::ensure!(text.lines().skip(1).take(3).any(|line| line.starts_with(" !! ")), "no banner:\n{text}");
+
+    terminal.wait_for(&format!(" dport udp     {PORT} "))?;
 
     // As tall as all the lines it keeps.
     terminal.resize(200, 700)?;

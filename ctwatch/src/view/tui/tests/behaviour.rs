@@ -108,6 +108,25 @@ fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
 }
 
 #[test]
+fn the_ranking_of_a_burst_stays() {
+    let mut app = app_with(COLOR, info());
+    let mut tracker = Tracker::new(0);
+    feed(&mut app, &mut tracker, 1..=9, full);
+    feed(&mut app, &mut tracker, 10..=11, |second| {
+        let mut sample = full(9);
+        (sample.mono_ns, sample.wall_ns) = (second * SECOND, START + i128::from(second * SECOND));
+        sample
+    });
+    let shown = screen(&app, 80, 24);
+    assert!(
+        shown.contains("top at 19:00:09, per second") && shown.contains(" dport udp     6881"),
+        "{shown}"
+    );
+    press(&mut app, &typed("r"));
+    assert!(app.live.ranked.is_none());
+}
+
+#[test]
 fn entries_are_told_as_exactly_as_they_are_known() {
     let mut app = app_with(COLOR, info());
     let mut tracker = Tracker::new(0);
