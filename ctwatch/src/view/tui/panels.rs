@@ -3,7 +3,8 @@
 use std::cmp::Reverse;
 use std::fmt::Write as _;
 
-use ctwatch_ebpf::FlowType;
+use ctwatch_ebpf::loss::has_ports;
+use ctwatch_ebpf::{AF_INET6, FlowType};
 use ratatui::text::{Line, Span};
 
 use super::app::{App, Loss, Sort};
@@ -49,7 +50,7 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         let mut spans = vec![Span::raw(format!(
             " {}{}{}",
             text::left(row.by.name(), 6),
-            text::left(&protocol::name(row.proto), 8),
+            text::left(&proto_name(row), 8),
             text::left(&text::clean(&row.key), key)
         ))];
         spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
@@ -59,6 +60,12 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.push(Line::from(spans));
     }
     lines
+}
+
+/// `udp`, `udp6`: a port alone does not tell the family.
+fn proto_name(row: &Top) -> String {
+    let name = protocol::name(row.proto);
+    if row.family == AF_INET6 && has_ports(row.proto) { format!("{name}6") } else { name.into_owned() }
 }
 
 /// The first of each kind of key, the second of each, and so on: the culprits are on top, whatever they are told by.

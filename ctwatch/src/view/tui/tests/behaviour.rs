@@ -89,8 +89,10 @@ fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
                 ..top[1].clone()
             });
         }
+        top[0].family = AF_INET6;
         sample
     });
+    assert!(screen(&app, 100, 40).contains(" dport tcp6    443 "));
     let keys = |app: &App| {
         let shown = screen(app, 100, 40);
         let lines = shown.lines().skip_while(|line| !line.starts_with(" by ")).skip(1).take(5);
