@@ -62,7 +62,7 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
     match options.source {
         SourceChoice::Auto => {
             let (filter, by) = (options.filter, options.by.clone());
-            let next = move |refused: &anyhow::Error| match open_netlink(filter, &by, short(refused)) {
+            let next = move |refused: &anyhow::Error| match open_netlink(&filter, &by, short(refused)) {
                 Ok(netlink) => Ok(netlink),
                 Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
             };
@@ -74,15 +74,15 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
         SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
         SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
         SourceChoice::Netlink => {
-            open_netlink(options.filter, &options.by, "chosen by --source netlink".into())
+            open_netlink(&options.filter, &options.by, "chosen by --source netlink".into())
         }
     }
 }
 
 /// A ranking that nobody makes must not pass in silence.
-fn open_netlink(filter: Filter, by: &[By], why: String) -> anyhow::Result<Box<dyn Source>> {
+fn open_netlink(filter: &Filter, by: &[By], why: String) -> anyhow::Result<Box<dyn Source>> {
     anyhow::ensure!(by.iter().all(|by| *by == By::Dport), "the netlink source ranks no addresses (--by)");
-    Ok(Box::new(Netlink::open(filter, why)?))
+    Ok(Box::new(Netlink::open(*filter, why)?))
 }
 
 /// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
