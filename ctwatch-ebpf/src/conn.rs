@@ -27,6 +27,10 @@ offsets! {
     CONN_STATUS;
     /// `nf_conn.ct_net`
     CONN_NET;
+    /// The same with each of the next three, added up before: a sum here would cost each flow.
+    CONN_L3NUM;
+    CONN_PROTONUM;
+    CONN_DPORT;
     /// `nf_conntrack_tuple.src.l3num`
     TUPLE_L3NUM;
     /// `nf_conntrack_tuple.dst.protonum`
@@ -50,7 +54,6 @@ pub const NFCT_INFO: u64 = 7;
 /// What the hooks need of an entry.
 pub struct Conn {
     pub flow: FlowType,
-    pub status: u64,
     pub timeout: u32,
     /// The destination port of the original direction as it lies in memory; of ICMP, type and code.
     pub dport: u16,
@@ -77,6 +80,12 @@ pub fn read<T>(address: u64) -> Option<T> {
             None
         }
     }
+}
+
+/// `nf_conn.status`: of no use to counting, so that it is read only where it is asked for.
+#[inline(always)]
+pub fn status(ct: u64) -> u64 {
+    read(ct + u64::from(CONN_STATUS.load())).unwrap_or(0)
 }
 
 /// How a program may read kernel memory.
@@ -109,16 +118,14 @@ impl Memory for Probed {
         }
         let base = base as u64;
         let net: u64 = load(base, CONN_NET.load());
-        let tuple = CONN_TUPLE.load();
         Some(Conn {
             flow: FlowType {
                 netns: read(net + u64::from(NET_INUM.load()))?,
-                family: load::<u16>(base, tuple + TUPLE_L3NUM.load()) as u8,
-                proto: load(base, tuple + TUPLE_PROTONUM.load()),
+                family: load::<u16>(base, CONN_L3NUM.load()) as u8,
+                proto: load(base, CONN_PROTONUM.load()),
             },
-            status: load(base, CONN_STATUS.load()),
             timeout: load(base, CONN_TIMEOUT.load()),
-            dport: load(base, tuple + TUPLE_DST_PART.load()),
+            dport: load(base, CONN_DPORT.load()),
         })
     }
 
@@ -135,17 +142,15 @@ impl Memory for Probed {
 impl Memory for Direct {
     #[inline(always)]
     fn conn(ct: u64) -> Option<Conn> {
-        let tuple = CONN_TUPLE.load();
         let net: u64 = load(ct, CONN_NET.load());
         Some(Conn {
             flow: FlowType {
                 netns: load(net, NET_INUM.load()),
-                family: load::<u16>(ct, tuple + TUPLE_L3NUM.load()) as u8,
-                proto: load(ct, tuple + TUPLE_PROTONUM.load()),
+                family: load::<u16>(ct, CONN_L3NUM.load()) as u8,
+                proto: load(ct, CONN_PROTONUM.load()),
             },
-            status: load(ct, CONN_STATUS.load()),
             timeout: load(ct, CONN_TIMEOUT.load()),
-            dport: load(ct, tuple + TUPLE_DST_PART.load()),
+            dport: load(ct, CONN_DPORT.load()),
         })
     }
 

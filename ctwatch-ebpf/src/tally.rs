@@ -64,9 +64,7 @@ impl PortKey {
 
     /// The flow type and the port.
     pub const fn parts(self) -> (FlowType, u16) {
-        let flow =
-            FlowType { netns: (self.0 >> 32) as u32, family: (self.0 >> 8) as u8, proto: self.0 as u8 };
-        (flow, u16::from_be((self.0 >> 16) as u16))
+        (FlowType::unpack(self.0), u16::from_be((self.0 >> 16 & 0xffff) as u16))
     }
 }
 

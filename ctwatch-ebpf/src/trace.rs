@@ -13,7 +13,7 @@ use ctwatch_ebpf::{
 };
 
 use crate::{
-    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, tuple_of},
+    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, status, tuple_of},
     context::{self, Context},
     count::passes,
     maps::{TRACE_BUDGET, TRACE_RING},
@@ -73,7 +73,7 @@ pub fn entry(event: Event, conn: &Conn, ct: u64, sp: u64) {
     if asked(event) {
         let ct = number(ct);
         let zone = zone_of(ct + u64::from(CONN_ZONE.load()));
-        emit(event as u64 | conn.status << 32, conn.flow.pack(), tuple_of(ct), zone, sp);
+        emit(event as u64 | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone, sp);
     }
 }
 

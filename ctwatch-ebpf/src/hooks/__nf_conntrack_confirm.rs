@@ -12,7 +12,7 @@ use ctwatch_ebpf::{Event, Health};
 
 use super::{entry_sp, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct, tuple_of},
+    conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct, status, tuple_of},
     context,
     count::{count, health, insert},
     trace,
@@ -62,7 +62,7 @@ fn confirm_ret(ctx: RetProbeContext) -> u32 {
     }
     if let Some(conn) = Probed::conn(nfct & !NFCT_INFO) {
         let tuple = tuple_of(nfct & !NFCT_INFO);
-        let event = if failed { reason(conn.status) } else { Event::Insert };
+        let event = if failed { reason(status(nfct & !NFCT_INFO)) } else { Event::Insert };
         if failed {
             count(conn.flow, tuple, event);
         } else {
@@ -88,7 +88,7 @@ fn confirm_bpf(ctx: FExitContext) -> i32 {
         return 0;
     }
     if let Some(conn) = Probed::conn(ct) {
-        let event = reason(conn.status);
+        let event = reason(status(nfct & !NFCT_INFO));
         count(conn.flow, tuple_of(ct), event);
         trace::entry(event, &conn, ct, trampoline_sp(&ctx));
     }

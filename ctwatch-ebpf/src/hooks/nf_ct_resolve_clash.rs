@@ -13,7 +13,7 @@ use ctwatch_ebpf::{CONN_READ, Event, Health};
 
 use super::{entry_sp, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Conn, IPS_NAT_CLASH, Memory as _, NFCT_INFO, Probed, nfct, number, tuple_of},
+    conn::{Conn, IPS_NAT_CLASH, Memory as _, NFCT_INFO, Probed, nfct, number, status, tuple_of},
     context,
     count::{count, count_two, health},
     trace,
@@ -67,7 +67,7 @@ fn resolve_clash_ret(ctx: RetProbeContext) -> u32 {
 #[inline(always)]
 fn resolved(conn: &Conn, ct: u64, dropped: bool, merged: bool, sp: u64) {
     let tuple = tuple_of(ct);
-    let reply_only = !merged && conn.status & IPS_NAT_CLASH != 0;
+    let reply_only = !merged && status(ct) & IPS_NAT_CLASH != 0;
     let event = match (dropped, reply_only) {
         (true, _) => Event::FailedClash,
         (false, true) => Event::ClashReplyOnly,

@@ -23,7 +23,7 @@ pub(super) fn near_full(before: &[Table], now: &[Table]) -> bool {
             return false;
         }
         let old = before.iter().find(|old| old.netns == table.netns).and_then(|old| old.count);
-        let growth = count.saturating_sub(old.unwrap_or(0));
+        let growth = old.map_or(0, |old| count.saturating_sub(old));
         let free = max.saturating_sub(count);
         free <= RESERVE || free < max / 4 || free < growth.saturating_mul(LOOKS)
     };

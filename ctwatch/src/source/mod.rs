@@ -29,7 +29,7 @@ use crate::model::{By, Filter, Sample, SourceInfo};
 use auto::Auto;
 use losses::Lossy;
 use netlink::Netlink;
-use probe::{Mechanism, Probe, Wishes};
+use probe::{Addresses, Mechanism, Probe, Wishes};
 
 /// Whether there is anything to watch right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +93,7 @@ fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn
         verbose: options.verbose,
         cost: matches!(options.format, Format::Json | Format::Screen),
         trace: None,
-        by_src: options.by.contains(&By::Src),
-        by_dst: options.by.contains(&By::Dst),
+        addresses: Addresses { src: options.by.contains(&By::Src), dst: options.by.contains(&By::Dst) },
     };
     Ok(if options.format == Format::Screen {
         Box::new(Lossy::open(wishes)?)

@@ -58,16 +58,23 @@ pub struct Wishes {
     pub cost: bool,
     /// Single events to hand over.
     pub trace: Option<Wanted>,
-    /// Whether source addresses are ranked.
-    pub by_src: bool,
-    /// Whether destination addresses are.
-    pub by_dst: bool,
+    /// Addresses to rank.
+    pub addresses: Addresses,
+}
+
+/// Which ends' addresses are ranked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Those of sources.
+    pub src: bool,
+    /// Those of destinations.
+    pub dst: bool,
 }
 
 impl Wishes {
     /// What is ranked: the destination port always.
     pub fn ranked(&self) -> impl Iterator<Item = By> {
-        [Some(By::Dport), self.by_src.then_some(By::Src), self.by_dst.then_some(By::Dst)]
+        [Some(By::Dport), self.addresses.src.then_some(By::Src), self.addresses.dst.then_some(By::Dst)]
             .into_iter()
             .flatten()
     }

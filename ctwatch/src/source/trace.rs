@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::channel::Channel;
-use super::probe::{Mechanism, Probe, Wishes};
+use super::probe::{Addresses, Mechanism, Probe, Wishes};
 use super::tables::Tables;
 use super::watch::Events;
 use super::{Source as _, Status};
@@ -61,8 +61,7 @@ impl Tracer {
             verbose: options.verbose,
             cost: false,
             trace: Some(options.wanted),
-            by_src: false,
-            by_dst: false,
+            addresses: Addresses::default(),
         })?;
         let mut tracer = Self {
             probe,

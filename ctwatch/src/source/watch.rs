@@ -200,6 +200,13 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     for (global, offset) in &facts.offsets {
         globals.set(global, &offset.to_ne_bytes());
     }
+    let tuple = facts.offsets.get("CONN_TUPLE").copied().unwrap_or(0);
+    for (sum, part) in
+        [("CONN_L3NUM", "TUPLE_L3NUM"), ("CONN_PROTONUM", "TUPLE_PROTONUM"), ("CONN_DPORT", "TUPLE_DST_PART")]
+    {
+        let offset = tuple + facts.offsets.get(part).copied().unwrap_or(0);
+        globals.set(sum, &offset.to_ne_bytes());
+    }
     globals
         .set("FILTER", &[u8::from(by_type)])
         .set("FILTER_FAMILY", &[family.unwrap_or(0)])
@@ -211,7 +218,7 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         .set("TRACE_PER_SECOND", &per_second.to_ne_bytes())
         .set("TRACE_FILTER", &[u8::from(ends.is_some())])
         .set("DELETE_FRAME", &delete_frame.to_ne_bytes())
-        .set("BY_ADDRESS", &[u8::from(wishes.by_src) | u8::from(wishes.by_dst) << 1])
+        .set("BY_ADDRESS", &[u8::from(wishes.addresses.src) | u8::from(wishes.addresses.dst) << 1])
         .set(aya_log::LEVEL, &[log_level]);
     globals
 }

@@ -62,6 +62,7 @@ pub(super) fn run(only: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     };
     bench.quiet()?;
     for observer in Observer::ALL.into_iter().filter(wanted) {
+        workload::make_room()?;
         match observer.start() {
             Ok(running) => bench.observe(observer, running)?,
             Err(error) => {
@@ -224,6 +225,7 @@ impl Bench<'_> {
 
     /// Each program's share, measured apart since the measuring costs.
     fn hooks(&mut self, observer: Observer) -> anyhow::Result<()> {
+        workload::make_room()?;
         let _running = observer.start()?;
         let _measuring = programs::Statistics::switch_on()?;
         for workload in Workload::ALL {
