@@ -1,5 +1,5 @@
-//! match-proto: void nf_ct_iterate_cleanup_net(int (*iter)(struct nf_conn *, void *), const struct nf_ct_iter_data *iter_data)
-//! match-proto 5.10: void nf_ct_iterate_cleanup_net(struct net *net, int (*iter)(struct nf_conn *, void *), void *data, u32 portid, int report)
+//! match-proto: void nf_ct_iterate_cleanup_net(fn *iter, const struct nf_ct_iter_data *iter_data)
+//! match-proto 5.10: void nf_ct_iterate_cleanup_net(struct net *net, fn *iter, void *data, u32 portid, int report)
 //!
 //! Who asked for a walk that removes entries: ctnetlink, which flushes with its port id, or a
 //! clean-up, which has none. Runs once for each walk.

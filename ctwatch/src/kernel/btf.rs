@@ -336,7 +336,7 @@ impl<'a> Btf<'a> {
             KIND_UNION => format!("union {name}"),
             KIND_ENUM | KIND_ENUM64 => format!("enum {name}"),
             KIND_FWD => format!("{} {name}", if found.flag { "union" } else { "struct" }),
-            KIND_FUNC_PROTO => "void (*)()".into(),
+            KIND_FUNC_PROTO => "fn".into(),
             KIND_ARRAY => {
                 let mut text = self.type_name(u32_at(found.rest, 0)?, depth + 1)?;
                 write!(text, " [{}]", u32_at(found.rest, 8)?)?;

@@ -122,6 +122,8 @@ impl Types {
             "TYPE_TAG" | "RESTRICT" => self.text(found.target),
             "STRUCT" | "FWD" => format!("struct {}", found.name),
             "UNION" => format!("union {}", found.name),
+            // Whatever it takes and gives: a pointer to it is passed on, never called.
+            "FUNC_PROTO" => "fn".to_owned(),
             "ENUM" | "ENUM64" => format!("enum {}", found.name),
             _ => found.name.clone(),
         }
