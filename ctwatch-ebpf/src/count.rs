@@ -3,6 +3,7 @@
 use aya_ebpf::{Global, bindings::BPF_NOEXIST};
 use ctwatch_ebpf::{
     Event, FlowType, Health, OVERFLOW_ROW, ROWS,
+    loss::Tuple,
     tally::{self, AddressKey, Addresses, PortKey, stir},
 };
 
@@ -129,10 +130,22 @@ fn rank_addresses(table: Option<*mut Addresses>, flow: FlowType, tuple: u64) {
     }
 }
 
-/// Whether the user's filter lets a flow through.
+/// Whether the user's filter lets a flow through whose original tuple lies at `tuple`.
 #[inline(always)]
-pub fn passes(flow: FlowType, tuple: u64) -> bool {
-    (FILTER.load() == 0 || wanted(flow)) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple))
+fn passes(flow: FlowType, tuple: u64) -> bool {
+    type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple))
+}
+
+/// Whether it lets a flow type through.
+#[inline(always)]
+pub fn type_passes(flow: FlowType) -> bool {
+    FILTER.load() == 0 || wanted(flow)
+}
+
+/// Whether it lets these ends through.
+#[inline(always)]
+pub fn ends_pass(tuple: &Tuple) -> bool {
+    TRACE_FILTER.load() == 0 || TRACE_FILTERS.get(0).is_some_and(|filter| filter.passes(tuple))
 }
 
 /// Adds to the row that all CPUs know by the same number.
@@ -156,10 +169,7 @@ pub fn health(what: Health) {
 
 #[inline(never)]
 fn ends_wanted(flow: FlowType, tuple: u64) -> bool {
-    match (TRACE_FILTERS.get(0), trace::tuple(flow, number(tuple), 0)) {
-        (Some(filter), Some(tuple)) => filter.passes(&tuple),
-        _ => false,
-    }
+    trace::tuple(flow, number(tuple), 0).is_some_and(|tuple| ends_pass(&tuple))
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use ctwatch_ebpf::{
 use crate::{
     conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, status, tuple_of},
     context::{self, Context},
-    count::passes,
+    count::{ends_pass, type_passes},
     maps::{TRACE_BUDGET, TRACE_RING},
 };
 
@@ -124,10 +124,14 @@ fn zone_of(zone: u64) -> u64 {
 #[inline(never)]
 fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     let flow = FlowType::unpack(flow);
-    if !passes(flow, tuple_at) {
+    // The ends are looked at here, not by a call: the stack has 512 bytes for all frames together.
+    if !type_passes(flow) {
         return 0;
     }
     let Some(tuple) = tuple(flow, tuple_at, zone_at) else { return 0 };
+    if !ends_pass(&tuple) {
+        return 0;
+    }
     let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) else { return 0 };
     // SAFETY: no arguments.
     let ktime_ns = unsafe { bpf_ktime_get_ns() };
