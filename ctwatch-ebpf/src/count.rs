@@ -71,8 +71,10 @@ pub fn insert(conn: &Conn, tuple: u64) {
     }
     let key = PortKey::new(conn.flow, conn.dport);
     tally::rank(&mut table.ports, key, stir(key.0));
-    if BY_ADDRESS.load() != 0 {
-        rank_addresses(INSERT_ADDRESSES.get_ptr_mut(0), conn.flow, tuple);
+    if BY_ADDRESS.load() != 0
+        && let Some(table) = INSERT_ADDRESSES.get_ptr_mut(0)
+    {
+        rank_addresses(table, conn.flow.pack(), tuple);
     }
 }
 
@@ -92,8 +94,10 @@ pub fn delete(conn: &Conn, tuple: u64, event: Event) {
     if matches!(event, Event::DeleteEarlyDrop) {
         let key = PortKey::new(conn.flow, conn.dport);
         tally::rank(&mut table.ports, key, stir(key.0));
-        if BY_ADDRESS.load() != 0 {
-            rank_addresses(EVICTION_ADDRESSES.get_ptr_mut(0), conn.flow, tuple);
+        if BY_ADDRESS.load() != 0
+            && let Some(table) = EVICTION_ADDRESSES.get_ptr_mut(0)
+        {
+            rank_addresses(table, conn.flow.pack(), tuple);
         }
     }
 }
@@ -109,14 +113,17 @@ pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
     let key = PortKey::new(flow, dport(tuple));
     // SAFETY: as in `insert`.
     tally::rank(unsafe { &mut *ports }, key, stir(key.0));
-    if BY_ADDRESS.load() != 0 {
-        rank_addresses(DROP_ADDRESSES.get_ptr_mut(0), flow, tuple);
+    if BY_ADDRESS.load() != 0
+        && let Some(table) = DROP_ADDRESSES.get_ptr_mut(0)
+    {
+        rank_addresses(table, flow.pack(), tuple);
     }
 }
 
-#[inline(always)]
-fn rank_addresses(table: Option<*mut Addresses>, flow: FlowType, tuple: u64) {
-    let Some(table) = table else { return };
+/// In a frame of its own: the stack has 512 bytes for a program and whatever it calls.
+#[inline(never)]
+fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
+    let flow = FlowType::unpack(flow);
     let tuple = number(tuple);
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
