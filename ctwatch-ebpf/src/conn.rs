@@ -82,6 +82,21 @@ pub fn read<T>(address: u64) -> Option<T> {
     }
 }
 
+/// Fills a buffer with kernel memory, in place: what [`read`] returns is copied, by many instructions
+/// where it is large. False, and nothing filled, where the address is bad.
+#[inline(always)]
+pub fn read_into<T>(address: u64, buffer: &mut MaybeUninit<T>) -> bool {
+    // SAFETY: the buffer is that long, and bytes need no alignment; nothing reads it unless the helper
+    // has filled all of it.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
+    // SAFETY: the helper checks the source address.
+    let read = unsafe { bpf_probe_read_kernel_buf(address as *const u8, bytes) }.is_ok();
+    if !read {
+        health(Health::ReadFailed);
+    }
+    read
+}
+
 /// `nf_conn.status`: of no use to counting, so that it is read only where it is asked for.
 #[inline(always)]
 pub fn status(ct: u64) -> u64 {
@@ -107,16 +122,11 @@ impl Memory for Probed {
     #[inline(always)]
     fn conn(ct: u64) -> Option<Conn> {
         let mut bytes = MaybeUninit::<[u64; CONN_READ / 8]>::uninit();
-        let base = bytes.as_mut_ptr().cast::<u8>();
-        // SAFETY: the buffer lives on this frame and is CONN_READ bytes long; nothing reads it
-        // unless the helper has filled all of it.
-        let buffer = unsafe { core::slice::from_raw_parts_mut(base, CONN_READ) };
-        // SAFETY: the helper checks the source address. One long read is cheaper than several.
-        if unsafe { bpf_probe_read_kernel_buf(ct as *const u8, buffer) }.is_err() {
-            health(Health::ReadFailed);
+        // One long read is cheaper than several.
+        if !read_into(ct, &mut bytes) {
             return None;
         }
-        let base = base as u64;
+        let base = bytes.as_ptr() as u64;
         let net: u64 = load(base, CONN_NET.load());
         Some(Conn {
             flow: FlowType {

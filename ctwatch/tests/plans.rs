@@ -46,6 +46,22 @@ fn debian_6_1_by_trampolines_and_by_kprobes() {
 }
 
 #[test]
+fn code_that_cannot_be_followed_brings_more_hooks() {
+    let mut facts = captured("debian-6.1");
+    (facts.newcomer, facts.delete_frame) = (None, None);
+    insta::assert_snapshot!("code_not_followed_trampolines", shown(plan::trampolines(&facts)));
+    insta::assert_snapshot!("code_not_followed_kprobes", shown(plan::kprobes(&facts)));
+}
+
+#[test]
+fn without_kprobes_trampolines_do_all() {
+    let mut facts = captured("debian-6.1");
+    facts.kprobes = false;
+    let plan = plan::trampolines(&facts).unwrap();
+    assert!(plan.hooks.iter().all(|hook| hook.program.ends_with("_bpf")), "{:?}", plan.hooks);
+}
+
+#[test]
 fn later_kernels_are_planned_like_6_1() {
     let expected = shown(plan::trampolines(&captured("debian-6.1")));
     for name in ["debian-6.12", "debian-7.3"] {

@@ -3,7 +3,8 @@
 //! `orig` is the newcomer's tuple. Returns -ENOMEM when the table is full, which it has asked
 //! `net_ratelimit` to log by then, or when the slab has nothing left: drop no_memory.
 //!
-//! A refusal needs a full table, so all this is attached only once a table comes near its limit.
+//! Where the call of `net_ratelimit` tells whose flow is refused, this is attached only for what else
+//! the kernel's counters tell of; elsewhere once a table comes near its limit, which a refusal needs.
 
 use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
@@ -11,7 +12,7 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{Event, Health};
 
-use super::{entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
+use super::{entry_sp, fentry_sp, net_ratelimit::by_registers, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{Direct, Memory as _, Probed, number},
     context,
@@ -42,6 +43,9 @@ fn alloc_bpf(ctx: FExitContext) -> i32 {
         Some(slot) => core::mem::take(&mut slot.refused) != 0,
         None => false,
     };
+    if refused && by_registers() {
+        return 0;
+    }
     if let Some(flow) = Direct::tuple_flow(ctx.arg(0), ctx.arg(2)) {
         let event = if refused { Event::DropTableFull } else { Event::DropNoMemory };
         if refused {

@@ -7,6 +7,8 @@
 //! Why the entry leaves is told by who called `nf_ct_delete`: at a known distance on the stack, or
 //! else by a hook there.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
     EbpfContext as _, Global,
     macros::{fentry, kprobe},
@@ -34,12 +36,36 @@ static DELETE_FRAME: Global<u32> = Global::new(0);
 /// the trampoline's own call (x86-64, 5.5 to 7.3).
 const FRAME_WORDS: usize = 4;
 
+/// Where this function's return address was found last.
+static RETURN_AT: Shared = Shared(UnsafeCell::new(0));
+
+/// One word that every CPU reads and writes: the compiler has no relaxed atomics for BPF.
+struct Shared(UnsafeCell<u64>);
+
+// SAFETY: it is only read and written whole, by single instructions, and any value of it is checked
+// before it is relied on.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    #[inline(always)]
+    fn get(&self) -> u64 {
+        // SAFETY: the pointer is to the static itself.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(&self, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+}
+
 #[fentry(function = "__nf_ct_delete_from_lists")]
 fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
     let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
     let expired = conn.expired();
     // Reading the stack is dear, and needed only where the rest does not tell.
-    let (caller, portid) = if expired { (None, 0) } else { asked(entry_of(&ctx)) };
+    let (caller, portid) = if expired { (None, 0) } else { asked_bpf(&ctx) };
     let event = delete_event(caller, expired, portid);
     count::delete(&conn, tuple_of(ctx.arg(0)), event);
     if trace::on() {
@@ -84,31 +110,65 @@ fn noted(ct: u64, sp: u64) -> (Option<Caller>, u32) {
 /// The same from the stack, where `sp` is the stack pointer at this function's entry.
 #[inline(always)]
 fn asked(sp: u64) -> (Option<Caller>, u32) {
-    let address = read::<u64>(sp + (u64::from(DELETE_FRAME.load()) & (FRAME_LIMIT - 1))).unwrap_or(0);
+    told(read(sp + frame()).unwrap_or(0), sp)
+}
+
+/// Bytes between the two return addresses.
+#[inline(always)]
+fn frame() -> u64 {
+    u64::from(DELETE_FRAME.load()) & (FRAME_LIMIT - 1)
+}
+
+/// What the return address of `nf_ct_delete` tells.
+#[inline(always)]
+fn told(address: u64, sp: u64) -> (Option<Caller>, u32) {
     if address < TEXT {
         // Not the frame that was relied on: never guess.
         health(Health::NoEntry);
     }
     let caller = Caller::from_u32(caller(address));
-    let portid = match caller {
+    (caller, portid(caller, sp))
+}
+
+/// The port id that a caller has passed on.
+#[inline(always)]
+fn portid(caller: Option<Caller>, sp: u64) -> u32 {
+    match caller {
         Some(Caller::Iterate) => context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid as u32),
         // ctnetlink deletes for somebody, always.
         Some(Caller::Netlink) => 1,
         _ => 0,
-    };
-    (caller, portid)
+    }
 }
 
-/// The stack pointer at the function's entry, where its return address into `nf_ct_delete` lies; 0
-/// where the trampoline's frame is not what is relied on.
+/// The same for a trampoline program.
+///
+/// Its frame is where it was last time unless others have attached programs here or taken them off.
+/// Then registers that `nf_ct_delete` saved lie in that place, or a variable of its caller, and none of
+/// them is an address inside a caller's text, so that nothing else has to be looked at.
 #[inline(always)]
-fn entry_of(ctx: &FEntryContext) -> u64 {
-    let at = ctx.as_ptr() as u64 + 8;
-    let Some(words) = read::<[u64; FRAME_WORDS]>(at) else { return 0 };
-    for (index, word) in words.into_iter().enumerate() {
-        if caller(word) == Caller::Itself as u32 {
-            return at + 8 * index as u64;
-        }
+fn asked_bpf(ctx: &FEntryContext) -> (Option<Caller>, u32) {
+    let behind = ctx.as_ptr() as u64 + 8;
+    // The verifier wants a bound to what is added to this pointer.
+    let at = behind + (RETURN_AT.get() & (8 * (FRAME_WORDS as u64 - 1)));
+    let address = read(at + frame()).unwrap_or(0);
+    match Caller::from_u32(caller(address)) {
+        None | Some(Caller::Itself | Caller::Alloc) => {}
+        known => return (known, portid(known, at)),
     }
-    0
+    match return_at(behind) {
+        Some(distance) => {
+            RETURN_AT.set(distance);
+            asked(behind + distance)
+        }
+        None => told(0, behind),
+    }
+}
+
+/// How far from `behind` this function's return address into `nf_ct_delete` lies. Not a constant:
+/// programs that others attach here change the trampoline's frame.
+#[inline(always)]
+fn return_at(behind: u64) -> Option<u64> {
+    let words = read::<[u64; FRAME_WORDS]>(behind)?;
+    (0..).zip(words).find(|(_, word)| caller(*word) == Caller::Itself as u32).map(|(index, _)| 8 * index)
 }

@@ -3,10 +3,11 @@
 //! `__nf_conntrack_alloc` calls it exactly when it refuses a new flow because the table is full
 //! (`net_warn_ratelimited`, 5.10 to 7.3), whether or not the line is then logged. Unlike
 //! `early_drop`, which runs for each new flow of a full table, it runs for refusals alone; the
-//! caller's address tells them from the other users of the limiter.
+//! caller's address tells them from the other users of the limiter, and the caller's registers
+//! whose flow it was.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
@@ -14,7 +15,7 @@ use ctwatch_ebpf::{Caller, Event, Health};
 
 use super::{entry_sp, fentry_sp, nf_ct_delete::caller};
 use crate::{
-    conn::{Memory as _, Probed, read},
+    conn::{Memory as _, Probed, number, read},
     context,
     count::{health, refuse},
     trace,
@@ -27,6 +28,22 @@ const FRAME: u64 = 512;
 /// return value of a program at the return, the frame pointer, and the address inside
 /// `net_ratelimit` (x86-64, 5.5 to 7.3).
 const FRAME_WORDS: usize = 4;
+
+/// Whether the caller's registers tell whose flow it refuses, and where `pt_regs` has them.
+#[unsafe(no_mangle)]
+static REFUSED_BY_REGISTERS: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static REFUSED_NET: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static REFUSED_ZONE: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static REFUSED_ORIG: Global<u32> = Global::new(0);
+
+/// Whether refusals are counted here, so that the return of `__nf_conntrack_alloc` must not.
+#[inline(always)]
+pub fn by_registers() -> bool {
+    REFUSED_BY_REGISTERS.load() != 0
+}
 
 /// Tells `__nf_conntrack_alloc`, whose return knows whose flow it was.
 #[fentry(function = "net_ratelimit")]
@@ -50,15 +67,33 @@ fn ratelimit(ctx: ProbeContext) -> u32 {
         return 0;
     }
     health(Health::Refused);
-    // What another call of `__nf_conntrack_alloc` left there, whose own entry was skipped, must not pass for this one's.
-    if let Some(slot) = context::inside(sp)
-        && slot.alloc_sp.wrapping_sub(sp) < FRAME
-        && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
-    {
-        slot.refused = 1;
-        health(Health::RefusedKnown);
-        refuse(flow, slot.alloc_orig, Event::DropTableFull);
-        trace::refused(Event::DropTableFull, flow, slot.alloc_orig, slot.alloc_zone, sp);
-    }
+    let Some([net, zone, orig]) = refused(&ctx) else { return 0 };
+    let Some(flow) = Probed::tuple_flow(net, orig) else { return 0 };
+    health(Health::RefusedKnown);
+    refuse(flow, orig, Event::DropTableFull);
+    trace::refused(Event::DropTableFull, flow, orig, zone, sp);
     0
+}
+
+/// Namespace, zone and tuple of the flow that is being refused.
+#[inline(always)]
+fn refused(ctx: &ProbeContext) -> Option<[u64; 3]> {
+    let sp = entry_sp(ctx);
+    if by_registers() {
+        // For the return of `__nf_conntrack_alloc`, if that is watched.
+        context::enter(sp)?.refused = 1;
+        let register = |place: u32| read(number(ctx.as_ptr() as u64) + u64::from(place));
+        return Some([
+            register(REFUSED_NET.load())?,
+            register(REFUSED_ZONE.load())?,
+            register(REFUSED_ORIG.load())?,
+        ]);
+    }
+    let slot = context::inside(sp)?;
+    // What another call of `__nf_conntrack_alloc` left there, whose own entry was skipped, must not pass for this one's.
+    if slot.alloc_sp.wrapping_sub(sp) >= FRAME {
+        return None;
+    }
+    slot.refused = 1;
+    Some([slot.alloc_net, slot.alloc_zone, slot.alloc_orig])
 }

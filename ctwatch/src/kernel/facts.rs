@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     btf::Btf,
-    kallsyms::{self, Symbols, WATCHED},
+    kallsyms::{self, Newcomer, Symbols, WATCHED},
 };
 
 /// Everything a plan depends on.
@@ -40,6 +40,9 @@ pub struct Facts {
     /// `nf_ct_delete`, where its code could be read and followed.
     #[serde(default)]
     pub delete_frame: Option<u32>,
+    /// Where the flow that a full table refuses can be read at the call of `net_ratelimit`.
+    #[serde(default)]
+    pub newcomer: Option<Newcomer>,
     /// Prototypes of the watched functions, from BTF.
     pub prototypes: BTreeMap<String, String>,
     /// Their numbers in the BTF that holds them.
@@ -176,6 +179,7 @@ impl Facts {
         };
         facts.read_btf(Path::new("/sys/kernel/btf"));
         facts.delete_frame = facts.symbols.delete_frame();
+        facts.newcomer = facts.symbols.newcomer();
         Ok(facts)
     }
 

@@ -1,35 +1,106 @@
-//! How deep the stack is where a function calls another, from its machine code.
+//! What the stack and the registers hold where a function calls another, from its machine code.
 //!
 //! Who asked for a removal is told by the return address of `nf_ct_delete`. A hook on the function
-//! that it calls finds that address at a fixed distance on the stack: the compiler's frame. To read
-//! it from the code saves a second hook on every removal.
+//! that it calls finds that address at a fixed distance on the stack: the compiler's frame. Whose
+//! flow `__nf_conntrack_alloc` refuses is told by its arguments: where it calls `net_ratelimit`, some
+//! register still holds each. To read both from the code saves two hooks on every flow.
 
 use std::collections::BTreeMap;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
+};
 
 /// Instructions that a function may have.
 const MOST: usize = 4096;
+
+/// Where indirect branches may land.
+const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+
+/// What holds at one place of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    /// Bytes pushed since the entry.
+    depth: i64,
+    /// The argument that each register holds, by the register's number.
+    holds: [Option<u8>; 16],
+}
+
+/// Integer arguments, in order (System V ABI for x86-64).
+const ARGUMENTS: [Register; 6] =
+    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+
+/// Registers that a call may change.
+const SCRATCH: [Register; 9] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
+/// `pt_regs` from its beginning (arch/x86/include/asm/ptrace.h).
+const PT_REGS: [Register; 15] = [
+    Register::R15,
+    Register::R14,
+    Register::R13,
+    Register::R12,
+    Register::RBP,
+    Register::RBX,
+    Register::R11,
+    Register::R10,
+    Register::R9,
+    Register::R8,
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+];
 
 /// Bytes from the stack pointer at the entry of `callee` to the return address of the function whose
 /// `code` lies at `start`. `None` where it does not call `callee`, or not always at the same depth, or
 /// does with its stack what this cannot follow.
 pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
+    u32::try_from(at_calls(code, start, callee)?.depth + 8).ok()
+}
+
+/// The places in `pt_regs`, in bytes, of registers that hold the caller's first arguments whenever
+/// `callee` is entered from there; `None` for one that is in no register.
+pub fn arguments(code: &[u8], start: u64, callee: u64) -> [Option<u32>; ARGUMENTS.len()] {
+    let state = at_calls(code, start, callee);
+    std::array::from_fn(|argument| {
+        let holds = state?.holds;
+        let held = |register: &Register| holds[register.number()].map(usize::from) == Some(argument);
+        let place = PT_REGS.iter().position(held)?;
+        u32::try_from(8 * place).ok()
+    })
+}
+
+/// What holds at every call of `callee`.
+fn at_calls(code: &[u8], start: u64, callee: u64) -> Option<State> {
     let end = start.checked_add(u64::try_from(code.len()).ok()?)?;
-    // The depth at each instruction that was met: bytes pushed since the entry.
-    let mut known: BTreeMap<u64, i64> = BTreeMap::new();
-    let mut ahead = vec![(start, 0_i64)];
-    let mut found = None;
-    while let Some((at, depth)) = ahead.pop() {
+    let mut info = InstructionInfoFactory::new();
+    let mut known: BTreeMap<u64, State> = BTreeMap::new();
+    let mut ahead = vec![(start, State::at_entry())];
+    let mut found: Option<State> = None;
+    while let Some((at, state)) = ahead.pop() {
         if at < start || at >= end {
             // The part that the compiler moved away (`.cold`), or a tail call.
             continue;
         }
-        match known.insert(at, depth) {
-            Some(before) if before == depth => continue,
-            Some(_) => return None,
-            None => {}
-        }
+        let state = match known.get(&at) {
+            None => state,
+            Some(before) if before.depth != state.depth => return None,
+            Some(before) if before.both(state) == *before => continue,
+            Some(before) => before.both(state),
+        };
+        known.insert(at, state);
         let offset = usize::try_from(at - start).ok()?;
         let instruction = Decoder::with_ip(64, &code[offset..], at, DecoderOptions::NONE).decode();
         if instruction.is_invalid() || known.len() > MOST {
@@ -37,18 +108,22 @@ pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
         }
         let next = instruction.next_ip();
         match instruction.flow_control() {
-            FlowControl::Next => ahead.push((next, depth + pushed(&instruction)?)),
+            FlowControl::Next => ahead.push((next, state.after(&instruction, &mut info)?)),
             FlowControl::Call | FlowControl::IndirectCall => {
-                if instruction.near_branch_target() == callee
-                    && found.replace(depth + 8).is_some_and(|before| before != depth + 8)
-                {
-                    return None;
+                if instruction.near_branch_target() == callee {
+                    match &mut found {
+                        Some(before) if before.depth != state.depth => return None,
+                        Some(before) => *before = before.both(state),
+                        None => found = Some(state),
+                    }
                 }
-                ahead.push((next, depth));
+                // What ftrace puts at the entry, or behind its `endbr64`, keeps every register.
+                let traced = offset == 0 || offset == 4 && code.starts_with(&ENDBR64);
+                ahead.push((next, if traced { state } else { state.after_call() }));
             }
             FlowControl::ConditionalBranch => {
-                ahead.push((next, depth));
-                ahead.push((instruction.near_branch_target(), depth));
+                ahead.push((next, state));
+                ahead.push((instruction.near_branch_target(), state));
             }
             FlowControl::UnconditionalBranch => {
                 let target = instruction.near_branch_target();
@@ -56,7 +131,7 @@ pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
                     // A tail call: the callee's return address is the caller's own.
                     return None;
                 }
-                ahead.push((target, depth));
+                ahead.push((target, state));
             }
             FlowControl::IndirectBranch
             | FlowControl::Return
@@ -65,7 +140,56 @@ pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
             FlowControl::XbeginXabortXend => return None,
         }
     }
-    found.and_then(|distance| u32::try_from(distance).ok())
+    found
+}
+
+impl State {
+    fn at_entry() -> Self {
+        let mut holds = [None; 16];
+        for (argument, register) in (0..).zip(ARGUMENTS) {
+            holds[register.number()] = Some(argument);
+        }
+        Self { depth: 0, holds }
+    }
+
+    /// What holds whichever of two ways led here.
+    fn both(mut self, other: Self) -> Self {
+        for (mine, theirs) in self.holds.iter_mut().zip(other.holds) {
+            *mine = mine.filter(|argument| theirs == Some(*argument));
+        }
+        self
+    }
+
+    fn after_call(mut self) -> Self {
+        for register in SCRATCH {
+            self.holds[register.number()] = None;
+        }
+        self
+    }
+
+    /// `None` where the instruction sets the stack pointer in a way that cannot be followed.
+    fn after(mut self, instruction: &Instruction, info: &mut InstructionInfoFactory) -> Option<Self> {
+        self.depth += pushed(instruction)?;
+        let moved = (instruction.mnemonic() == Mnemonic::Mov && instruction.op1_register().is_gpr64())
+            .then(|| self.holds[instruction.op1_register().number()])
+            .flatten();
+        let writes = |access| {
+            matches!(
+                access,
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            )
+        };
+        for used in info.info(instruction).used_registers() {
+            let register = used.register().full_register();
+            if writes(used.access()) && register.is_gpr64() {
+                self.holds[register.number()] = None;
+            }
+        }
+        if instruction.op0_register().is_gpr64() && moved.is_some() {
+            self.holds[instruction.op0_register().number()] = moved;
+        }
+        Some(self)
+    }
 }
 
 /// Bytes that an instruction pushes; `None` where it sets the stack pointer in another way.
@@ -104,7 +228,7 @@ mod tests {
         [0xe8, a, b, c, d]
     }
 
-    fn of(parts: &[&[u8]]) -> Option<u32> {
+    fn assembled(parts: &[&[u8]]) -> Vec<u8> {
         let mut code = vec![0x0f, 0x1f, 0x44, 0x00, 0x00]; // nop: where ftrace hooks in
         for part in parts {
             if *part == b"CALL" {
@@ -114,7 +238,11 @@ mod tests {
                 code.extend_from_slice(part);
             }
         }
-        distance(&code, START, START + 0x1000)
+        code
+    }
+
+    fn of(parts: &[&[u8]]) -> Option<u32> {
+        distance(&assembled(parts), START, START + 0x1000)
     }
 
     const PUSH_RBP: &[u8] = &[0x55];
@@ -154,10 +282,63 @@ mod tests {
         assert_eq!(of(&[&jump]), None, "a tail call");
     }
 
+    /// The places of the first three arguments.
+    fn held(parts: &[&[u8]]) -> [Option<u32>; 3] {
+        let [first, second, third, ..] = arguments(&assembled(parts), START, START + 0x1000);
+        [first, second, third]
+    }
+
+    const MOV_R15_RDX: &[u8] = &[0x49, 0x89, 0xd7];
+    const MOV_RBP_RDI: &[u8] = &[0x48, 0x89, 0xfd];
+    const MOV_R14_RSI: &[u8] = &[0x49, 0x89, 0xf6];
+    const MOV_R14D_ESI: &[u8] = &[0x41, 0x89, 0xf6];
+    const XOR_EBP_EBP: &[u8] = &[0x31, 0xed];
+
+    #[test]
+    fn arguments_are_found_where_a_call_does_not_reach_them() {
+        let saved = [MOV_R15_RDX, MOV_RBP_RDI, MOV_R14_RSI];
+        assert_eq!(held(&[&saved[..], &[CALL_AFTER, CALL, RET]].concat()), [Some(32), Some(8), Some(0)]);
+        assert_eq!(held(&[CALL_AFTER, CALL, RET]), [None; 3], "not saved before another call");
+        assert_eq!(held(&[CALL, RET]), [Some(112), Some(104), Some(96)], "still where they came");
+    }
+
+    #[test]
+    fn what_was_written_over_is_no_argument() {
+        assert_eq!(held(&[MOV_RBP_RDI, XOR_EBP_EBP, CALL_AFTER, CALL, RET])[0], None);
+        assert_eq!(held(&[MOV_R14D_ESI, CALL_AFTER, CALL, RET])[1], None, "half of one");
+        assert_eq!(held(&[MOV_RBP_RDI, POP_RBP, CALL_AFTER, CALL, RET])[0], None);
+    }
+
+    #[test]
+    fn an_argument_must_be_there_on_every_way() {
+        // test rdi, rdi; je over what follows
+        let skip = |bytes: u8| [0x48, 0x85, 0xff, 0x74, bytes];
+        let way = skip(2);
+        let saved: [&[u8]; 2] = [MOV_R15_RDX, MOV_RBP_RDI];
+        let found = held(&[&saved[..], &[&way, XOR_EBP_EBP, CALL_AFTER, CALL, RET]].concat());
+        assert_eq!(found, [None, None, Some(0)]);
+        // Two calls, as on 7.3.
+        let way = skip(6);
+        let found = held(&[&saved[..], &[CALL_AFTER, &way, CALL, RET, CALL, RET]].concat());
+        assert_eq!(found, [Some(32), None, Some(0)]);
+    }
+
+    #[test]
+    fn what_ftrace_calls_at_the_entry_keeps_the_registers() {
+        let mut code = assembled(&[CALL, RET]);
+        code[..5].copy_from_slice(&[0xe8, 0, 0, 0, 1]);
+        assert_eq!(arguments(&code, START, START + 0x1000)[0], Some(112));
+        let landing = [&ENDBR64, &code[..]].concat();
+        assert_eq!(arguments(&landing, START, START + 0x1004)[0], Some(112));
+        let pushes = [&[0x55, 0x90, 0x90, 0x90], &code[..]].concat();
+        assert_eq!(arguments(&pushes, START, START + 0x1004)[0], None, "an ordinary call");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_survived(code in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = distance(&code, START, START + 0x1000);
+            let _ = arguments(&code, START, START + 0x1000);
         }
     }
 }

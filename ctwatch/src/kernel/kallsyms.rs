@@ -26,16 +26,16 @@ pub const WATCHED: [&str; 13] = [
 ];
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
-/// meets them (itself first: a trampoline's frame begins with it) (5.10 to 7.3; functions that only some builds have as symbols included).
+/// meets them (5.10 to 7.3; functions that only some builds have as symbols included).
 const CALLER_NAMES: [(&str, Caller); 21] = [
-    ("nf_ct_delete", Caller::Itself),
     ("early_drop", Caller::EarlyDrop),
+    ("nf_conntrack_tcp_packet", Caller::Closed),
+    ("nf_ct_delete", Caller::Itself),
     ("early_drop_list", Caller::EarlyDrop),
     ("nf_ct_gc_expired", Caller::Expiry),
     ("gc_worker", Caller::Collector),
     ("nf_ct_kill_acct", Caller::Closed),
     ("__nf_ct_kill_acct", Caller::Closed),
-    ("nf_conntrack_tcp_packet", Caller::Closed),
     ("nf_conntrack_sctp_packet", Caller::Closed),
     ("nf_conntrack_dccp_packet", Caller::Closed),
     ("ctnetlink_del_conntrack", Caller::Netlink),
@@ -51,8 +51,8 @@ const CALLER_NAMES: [(&str, Caller); 21] = [
     ("__nf_conntrack_alloc", Caller::Alloc),
 ];
 
-/// The most bytes that `nf_ct_delete` may have to be looked at.
-const LONGEST: u64 = 16 << 10;
+/// The fewest and the most bytes that a function may have to be looked at.
+const LOOKED_AT: std::ops::RangeInclusive<u64> = 16..=16 << 10;
 
 /// What `/proc/kallsyms` says of connection tracking.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,9 @@ pub struct Symbols {
     /// Where the function that takes an entry out of the table begins; 0 where unknown.
     #[serde(default)]
     pub removal: u64,
+    /// Where `net_ratelimit` begins; 0 where unknown.
+    #[serde(default)]
+    pub ratelimit: u64,
     /// Whether the kernel hid the addresses (`kernel.kptr_restrict`, or no CAP_SYSLOG).
     pub hidden: bool,
 }
@@ -79,6 +82,31 @@ pub struct CallerText {
     pub start: u64,
     /// The next symbol's address.
     pub end: u64,
+}
+
+impl CallerText {
+    /// Its machine code, where it may be read.
+    fn code(&self) -> Option<Vec<u8>> {
+        LOOKED_AT.contains(&(self.end - self.start)).then(|| kcore::read(self.start, self.end).ok())?
+    }
+}
+
+/// An address, unless it is unknown.
+fn known(address: u64) -> Option<u64> {
+    Some(address).filter(|address| *address != 0)
+}
+
+/// Where `pt_regs` at the entry of `net_ratelimit` holds what `__nf_conntrack_alloc` was called for, in
+/// bytes, where the caller's code could be read and followed: a refusal then needs no hook of its own
+/// on what every new flow passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newcomer {
+    /// The namespace.
+    pub net: u32,
+    /// The zone.
+    pub zone: u32,
+    /// The original tuple.
+    pub orig: u32,
 }
 
 /// A symbol without what the compiler appended (`.part.0`, `.isra.0`, `.cold`, …).
@@ -158,8 +186,10 @@ fn note(address: u64, line: &str, found: &mut Symbols, callers: &mut Vec<(usize,
     if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
         found.watched.push(symbol.to_owned());
     }
-    if symbol == "__nf_ct_delete_from_lists" {
-        found.removal = address;
+    match symbol {
+        "__nf_ct_delete_from_lists" => found.removal = address,
+        "net_ratelimit" => found.ratelimit = address,
+        _ => {}
     }
     if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
         callers.push((rank, symbol.to_owned(), address));
@@ -181,11 +211,14 @@ impl Symbols {
     pub(super) fn delete_frame(&self) -> Option<u32> {
         let mut whole = self.callers.iter().filter(|text| text.caller == Caller::Itself);
         let (Some(text), None) = (whole.next(), whole.next()) else { return None };
-        if self.removal == 0 || !(16..=LONGEST).contains(&(text.end - text.start)) {
-            return None;
-        }
-        let code = kcore::read(text.start, text.end).ok()?;
-        frame::distance(&code, text.start, self.removal)
+        frame::distance(&text.code()?, text.start, known(self.removal)?)
+    }
+
+    /// See [`Newcomer`].
+    pub(super) fn newcomer(&self) -> Option<Newcomer> {
+        let text = self.callers.iter().find(|text| text.symbol == "__nf_conntrack_alloc")?;
+        let [net, zone, orig, ..] = frame::arguments(&text.code()?, text.start, known(self.ratelimit)?);
+        Some(Newcomer { net: net?, zone: zone?, orig: orig? })
     }
 
     /// The callers as the programs want them; what does not fit is counted as `other`.

@@ -11,6 +11,7 @@ use super::facts::{Availability, Facts, Presence};
 use super::obstacles::obstacles;
 pub use super::obstacles::{Obstacle, Refusal};
 pub use super::plan_kprobe::kprobes;
+use super::plan_kprobe::walks;
 use crate::model::SourceKind;
 
 /// What shall run and what it will not be able to tell.
@@ -108,7 +109,7 @@ fn preemptible(facts: &Facts) -> Option<String> {
 /// Programs at the entry of functions that run with softirqs off (5.10 to 7.3): the kprobe, the
 /// trampoline program, the function's number of arguments.
 const HELD: [(&str, &str, usize); 2] =
-    [("hash_insert", "hash_insert_bpf", 3), ("delete_from_lists", "delete_from_lists_bpf", 1)];
+    [("hash_insert", "hash_insert_bpf", 3), ("delete_from_lists", REMOVAL.0, REMOVAL.2)];
 
 /// Kprobes, which preemption does not skip, but a trampoline where softirqs are off, so that
 /// nothing can nest.
@@ -119,13 +120,35 @@ fn mixed(facts: &Facts, why: String) -> Result<Plan, Refusal> {
         let held = HELD.iter().find(|(kprobe, ..)| *kprobe == hook.program);
         if let Some((_, program, arguments)) = held
             && unfit(facts, &hook.symbol, *arguments).is_none()
-            && (*program != "delete_from_lists_bpf" || one_hook_deletes(facts))
+            && (*program != REMOVAL.0 || one_hook_deletes(facts))
         {
             hook.program = program;
             hook.method = Method::Fentry;
         }
     }
     Ok(plan)
+}
+
+/// The trampoline program that sees removals and their causes at an entry: less to run than the one
+/// at the return of `nf_ct_delete`.
+const REMOVAL: (&str, &str, usize) = ("delete_from_lists_bpf", "__nf_ct_delete_from_lists", 1);
+
+/// Kprobes in the place of trampolines where that leaves less to run for each flow.
+fn leaner(facts: &Facts, hooks: &mut Vec<Hook>) {
+    let (program, removal, arguments) = REMOVAL;
+    if one_hook_deletes(facts) && unfit(facts, removal, arguments).is_none() {
+        hooks.retain(|hook| hook.program != "delete_bpf");
+        hooks.extend(walks());
+        hooks.push(Hook::always(program, removal, Method::Fentry));
+    }
+    if facts.newcomer.is_some() {
+        hooks.retain(|hook| hook.program != "ratelimit_bpf");
+        hooks.push(Hook::always("ratelimit", "net_ratelimit", Method::Kprobe));
+        hooks
+            .iter_mut()
+            .filter(|hook| hook.program == "alloc_bpf")
+            .for_each(|hook| hook.when = When::Unexplained);
+    }
 }
 
 /// A trampoline program: its name, function, method, the number of arguments that it relies on to
@@ -174,7 +197,10 @@ pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
         method,
         when,
     };
-    let hooks = TRAMPOLINES.into_iter().map(of).collect();
+    let mut hooks = TRAMPOLINES.into_iter().map(of).collect();
+    if facts.kprobes {
+        leaner(facts, &mut hooks);
+    }
     Ok(Plan { kind: SourceKind::Fexit, why: None, hooks, unknown: BTreeMap::new(), subtract_netlink: true })
 }
 

@@ -33,6 +33,13 @@ pub fn kprobes(facts: &Facts) -> Result<Plan, Refusal> {
     })
 }
 
+/// The hooks that note a walk's port id for the one hook on removals.
+pub(super) fn walks() -> [Hook; 2] {
+    let walk = "nf_ct_iterate_cleanup_net";
+    [("iterate_ret", Method::Kretprobe), ("iterate", Method::Kprobe)]
+        .map(|(program, method)| Hook::always(program, walk, method))
+}
+
 struct Draft<'a> {
     facts: &'a Facts,
     hooks: Vec<Hook>,
@@ -64,8 +71,10 @@ impl Draft<'_> {
         } else if !self.facts.symbols.has("net_ratelimit") {
             self.unknown(&[DropTableFull, DropNoMemory], "net_ratelimit");
         } else {
+            // Where a refusal itself tells whose flow it was, only what else goes wrong there is left.
+            let when = if self.facts.newcomer.is_some() { When::Unexplained } else { When::NearFull };
             self.hook_when(When::Unexplained, "alloc_ret", "__nf_conntrack_alloc", Method::Kretprobe);
-            self.hook_when(When::NearFull, "alloc", "__nf_conntrack_alloc", Method::Kprobe);
+            self.hook_when(when, "alloc", "__nf_conntrack_alloc", Method::Kprobe);
             self.hook("ratelimit", "net_ratelimit", Method::Kprobe);
         }
     }
@@ -98,8 +107,7 @@ impl Draft<'_> {
         match removal {
             Some(function) if !callees.is_empty() => {
                 if one_hook_deletes(self.facts) {
-                    self.hook("iterate_ret", "nf_ct_iterate_cleanup_net", Method::Kretprobe);
-                    self.hook("iterate", "nf_ct_iterate_cleanup_net", Method::Kprobe);
+                    self.hooks.extend(walks());
                 } else {
                     for callee in callees {
                         self.hook("delete", &callee, Method::Kprobe);

@@ -77,6 +77,13 @@ impl Plan {
             }
             self.unknown.retain(|event, _| asked(&[*event]));
         }
+        // An eviction names its newcomer, which counting can do without.
+        let newcomers = if wanted.counting { When::NearFull } else { When::Always };
+        if asked(&[DeleteEarlyDrop]) {
+            for hook in self.hooks.iter_mut().filter(|hook| hook.program == "alloc") {
+                hook.when = newcomers;
+            }
+        }
         if self.kind == SourceKind::Fexit {
             let mut enter = |program, symbol: &str, when| {
                 if facts.symbols.has(symbol) {
@@ -84,8 +91,7 @@ impl Plan {
                 }
             };
             if asked(&[DeleteEarlyDrop]) {
-                let when = if wanted.counting { When::NearFull } else { When::Always };
-                enter("alloc_enter_bpf", "__nf_conntrack_alloc", when);
+                enter("alloc_enter_bpf", "__nf_conntrack_alloc", newcomers);
             }
             if asked(&[Insert]) {
                 enter("check_insert_enter_bpf", "nf_conntrack_hash_check_insert", When::Always);

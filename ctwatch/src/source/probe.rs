@@ -198,7 +198,7 @@ impl Probe {
         Ok(self.past.lost + missed)
     }
 
-    /// Attaches hooks whose time has come, and lets go of one that is needed no longer.
+    /// Attaches hooks whose time has come.
     fn tend(&mut self) -> anyhow::Result<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
         if !attached.waits_for(When::NearFull) && !attached.waits_for(When::Unexplained) {
@@ -210,10 +210,20 @@ impl Probe {
             attached.arm(When::NearFull)?;
         }
         self.seen = now;
-        if let Some(reckoning) = &mut self.reckoning {
-            let Reading { rows, refused_unknown, .. } = attached.read()?;
-            self.unexplained = reckoning.unexplained(self.tables.failures(), &rows, refused_unknown);
-            if self.unexplained > 0 {
+        if self.reckoning.is_some() {
+            let reading = attached.read()?;
+            self.reckon(&reading)?;
+        }
+        Ok(())
+    }
+
+    /// Compares a reading with the kernel's counters, and has looked at from now on what they alone tell:
+    /// before anybody is told of it.
+    fn reckon(&mut self, reading: &Reading) -> anyhow::Result<()> {
+        if let (Some(reckoning), Some(attached)) = (&mut self.reckoning, &mut self.attached) {
+            self.unexplained =
+                reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown);
+            if self.unexplained > 0 && attached.waits_for(When::Unexplained) {
                 attached.arm(When::Unexplained)?;
             }
         }
@@ -282,15 +292,12 @@ impl Source for Probe {
     fn sample(&mut self) -> anyhow::Result<Sample> {
         // The kernel's own counters before ours: what happens in between cannot look missed then.
         let tables = self.tables.read(self.met.iter().copied());
-        let Reading { mut rows, top, mut lost, mut cost, refused_unknown } = match &mut self.attached {
+        let reading = match &mut self.attached {
             Some(attached) => attached.read()?,
             None => Reading::default(),
         };
-        if let Some(reckoning) = &mut self.reckoning
-            && self.attached.is_some()
-        {
-            self.unexplained = reckoning.unexplained(self.tables.failures(), &rows, refused_unknown);
-        }
+        self.reckon(&reading)?;
+        let Reading { mut rows, top, mut lost, mut cost, .. } = reading;
         lost += self.unexplained;
         let (wall_ns, mono_ns) = now()?;
         for (flow, counters) in &self.past.rows {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
+        kallsyms::Newcomer,
         plan::{Hook, Plan, When},
     },
     model::{
@@ -206,6 +207,13 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     {
         let offset = tuple + facts.offsets.get(part).copied().unwrap_or(0);
         globals.set(sum, &offset.to_ne_bytes());
+    }
+    if let Some(Newcomer { net, zone, orig }) = facts.newcomer {
+        globals
+            .set("REFUSED_BY_REGISTERS", &[1])
+            .set("REFUSED_NET", &net.to_ne_bytes())
+            .set("REFUSED_ZONE", &zone.to_ne_bytes())
+            .set("REFUSED_ORIG", &orig.to_ne_bytes());
     }
     globals
         .set("FILTER", &[u8::from(by_type)])
