@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::bench;
 use crate::build;
 use crate::prototypes;
 use crate::step::{self, Step};
@@ -15,6 +16,7 @@ pub fn run() -> Result<()> {
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
     prototypes::run()?;
+    bench::run(&bench::Options::check())?;
     test::guests(&Selection::default())
 }
 

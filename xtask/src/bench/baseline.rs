@@ -16,8 +16,17 @@ const GROWTH: f64 = 0.05;
 /// What two runs of the same code may differ by, as a part of the whole flow: timers fall differently.
 const NOISE: f64 = 0.001;
 
-/// By kernel, then by observer and scenario.
-type Baseline = BTreeMap<String, BTreeMap<String, Entry>>;
+/// By kernel.
+type Baseline = BTreeMap<String, OfKernel>;
+
+/// What one kernel's figures were.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct OfKernel {
+    /// Its build: another one is other code, and has other figures.
+    release: String,
+    /// By observer and scenario.
+    figures: BTreeMap<String, Entry>,
+}
 
 /// Instructions per flow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +57,9 @@ fn of(all: &[Measured]) -> Baseline {
             })
             .collect()
     };
-    all.iter().map(|measured| (measured.kernel.clone(), figures(measured))).collect()
+    let kernel =
+        |measured: &Measured| OfKernel { release: measured.release.clone(), figures: figures(measured) };
+    all.iter().map(|measured| (measured.kernel.clone(), kernel(measured))).collect()
 }
 
 /// Replaces the figures of the kernels that were measured.
@@ -59,7 +70,7 @@ pub(super) fn write(all: &[Measured]) -> Result<()> {
         Err(_) => Baseline::new(),
     };
     let now = of(all);
-    if let Some((kernel, _)) = now.iter().find(|(_, figures)| figures.is_empty()) {
+    if let Some((kernel, _)) = now.iter().find(|(_, now)| now.figures.is_empty()) {
         bail!("ctwatch was not measured on {kernel}: no baseline");
     }
     baseline.extend(now);
@@ -75,9 +86,15 @@ pub(super) fn check(all: &[Measured]) -> Result<()> {
     let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     let baseline: Baseline =
         serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
-    let problems = compare(&baseline, &of(all));
+    let now = of(all);
+    for (kernel, now) in &now {
+        if let Some(then) = baseline.get(kernel).filter(|then| then.release != now.release) {
+            say(format!("{} is not compared: the baseline is of {}", now.release, then.release));
+        }
+    }
+    let problems = compare(&baseline, &now);
     if problems.is_empty() {
-        say("no figure has grown by more than 5 %");
+        say("no figure that can be compared has grown by more than 5 %");
         return Ok(());
     }
     bail!("cost has grown:\n  {}\n`cargo xtask bench --write-baseline` accepts it", problems.join("\n  "))
@@ -85,15 +102,16 @@ pub(super) fn check(all: &[Measured]) -> Result<()> {
 
 fn compare(baseline: &Baseline, now: &Baseline) -> Vec<String> {
     let mut problems = Vec::new();
-    for (kernel, figures) in now {
-        let Some(expected) = baseline.get(kernel) else {
+    for (kernel, now) in now {
+        let Some(then) = baseline.get(kernel) else {
             problems.push(format!("{kernel} has no baseline"));
             continue;
         };
-        for (name, expected) in expected {
-            match figures.get(name) {
+        let same = then.release == now.release;
+        for (name, expected) in &then.figures {
+            match now.figures.get(name) {
                 None => problems.push(format!("{kernel} {name} was not measured")),
-                Some(now) if now.added > expected.bound() => {
+                Some(now) if same && now.added > expected.bound() => {
                     problems.push(format!(
                         "{kernel} {name}: {} added instructions a flow; the baseline has {}, its bound is {:.0}",
                         now.added,
@@ -112,11 +130,15 @@ fn compare(baseline: &Baseline, now: &Baseline) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn of_kernel(release: &str, figures: &[(&str, f64)]) -> Baseline {
+        let entry =
+            |(name, added): &(&str, f64)| ((*name).to_owned(), Entry { base: 12_300.0, added: *added });
+        let figures = figures.iter().map(entry).collect();
+        BTreeMap::from([("6.1".to_owned(), OfKernel { release: release.to_owned(), figures })])
+    }
+
     fn one(added: f64) -> Baseline {
-        BTreeMap::from([(
-            "6.1".to_owned(),
-            BTreeMap::from([("ctwatch-fexit udp-full".to_owned(), Entry { base: 12_300.0, added })]),
-        )])
+        of_kernel("6.1.0-56", &[("ctwatch-fexit udp-full", added)])
     }
 
     #[test]
@@ -129,8 +151,14 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_a_problem() {
-        let nothing = BTreeMap::from([("6.1".to_owned(), BTreeMap::new())]);
-        assert_eq!(compare(&one(700.0), &nothing).len(), 1);
+        assert_eq!(compare(&one(700.0), &of_kernel("6.1.0-56", &[])).len(), 1);
+        assert_eq!(compare(&one(700.0), &of_kernel("6.1.0-57", &[])).len(), 1);
         assert_eq!(compare(&BTreeMap::new(), &one(700.0)).len(), 1);
+    }
+
+    #[test]
+    fn another_build_of_a_kernel_is_not_compared() {
+        let other = of_kernel("6.1.0-57", &[("ctwatch-fexit udp-full", 2000.0)]);
+        assert!(compare(&one(700.0), &other).is_empty());
     }
 }

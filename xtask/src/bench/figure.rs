@@ -134,6 +134,8 @@ pub struct Million {
     pub sides: Vec<(String, u64, u64)>,
     /// How long the traffic took, in seconds of the guest.
     pub seconds: f64,
+    /// ctwatch's anonymous memory after a tenth of the flows, and after all, KiB.
+    pub memory: [u64; 2],
 }
 
 /// A command that shows what fills the table.

@@ -69,6 +69,13 @@ pub struct Options {
     burst: Option<burst::Place>,
 }
 
+impl Options {
+    /// What ctwatch costs must not have grown.
+    pub fn check() -> Self {
+        Self { only: vec!["ctwatch".to_owned()], check: true, ..Self::default() }
+    }
+}
+
 /// What was measured on one kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Measured {

@@ -12,7 +12,6 @@ use std::process::Command;
 use anyhow::Context;
 use nix::libc;
 
-use super::super::ctwatch;
 use super::super::space::checked;
 
 /// The functions, and whether their return is watched: refusals and failed evictions show only there.
@@ -39,6 +38,10 @@ mod uapi {
     pub(super) const TRACE_FEXIT: u32 = 25;
 }
 
+/// Where the kernel shows its types, and the module's where conntrack is one.
+const TYPES: &str = "/sys/kernel/btf/vmlinux";
+const MODULE_TYPES: &str = "/sys/kernel/btf/nf_conntrack";
+
 /// The programs, attached until dropped.
 #[derive(Debug)]
 pub(super) struct Floor {
@@ -49,16 +52,18 @@ pub(super) struct Floor {
 impl Floor {
     /// Loads and attaches them.
     pub(super) fn attach() -> anyhow::Result<Self> {
-        let facts = checked(Command::new(ctwatch::program()).arg("facts"))?;
-        let facts: serde_json::Value = serde_json::from_str(&facts).context("ctwatch facts")?;
-        let is_module = fs::exists("/sys/kernel/btf/nf_conntrack")?;
+        let is_module = fs::exists(MODULE_TYPES)?;
         let module = is_module.then(|| module_types("nf_conntrack")).transpose()?;
+        let types = if is_module {
+            checked(Command::new("bpftool").args(["-B", TYPES, "btf", "dump", "file", MODULE_TYPES]))?
+        } else {
+            checked(Command::new("bpftool").args(["btf", "dump", "file", TYPES]))?
+        };
         let counters = create_counters()?;
         let mut held = Vec::new();
         for (number, (function, at_return)) in (0..).zip(HOOKS) {
-            let id =
-                facts["functions"][function].as_u64().with_context(|| format!("no type of {function}"))?;
-            let program = load(u32::try_from(id)?, at_return, module.as_ref(), &counters, number)
+            let id = function_type(&types, function).with_context(|| format!("no type of {function}"))?;
+            let program = load(id, at_return, module.as_ref(), &counters, number)
                 .with_context(|| format!("load a program for {function}"))?;
             let mut attr = Attr::default();
             attr.u32(8, program.as_raw_fd().cast_unsigned());
@@ -112,6 +117,13 @@ impl Attr {
         // SAFETY: the call gave a new descriptor that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
+}
+
+/// The number of a function in what `bpftool btf dump` prints.
+fn function_type(types: &str, function: &str) -> Option<u32> {
+    let name = format!("FUNC '{function}'");
+    let line = types.lines().find(|line| line.contains(&name))?;
+    line.strip_prefix('[')?.split_once(']')?.0.parse().ok()
 }
 
 /// One array entry with a counter for each program.

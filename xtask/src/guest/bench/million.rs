@@ -7,8 +7,9 @@ use anyhow::Context;
 
 use super::super::ctwatch::Watch;
 use super::super::report::Report;
+use super::super::scenarios::ranking::{CULPRIT, anonymous_kib, flood, ranked};
 use super::super::space::Space;
-use super::super::traffic::{Family, Flows, spread, udp};
+use super::super::traffic::{Family, Flows, Sent, spoofed, spread, udp};
 use super::super::witness::{self, Stats};
 use super::super::{modules, state};
 use super::clock;
@@ -16,13 +17,34 @@ use crate::bench::figure::{Figure, Million};
 
 /// How many.
 const FLOWS: u32 = 1_000_000;
+/// After how many of them memory is looked at first.
+const FIRST: u32 = 100_000;
+
+/// Who sends them.
+#[derive(Clone, Copy)]
+enum Senders {
+    /// This machine, to as many addresses.
+    One,
+    /// As many addresses as there are flows, to one port.
+    Random,
+}
+
+impl Senders {
+    fn send(self, flows: Flows) -> anyhow::Result<Sent> {
+        spread(flows, 2, |share| match self {
+            Self::One => udp::send(share),
+            Self::Random => spoofed::send((share.first..share.first + share.count).map(flood)),
+        })
+    }
+}
 
 /// Runs it with each of these sources.
 pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
     modules::load()?;
-    for source in sources {
-        report.figure(&match one(source) {
+    let runs = sources.iter().flat_map(|source| [(source, Senders::One), (source, Senders::Random)]);
+    for (source, senders) in runs {
+        report.figure(&match one(source, senders) {
             Ok(million) => Figure::Million(million),
             Err(error) => Figure::Absent { observer: source.clone(), why: format!("{error:#}") },
         })?;
@@ -31,15 +53,19 @@ pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(source: &str) -> anyhow::Result<Million> {
+fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
     let space = Space::init();
     state::fresh(&space)?;
     state::buckets(8192)?;
     state::set("nf_conntrack_max", 3000)?;
     let before = Stats::read(&space)?;
-    let watch = Watch::start(&["--source", source])?;
+    let mut watch = Watch::start(&["--source", source])?;
     let began = clock()?;
-    let sent = spread(Flows::new(Family::V4, FLOWS), 2, udp::send)?;
+    let mut sent = senders.send(Flows::new(Family::V4, FIRST))?;
+    watch.wait_sum("insert", sent.passed)?;
+    let memory = anonymous_kib(&watch)?;
+    sent += senders.send(Flows::new(Family::V4, FLOWS - FIRST).from(FIRST))?;
+    let memory = [memory, anonymous_kib(&watch)?];
     let seconds = (clock()? - began) as f64 / 1e9;
     let totals = watch.stop()?;
     let kernel = Stats::read(&space)?.since(&before);
@@ -49,14 +75,22 @@ fn one(source: &str) -> anyhow::Result<Million> {
     let lost = report["source"]["lost"].as_u64().context("ctwatch does not say what it lost")?;
     let watched = |field: &str| totals.sum(field);
     let of_kernel = |name: &str| kernel.get(name).with_context(|| format!("no counter {name}"));
+    let to_port = |field| ranked(&totals, "dport", &CULPRIT.to_string(), field);
     let sides = [
         ("insert, and what the senders could send", watched("insert"), sent.passed),
         ("drop, and what the senders were refused", watched("drop"), sent.refused),
         ("drop, and the kernel's drop", watched("drop"), of_kernel("drop")?),
         ("early_drop, and the kernel's", watched("early_drop"), of_kernel("early_drop")?),
         ("delete, and inserts less entries left", watched("delete"), sent.passed - entries),
+        ("inserts ranked to the one port, and sent", to_port("insert"), sent.passed),
+        ("drops ranked to it, and refused", to_port("drop"), sent.refused),
+        ("evictions ranked to it, and the kernel's", to_port("early_drop"), of_kernel("early_drop")?),
     ];
     let sides =
         sides.into_iter().map(|(name, ctwatch, witness)| (name.to_owned(), ctwatch, witness)).collect();
-    Ok(Million { observer: format!("ctwatch-{source}"), lost, sides, seconds })
+    let senders = match senders {
+        Senders::One => "one source",
+        Senders::Random => "as many sources",
+    };
+    Ok(Million { observer: format!("ctwatch-{source}, {senders}"), lost, sides, seconds, memory })
 }

@@ -11,7 +11,7 @@ mod generators;
 mod manners;
 mod modules;
 mod netlink;
-mod ranking;
+pub(super) mod ranking;
 mod screen;
 mod spaces;
 mod table;

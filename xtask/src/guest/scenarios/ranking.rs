@@ -20,7 +20,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The port that a flood goes to, and the service that it hides among others.
-const CULPRIT: u16 = 6881;
+pub(in super::super) const CULPRIT: u16 = 6881;
 /// How many packets of each kind.
 const FLOOD: u32 = 30_000;
 
@@ -30,7 +30,7 @@ fn stranger(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0a00_0000 | number.wrapping_mul(0x9e_3779) & 0xff_ffff)
 }
 
-fn flood(number: u32) -> Ends {
+pub(in super::super) fn flood(number: u32) -> Ends {
     Ends { src: stranger(number), sport: 1024 + (number % 60_000) as u16, dport: CULPRIT }
 }
 
@@ -40,12 +40,12 @@ fn noise(number: u32) -> Ends {
 }
 
 /// The lines of one ranking, added up over all reports.
-fn ranked(totals: &Totals, by: &str, key: &str, field: &str) -> u64 {
+pub(in super::super) fn ranked(totals: &Totals, by: &str, key: &str, field: &str) -> u64 {
     let lines = totals.objects.iter().flat_map(|object| object["top"].as_array().into_iter().flatten());
     lines.filter(|line| line["by"] == by && line["key"] == key).filter_map(|line| line[field].as_u64()).sum()
 }
 
-fn anonymous_kib(watch: &Watch) -> anyhow::Result<u64> {
+pub(in super::super) fn anonymous_kib(watch: &Watch) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", watch.pid()?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("RssAnon")?;
     line.trim().trim_end_matches(" kB").parse().context("RssAnon")

@@ -106,19 +106,24 @@ fn burst(source: &str) -> anyhow::Result<()> {
 /// ICMP has type, code and id in the place of ports.
 fn icmp() -> anyhow::Result<()> {
     const EACH: u32 = 60;
-    let (_, trace, _) = begin(&["--max-events", "100000"], 40, 4096)?;
+    let (space, trace, before) = begin(&["--max-events", "100000"], 40, 4096)?;
     let mut sent = raw::echo(Flows::new(Family::V4, EACH).from(1))?;
     sent += raw::echo(Flows::new(Family::V6, EACH).from(1))?;
+    let kernel = Stats::read(&space)?.since(&before);
     let told = trace.stop()?;
     equal("inserts", told.count("insert"), sent.passed)?;
-    equal("drops", told.count("drop"), sent.refused)?;
-    for (family, proto, kind) in [("ipv4", "icmp", 8), ("ipv6", "icmpv6", 128)] {
+    equal("drops", told.count("drop"), kernel.get("drop").unwrap_or(0))?;
+    for (family, proto, kind, answer) in [("ipv4", "icmp", 8, 0), ("ipv6", "icmpv6", 128, 129)] {
         let mut ids: Vec<u64> = Vec::new();
         for event in told.events.iter().filter(|event| event["family"] == family) {
             equal("proto", event["proto"].as_str(), Some(proto))?;
-            equal("type", event["type"].as_u64(), Some(kind))?;
             equal("code", event["code"].as_u64(), Some(0))?;
             anyhow::ensure!(event.get("sport").is_none() && event.get("dport").is_none(), "ports in {event}");
+            // An answer whose flow was evicted before it was sent looks like a new flow, and may be refused.
+            if event["event"] == "drop" && event["type"] == answer {
+                continue;
+            }
+            equal("type", event["type"].as_u64(), Some(kind))?;
             if event["event"] != "early_drop" {
                 ids.push(event["id"].as_u64().with_context(|| format!("no id in {event}"))?);
             }
