@@ -33,15 +33,20 @@ impl View for Json {
 
     fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
         let object = Object::new(report, info, &self.machine);
-        // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
-        let mut line = serde_json::to_string(&object).expect("a report is always JSON");
-        line.push('\n');
-        line
+        line(&object)
     }
 
     fn end(&mut self, _: &Report, _: &SourceInfo) -> String {
         String::new()
     }
+}
+
+/// An object on a line of its own.
+pub(super) fn line(object: &impl Serialize) -> String {
+    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: no view has either.
+    let mut line = serde_json::to_string(object).expect("a view's object is always JSON");
+    line.push('\n');
+    line
 }
 
 #[derive(Serialize)]
@@ -328,7 +333,7 @@ pub(super) const fn field(event: Event) -> &'static str {
 }
 
 /// RFC 3339, UTC, milliseconds.
-fn time(wall_ns: i128) -> String {
+pub(super) fn time(wall_ns: i128) -> String {
     let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
     format!("{time:.3}")
 }
