@@ -87,7 +87,7 @@ pub fn delete(conn: &Conn, tuple: u64, event: Event) {
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
-    let which = event as usize - tally::DELETES[0] as usize;
+    let which = event as usize - Event::DELETES[0] as usize;
     if !tally::count(&mut table.flows, conn.flow, which) {
         shared(conn.flow, event);
     }

@@ -86,6 +86,24 @@ impl Event {
         Self::DeleteCleanup,
         Self::DeleteOther,
     ];
+
+    /// A packet was dropped because its entry could not enter, by reason.
+    pub const FAILURES: [Self; 4] =
+        [Self::FailedClash, Self::FailedChaintoolong, Self::FailedDying, Self::FailedOther];
+
+    /// A new flow was refused, by reason.
+    pub const DROPS: [Self; 2] = [Self::DropTableFull, Self::DropNoMemory];
+
+    /// An entry left the table, by cause; numbered without a gap.
+    pub const DELETES: [Self; 7] = [
+        Self::DeleteTimeout,
+        Self::DeleteClosed,
+        Self::DeleteEarlyDrop,
+        Self::DeletePressure,
+        Self::DeleteNetlink,
+        Self::DeleteCleanup,
+        Self::DeleteOther,
+    ];
 }
 
 /// The counters of one flow type on one CPU, indexed by [`Event`].
@@ -303,6 +321,9 @@ mod tests {
     fn events_are_numbered_as_listed() {
         for (index, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, index);
+        }
+        for (index, event) in Event::DELETES.into_iter().enumerate() {
+            assert_eq!(event as usize, Event::DELETES[0] as usize + index);
         }
     }
 

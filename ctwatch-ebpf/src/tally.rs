@@ -17,17 +17,6 @@ pub const ADDRESSES: usize = 512;
 /// How many strangers in a row a place in a ranking turns away before it is given up.
 pub const PATIENCE: u64 = 32;
 
-/// The events that the delete hook counts, from the first to the last.
-pub const DELETES: [Event; 7] = [
-    Event::DeleteTimeout,
-    Event::DeleteClosed,
-    Event::DeleteEarlyDrop,
-    Event::DeletePressure,
-    Event::DeleteNetlink,
-    Event::DeleteCleanup,
-    Event::DeleteOther,
-];
-
 /// Counts of one flow type. Its place never changes hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -122,8 +111,8 @@ pub struct Inserts {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Deletes {
-    /// By flow type and [`DELETES`].
-    pub flows: [Row<7>; FLOWS],
+    /// By flow type and [`Event::DELETES`].
+    pub flows: [Row<{ Event::DELETES.len() }>; FLOWS],
     /// Evictions by destination port.
     pub ports: [Place<PortKey>; LOSS_PORTS],
 }

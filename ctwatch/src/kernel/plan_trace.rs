@@ -8,23 +8,14 @@ use crate::model::SourceKind;
 use crate::model::trace::Wanted;
 
 use Event::{
-    ClashReplyOnly, ClashResolve, DeleteCleanup, DeleteClosed, DeleteEarlyDrop, DeleteNetlink, DeleteOther,
-    DeletePressure, DeleteTimeout, DropNoMemory, DropTableFull, FailedChaintoolong, FailedClash, FailedDying,
-    FailedOther, Insert, InsertNetlink,
+    ClashReplyOnly, ClashResolve, DeleteEarlyDrop, DropNoMemory, DropTableFull, FailedChaintoolong,
+    FailedClash, FailedDying, FailedOther, Insert, InsertNetlink,
 };
 
-const DROPS: &[Event] = &[DropTableFull, DropNoMemory];
+const DROPS: &[Event] = &Event::DROPS;
 /// An eviction names its newcomer, which `__nf_conntrack_alloc` knows.
 const ALLOCATIONS: &[Event] = &[DropTableFull, DropNoMemory, DeleteEarlyDrop];
-const DELETES: &[Event] = &[
-    DeleteTimeout,
-    DeleteClosed,
-    DeleteEarlyDrop,
-    DeletePressure,
-    DeleteNetlink,
-    DeleteCleanup,
-    DeleteOther,
-];
+const DELETES: &[Event] = &Event::DELETES;
 const CONFIRMATIONS: &[Event] =
     &[FailedClash, FailedChaintoolong, FailedDying, FailedOther, ClashResolve, ClashReplyOnly];
 /// One may be done inside the other, and is told apart by that.

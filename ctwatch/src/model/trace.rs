@@ -6,6 +6,7 @@ use std::time::Duration;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
 
+use super::event::reason;
 use super::filter::{octets, words};
 
 /// `IPS_SEEN_REPLY` and `IPS_ASSURED` of uapi/linux/netfilter/nf_conntrack_common.h.
@@ -62,21 +63,11 @@ impl Name {
         match self {
             Self::Insert => &[Event::Insert],
             Self::InsertNetlink => &[Event::InsertNetlink],
-            Self::InsertFailed => {
-                &[Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying, Event::FailedOther]
-            }
+            Self::InsertFailed => &Event::FAILURES,
             Self::ClashResolve => &[Event::ClashResolve, Event::ClashReplyOnly],
-            Self::Drop => &[Event::DropTableFull, Event::DropNoMemory],
+            Self::Drop => &Event::DROPS,
             Self::EarlyDrop => &[Event::DeleteEarlyDrop],
-            Self::Delete => &[
-                Event::DeleteTimeout,
-                Event::DeleteClosed,
-                Event::DeleteEarlyDrop,
-                Event::DeletePressure,
-                Event::DeleteNetlink,
-                Event::DeleteCleanup,
-                Event::DeleteOther,
-            ],
+            Self::Delete => &Event::DELETES,
         }
     }
 }
@@ -225,32 +216,18 @@ pub enum Detail {
 
 impl Record {
     /// The reason as the contract words it, where the event has one.
-    pub const fn reason(&self) -> Option<&'static str> {
-        Some(match self.event {
-            Event::FailedClash => "clash",
-            Event::FailedChaintoolong => "chaintoolong",
-            Event::FailedDying => "dying",
-            Event::FailedOther => "other",
-            Event::DropTableFull => "table_full",
-            Event::DropNoMemory => "no_memory",
-            Event::ClashResolve => "merged",
-            Event::ClashReplyOnly => "reply_only",
-            _ => return None,
-        })
+    pub fn reason(&self) -> Option<&'static str> {
+        match self.event {
+            Event::ClashResolve => Some("merged"),
+            Event::ClashReplyOnly => Some("reply_only"),
+            event if Event::FAILURES.contains(&event) || Event::DROPS.contains(&event) => Some(reason(event)),
+            _ => None,
+        }
     }
 
     /// Why an entry left, where the record is shown as a delete.
-    pub const fn cause(&self) -> Option<&'static str> {
-        match (self.name, self.event) {
-            (Name::Delete, Event::DeleteTimeout) => Some("timeout"),
-            (Name::Delete, Event::DeleteClosed) => Some("closed"),
-            (Name::Delete, Event::DeleteEarlyDrop) => Some("early_drop"),
-            (Name::Delete, Event::DeletePressure) => Some("pressure"),
-            (Name::Delete, Event::DeleteNetlink) => Some("netlink"),
-            (Name::Delete, Event::DeleteCleanup) => Some("cleanup"),
-            (Name::Delete, _) => Some("other"),
-            _ => None,
-        }
+    pub fn cause(&self) -> Option<&'static str> {
+        (self.name == Name::Delete).then(|| reason(self.event))
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Context as _;
 use ctwatch_ebpf::loss::has_ports;
-use ctwatch_ebpf::tally::{self, AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
+use ctwatch_ebpf::tally::{AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
 use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType, HealthCounters, OVERFLOW_ROW, ROWS};
 
 use super::object::Object;
@@ -67,7 +67,7 @@ impl Counts {
         let deletes = self.reader.element(&self.deletes, 0).context("cannot read map DELETES")?;
         for cpu in deletes {
             for row in cpu.flows.iter().filter(|row| row.flow != 0) {
-                for (event, count) in tally::DELETES.into_iter().zip(row.counts) {
+                for (event, count) in Event::DELETES.into_iter().zip(row.counts) {
                     add(&mut rows, row.flow, event, count)?;
                 }
             }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Machine, View};
 use crate::model::diff::Sum;
+use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
 
@@ -307,29 +308,6 @@ fn sum_of_known(sum: Sum, flow: &Flow, info: &SourceInfo) -> u64 {
 pub(super) fn by_namespace(info: &SourceInfo) -> impl Iterator<Item = &'static str> {
     let known = info.by_namespace().iter().filter(|event| !info.unknown.contains_key(event));
     known.map(|event| field(*event))
-}
-
-/// Where the event stands in an object of `flows`.
-pub(super) const fn field(event: Event) -> &'static str {
-    match event {
-        Event::Insert => "insert",
-        Event::InsertNetlink => "insert_netlink",
-        Event::ClashResolve => "clash_resolve",
-        Event::ClashReplyOnly => "clash_reply_only",
-        Event::FailedClash => "insert_failed.clash",
-        Event::FailedChaintoolong => "insert_failed.chaintoolong",
-        Event::FailedDying => "insert_failed.dying",
-        Event::FailedOther => "insert_failed.other",
-        Event::DropTableFull => "drop.table_full",
-        Event::DropNoMemory => "drop.no_memory",
-        Event::DeleteTimeout => "delete.timeout",
-        Event::DeleteClosed => "delete.closed",
-        Event::DeleteEarlyDrop => "delete.early_drop",
-        Event::DeletePressure => "delete.pressure",
-        Event::DeleteNetlink => "delete.netlink",
-        Event::DeleteCleanup => "delete.cleanup",
-        Event::DeleteOther => "delete.other",
-    }
 }
 
 /// RFC 3339, UTC, milliseconds.

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, rate, table_style, time};
 use super::{Machine, View, json};
 use crate::model::diff::Sum;
+use crate::model::event::field;
 use crate::model::ranking::{By, Top};
 use crate::model::verdict::filled_pct;
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
@@ -237,7 +238,7 @@ fn notes(info: &SourceInfo) -> String {
     for (at, note) in info.unknown.values().enumerate() {
         if !info.unknown.values().take(at).any(|earlier| earlier == note) {
             let same = info.unknown.iter().filter(|(_, other)| *other == note);
-            let events: Vec<&str> = same.map(|(event, _)| json::field(*event)).collect();
+            let events: Vec<&str> = same.map(|(event, _)| field(*event)).collect();
             let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
         }
     }
@@ -301,7 +302,7 @@ fn listed(counts: &Counters, events: &[Event]) -> String {
     let parts: Vec<String> = events
         .iter()
         .filter(|event| counts.get(**event) > 0)
-        .map(|event| format!("{} {}", json::field(*event), counts.get(*event)))
+        .map(|event| format!("{} {}", field(*event), counts.get(*event)))
         .collect();
     parts.join(", ")
 }

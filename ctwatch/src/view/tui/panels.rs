@@ -13,11 +13,11 @@ use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
 use crate::model::diff::{Sum, per_second};
+use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::trace::Name;
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
-use crate::view::json;
 use crate::view::trace_lines::flow_text;
 
 /// Ports and addresses of the last interval in which anything was ranked, worst first.
@@ -170,7 +170,7 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
         |why| format!("no better source: {}", text::clean(why)),
     ));
     for (event, note) in &shown.info.unknown {
-        said.push(format!("? {} is unknown here: {}", json::field(*event), text::clean(note)));
+        said.push(format!("? {} is unknown here: {}", field(*event), text::clean(note)));
     }
     if let Some(report) = &shown.report {
         said.push(match report.lost {
