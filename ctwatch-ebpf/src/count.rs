@@ -198,7 +198,7 @@ fn wanted(flow: FlowType) -> bool {
 /// The row of a packed flow type.
 #[inline(always)]
 fn row(key: u64) -> u32 {
-    let home = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - ROWS.trailing_zeros())) as u32;
+    let home = tally::home(key, ROWS as usize) as u32;
     match ROW_KEYS.get(home) {
         Some(found) if *found == key => home,
         _ => search(key, home),

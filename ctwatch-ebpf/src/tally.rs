@@ -92,9 +92,22 @@ impl AddressKey {
 
 /// Multiplicative hashing: the upper bits depend on all others (Knuth, TAOCP 6.4).
 #[inline(always)]
+const fn spread(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The same for a hash of which any bits are taken.
+#[inline(always)]
 pub const fn stir(word: u64) -> u64 {
-    let product = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let product = spread(word);
     product ^ product >> 32
+}
+
+/// The place of a word among so many, a power of two.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it is below `places`")]
+pub const fn home(word: u64, places: usize) -> usize {
+    (spread(word) >> (64 - places.trailing_zeros())) as usize
 }
 
 /// What the insert hook counts on one CPU.
@@ -126,7 +139,7 @@ pub type Addresses = [Place<AddressKey>; ADDRESSES];
 #[inline(always)]
 pub fn count<const N: usize>(flows: &mut [Row<N>; FLOWS], flow: FlowType, which: usize) -> bool {
     let key = flow.pack();
-    let row = &mut flows[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize];
+    let row = &mut flows[home(key, FLOWS)];
     if row.flow != key {
         if row.flow != 0 {
             return false;
