@@ -9,7 +9,6 @@ mod event;
 mod filter;
 mod listener;
 pub mod message;
-mod namespaces;
 mod notes;
 pub mod presence;
 pub mod socket;
@@ -27,9 +26,9 @@ use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
 
 use self::listener::{Listener, thread_time};
-use self::namespaces::Found;
 use self::presence::Missing;
 use self::watched::{Announced, Watched};
+use super::namespaces::{self, Found, Roots};
 use super::tables::Tables;
 use super::{Source, Status, now};
 use crate::kernel::plan::{Obstacle, Refusal};
@@ -97,7 +96,7 @@ impl Netlink {
             },
             better,
             tables: Tables::new(filter.netns)?,
-            own: namespaces::own()?,
+            own: Roots::default().own()?,
             listening: None,
             past: BTreeMap::new(),
             past_lost: 0,

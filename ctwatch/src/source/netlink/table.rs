@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 use ctwatch_ebpf::{AF_INET, AF_INET6, loss};
 use nix::libc;
 
+use super::super::namespaces::{self, Found, Roots};
 use super::entry::{self, L4, cta};
 use super::message::{CT_GET, Message};
-use super::namespaces::{self, Found};
 use super::socket::{Dumped, Requests};
 use crate::model::Filter;
 use crate::model::filter::tuple;
@@ -35,7 +35,7 @@ pub struct Walked {
 impl Spaces {
     /// Finds them; our own is always among them, unless it is not wanted.
     pub fn find(filter: &Filter) -> io::Result<Self> {
-        let own = namespaces::own()?;
+        let own = Roots::default().own()?;
         let mut found = namespaces::find();
         found.entry(own).or_default();
         found.retain(|netns, _| filter.wants_netns(*netns));
