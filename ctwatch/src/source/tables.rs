@@ -89,8 +89,10 @@ impl Tables {
         if !Path::new(COUNT).exists() {
             return Vec::new();
         }
+        let only = self.only;
+        let wants = |netns: u32| only.is_none_or(|only| only == netns);
         let unknown =
-            met.into_iter().any(|netns| netns != 0 && self.wants(netns) && !self.places.contains_key(&netns));
+            met.into_iter().any(|netns| netns != 0 && wants(netns) && !self.places.contains_key(&netns));
         let due = self.looked.is_none_or(|looked| {
             let age = looked.elapsed();
             age >= LOOK_EVERY || unknown && age >= LOOK_AT_MOST_EVERY
@@ -99,35 +101,32 @@ impl Tables {
             self.places = find(&self.roots, self.own);
             self.looked = Some(Instant::now());
         }
-        let wanted: BTreeMap<u32, Place> = self
+        let wanted: BTreeMap<u32, &Place> = self
             .places
             .iter()
-            .filter(|(netns, _)| self.wants(**netns))
-            .map(|(netns, place)| (*netns, place.clone()))
+            .filter(|(netns, _)| wants(**netns))
+            .map(|(netns, place)| (*netns, place))
             .collect();
         let readings = read_all(&self.roots, self.own, &wanted);
-        // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
-        self.places.retain(|netns, _| !wanted.contains_key(netns) || readings.contains_key(netns));
-        let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
-        self.failures = failures.collect();
-        readings
-            .into_iter()
+        let tables = readings
+            .iter()
             .map(|(netns, reading)| Table {
-                netns,
-                name: wanted.get(&netns).and_then(Place::called).unwrap_or_else(|| netns.to_string()),
+                netns: *netns,
+                name: wanted.get(netns).and_then(|place| place.called()).unwrap_or_else(|| netns.to_string()),
                 count: reading.count,
                 max: reading.max,
             })
-            .collect()
+            .collect();
+        // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
+        self.places.retain(|netns, _| !wants(*netns) || readings.contains_key(netns));
+        let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
+        self.failures = failures.collect();
+        tables
     }
 
     /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
     pub(super) fn failures(&self) -> &BTreeMap<u32, Failures> {
         &self.failures
-    }
-
-    fn wants(&self, netns: u32) -> bool {
-        self.only.is_none_or(|only| only == netns)
     }
 }
 
@@ -204,15 +203,16 @@ fn add_way(place: &mut Place, way: Way) {
 }
 
 /// Reads each namespace; those that have ended are missing from the answer.
-fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, Place>) -> BTreeMap<u32, Reading> {
+fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, &Place>) -> BTreeMap<u32, Reading> {
     let mut readings = BTreeMap::new();
     if places.contains_key(&own) {
         readings.insert(own, read_here());
     }
-    let others: Vec<(&u32, &Place)> = places.iter().filter(|(netns, _)| **netns != own).collect();
+    let others: Vec<(u32, &Place)> =
+        places.iter().filter(|(netns, _)| **netns != own).map(|(netns, place)| (*netns, *place)).collect();
     if !others.is_empty() {
         let entered = namespaces::apart(|| {
-            let read = |(netns, place): (&u32, &Place)| Some((*netns, enter(roots, *netns, place)?));
+            let read = |(netns, place)| Some((netns, enter(roots, netns, place)?));
             others.into_iter().filter_map(read).collect()
         });
         readings.extend(entered.unwrap_or_else(|_| BTreeMap::new()));
