@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use ratatui::backend::{Backend, CrosstermBackend};
@@ -20,19 +19,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::live::{every, stopped};
+use super::running::{LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, PATIENCE, every, stopped};
 use crate::model::diff::Sum;
 use crate::model::live::{Baseline, Dump};
 use crate::model::{Filter, Report, Sample, SourceKind, Tracker};
 use crate::source::{Source, Status, census};
 use crate::view::tui::{self, App, Outcome};
 
-/// How soon the appearance of connection tracking is seen.
-const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
-/// How soon it is seen that it went away, or went away and came back.
-const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
-/// How long a terminal that takes nothing may hold up our end.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Keys typed ahead of the screen; more wait in the terminal.
 const KEYS_AHEAD: usize = 16;
 

@@ -1,44 +1,12 @@
-use std::collections::VecDeque;
+use std::time::Duration;
 
-use ctwatch_ebpf::{AF_INET, Counters, FlowType};
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
-use tokio::time::Instant;
 
+use super::super::scripted::Scripted;
 use super::*;
-use crate::model::{Sample, SourceInfo, SourceKind};
 use crate::view::Machine;
 use crate::view::tui::{Settings, Theme};
-
-/// Counts one insert at each sample; the tokio clock is its clock.
-struct Scripted {
-    info: SourceInfo,
-    opened: Instant,
-    inserts: u64,
-    looks: VecDeque<anyhow::Result<Status>>,
-}
-
-impl Source for Scripted {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn look(&mut self) -> anyhow::Result<Status> {
-        self.looks.pop_front().unwrap_or(Ok(Status::Watching))
-    }
-
-    fn sample(&mut self) -> anyhow::Result<Sample> {
-        self.inserts += 1;
-        let mut counters = Counters::default();
-        counters.0[0] = self.inserts;
-        let udp = FlowType { netns: 7, family: AF_INET, proto: 17 };
-        Ok(Sample {
-            mono_ns: u64::try_from(self.opened.elapsed().as_nanos())?,
-            rows: [(udp, counters)].into(),
-            ..Sample::default()
-        })
-    }
-}
 
 /// What was asked of the terminal.
 #[derive(Clone, Default)]
@@ -80,8 +48,8 @@ async fn run(
     shows: usize,
     user: impl AsyncFnOnce(&Outside),
 ) -> anyhow::Result<(End, Vec<Duration>, String)> {
-    let info = SourceInfo { kind: SourceKind::Kprobe, why: None, unknown: std::collections::BTreeMap::new() };
-    let mut source = Scripted { info: info.clone(), opened: Instant::now(), inserts: 0, looks: looks.into() };
+    let mut source = Scripted::new(looks);
+    let info = source.info().clone();
     let settings = Settings {
         machine: Machine { host: "web-7".into(), kernel: "6.12.117".into() },
         zone: jiff::tz::TimeZone::UTC,
