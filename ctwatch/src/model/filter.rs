@@ -120,6 +120,16 @@ fn address(at: IpAddr) -> (u8, [u64; 2]) {
     }
 }
 
+/// The address in the words of a [`Tuple`] of this family.
+pub(crate) fn ip(family: u8, words: [u64; 2]) -> Option<IpAddr> {
+    let octets = octets(words);
+    match (family, octets) {
+        (AF_INET, [a, b, c, d, ..]) => Some(IpAddr::from([a, b, c, d])),
+        (AF_INET6, octets) => Some(IpAddr::from(octets)),
+        _ => None,
+    }
+}
+
 /// The words of a [`Tuple`]'s address.
 pub(crate) fn words(octets: [u8; 16]) -> [u64; 2] {
     let mut words = [0; 2];
@@ -130,7 +140,7 @@ pub(crate) fn words(octets: [u8; 16]) -> [u64; 2] {
 }
 
 /// The bytes behind the words.
-pub(crate) fn octets(words: [u64; 2]) -> [u8; 16] {
+fn octets(words: [u64; 2]) -> [u8; 16] {
     let mut octets = [0; 16];
     octets[..8].copy_from_slice(&words[0].to_ne_bytes());
     octets[8..].copy_from_slice(&words[1].to_ne_bytes());
