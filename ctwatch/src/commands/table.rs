@@ -152,7 +152,7 @@ impl Reading {
         let holding = Holding {
             wall_ns: now()?.0,
             by: *by,
-            filtered: filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some(),
+            filtered: filter.selects_flows(),
             spaces,
             ranked: grouping.ranked(*count),
         };

@@ -50,6 +50,11 @@ impl Filter {
         self.netns.is_none_or(|wanted| wanted == netns)
     }
 
+    /// Whether it leaves out some flows of a namespace, and not just namespaces.
+    pub const fn selects_flows(&self) -> bool {
+        self.protos.is_some() || self.family.is_some() || self.ends.is_some()
+    }
+
     /// Whether a flow of a namespace passes. The programs in the kernel apply the same check of the tuple.
     pub fn passes(&self, netns: u32, tuple: &Tuple) -> bool {
         self.wants(FlowType { netns, family: tuple.family, proto: tuple.proto })

@@ -101,7 +101,7 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
             "this kernel does not announce whether time was left (before 5.12): counted as delete.other",
         );
     }
-    if filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some() {
+    if filter.selects_flows() {
         note(
             &[
                 Event::ClashResolve,

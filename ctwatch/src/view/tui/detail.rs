@@ -32,7 +32,7 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     };
     let total = past.total();
     let mut lines = Vec::new();
-    if let Some(Range { least, most }) = app.chosen().and_then(|chosen| app.entries(chosen)) {
+    if let Some(Range { least, most }) = app.chosen().and_then(|chosen| app.shown().entries(chosen)) {
         let now = if least == most { least.to_string() } else { format!("{least} to {most}") };
         lines.push(Line::from(vec![
             Span::styled(format!(" {}", text::left("entries now", NAME)), theme.heading()),

@@ -7,11 +7,12 @@ use ctwatch_ebpf::loss::has_ports;
 use ctwatch_ebpf::{AF_INET6, FlowType};
 use ratatui::text::{Line, Span};
 
-use super::app::{App, Loss, Sort};
+use super::app::{App, Sort};
 use super::columns::{Known, cell};
 use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
+use super::watched::Loss;
 use crate::model::diff::{Sum, per_second};
 use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
