@@ -4,7 +4,7 @@ mod child;
 mod rows;
 
 use std::collections::BTreeMap;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,15 @@ pub(super) use rows::{Counts, Key, Silence};
 /// The program under test; the variable is for trying scenarios outside a guest.
 pub(super) fn program() -> String {
     std::env::var("CTWATCH").unwrap_or_else(|_| "/bin/ctwatch".to_owned())
+}
+
+/// Runs it to its end.
+pub(super) fn run(args: &[&str]) -> anyhow::Result<Output> {
+    Command::new(program())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("run ctwatch {args:?}"))
 }
 
 /// Emulated guests relocate, verify and attach slowly.
@@ -134,6 +143,14 @@ impl Watch {
     /// Its process id.
     pub(super) fn pid(&self) -> anyhow::Result<Pid> {
         self.running.pid()
+    }
+
+    /// A line of its `/proc/PID/status` that tells an amount of memory, in KiB.
+    pub(super) fn memory_kib(&self, name: &str) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let amount = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        amount.with_context(|| format!("{name} of ctwatch"))
     }
 
     /// Ctrl-C, then everything it counted; fails unless it ends well.

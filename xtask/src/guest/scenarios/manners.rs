@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 
-use super::super::ctwatch::{PATIENCE, Watch, bears_a_closed_pipe, program, signal};
+use super::super::ctwatch::{PATIENCE, Watch, bears_a_closed_pipe, program, run, signal};
 use super::super::space::checked;
 use super::super::traffic::{Family, Flows, udp};
 use super::super::{modules, state, wait};
@@ -30,14 +30,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("manners::without_btf", without_btf),
     scenario("manners::wrong_usage", wrong_usage),
 ];
-
-fn run(args: &[&str]) -> anyhow::Result<Output> {
-    Command::new(program())
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run ctwatch {args:?}"))
-}
 
 /// No command makes the kernel load conntrack, and `live` says what it waits for.
 fn loads_nothing() -> anyhow::Result<()> {

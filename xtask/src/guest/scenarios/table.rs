@@ -10,7 +10,7 @@ use anyhow::Context;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::super::ctwatch::{program, signal};
+use super::super::ctwatch::{self, program, signal};
 use super::super::space::{Space, checked};
 use super::super::traffic::{Family, Flows, PORT, raw, tcp, udp};
 use super::super::trial::equal;
@@ -32,12 +32,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn run(args: &[&str]) -> anyhow::Result<Output> {
-    Command::new(program())
-        .arg("table")
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run ctwatch table {args:?}"))
+    ctwatch::run(&[&["table"], args].concat())
 }
 
 /// The objects it printed, and what it said beside them.
