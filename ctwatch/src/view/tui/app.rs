@@ -290,6 +290,9 @@ impl App {
 
     /// Whether something of this namespace, family and protocol is to be shown.
     pub(super) fn wants(&self, flow: FlowType) -> bool {
+        if self.filter().is_empty() {
+            return true;
+        }
         let name = self.netns_name(flow.netns).to_lowercase();
         let family = family_name(flow.family);
         let proto = protocol_name(flow);
