@@ -19,7 +19,7 @@ pub(super) const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
 /// How soon it is seen that it went away, or went away and came back.
 pub(super) const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
 /// How long a reader or a terminal that takes nothing may hold up our end.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs it on an event loop of its own. What still hangs at its end, as a write on a reader that does not read or a
 /// reading under way, is not waited for.
@@ -83,28 +83,33 @@ pub(super) enum Reader {
     Gone,
 }
 
-/// Writes and flushes. A reader that does not read delays the end by no more than [`PATIENCE`].
+/// Writes and flushes. `None` where that was not done [`PATIENCE`] after somebody asked to stop: nobody takes it.
+pub(super) async fn write(
+    out: &mut (impl AsyncWrite + Unpin),
+    stop: &mut watch::Receiver<bool>,
+    bytes: &[u8],
+) -> Option<io::Result<()>> {
+    let mut writing = pin!(async {
+        out.write_all(bytes).await?;
+        out.flush().await
+    });
+    tokio::select! {
+        biased;
+        written = &mut writing => Some(written),
+        () = stopped(stop) => timeout(PATIENCE, writing).await.ok(),
+    }
+}
+
+/// The same for text on stdout.
 pub(super) async fn print(
     out: &mut (impl AsyncWrite + Unpin),
     stop: &mut watch::Receiver<bool>,
     text: &str,
 ) -> anyhow::Result<Reader> {
-    let mut writing = pin!(async {
-        out.write_all(text.as_bytes()).await?;
-        out.flush().await
-    });
-    let written = tokio::select! {
-        biased;
-        written = &mut writing => written,
-        () = stopped(stop) => match timeout(PATIENCE, writing).await {
-            Ok(written) => written,
-            Err(_) => return Ok(Reader::Gone),
-        },
-    };
-    match written {
-        Ok(()) => Ok(Reader::Reads),
-        Err(error) if nobody_reads(&error) => Ok(Reader::Gone),
-        Err(error) => Err(error).context("cannot write to stdout"),
+    match write(out, stop, text.as_bytes()).await {
+        Some(Ok(())) => Ok(Reader::Reads),
+        Some(Err(error)) if !nobody_reads(&error) => Err(error).context("cannot write to stdout"),
+        _ => Ok(Reader::Gone),
     }
 }
 
