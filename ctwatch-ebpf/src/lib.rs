@@ -119,9 +119,14 @@ impl Counters {
 
     /// Adds another CPU's counters to these.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.wrapping_add(part);
-        }
+        add_each(&mut self.0, &other.0);
+    }
+}
+
+/// Adds each of another CPU's counts to the one in its place.
+fn add_each(sums: &mut [u64], parts: &[u64]) {
+    for (sum, part) in sums.iter_mut().zip(parts) {
+        *sum = sum.wrapping_add(*part);
     }
 }
 
@@ -261,9 +266,7 @@ pub struct HealthCounters(pub [u64; Health::COUNT]);
 impl HealthCounters {
     /// Adds another CPU's.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.wrapping_add(part);
-        }
+        add_each(&mut self.0, &other.0);
     }
 
     /// How many events were missed, or could not be told whose they were.
