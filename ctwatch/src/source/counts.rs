@@ -53,7 +53,7 @@ impl Counts {
         })
     }
 
-    /// Everything counted since the maps were made.
+    /// Everything counted since the maps were made. Ports are ranked always, addresses where `by` names them.
     pub(super) fn read(&mut self, by: &[By]) -> anyhow::Result<Reading> {
         let mut rows = self.shared_rows()?;
         let mut ports: Ranks<PortKey> = BTreeMap::new();
@@ -77,10 +77,8 @@ impl Counts {
         for cpu in drops {
             collect(&mut ports, cpu, 2);
         }
-        let mut top = Vec::new();
-        if by.contains(&By::Dport) {
-            top.extend(ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)));
-        }
+        let mut top: Vec<Top> =
+            ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)).collect();
         if by.iter().any(|by| *by != By::Dport) {
             let mut addresses: Ranks<AddressKey> = BTreeMap::new();
             for (which, map) in self.addresses.iter().enumerate() {
