@@ -91,9 +91,9 @@ impl Roots {
     }
 }
 
-/// Every namespace with a mount or a process that can be seen. One that only a descriptor or a socket keeps alive, as
+/// Every namespace with a mount or a process that can be seen, and our own, as far as they are wanted. One that only a descriptor or a socket keeps alive, as
 /// ours do, is not among them: it counts as ended.
-pub fn find() -> Found {
+pub fn find(own: u32, wants: impl Fn(u32) -> bool) -> Found {
     let mut found = Found::new();
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for (inode, path) in mounts.lines().filter_map(mounted) {
@@ -105,6 +105,8 @@ pub fn find() -> Found {
             add(&mut found, inode, roots.way_of(pid));
         }
     }
+    found.entry(own).or_default();
+    found.retain(|inode, _| wants(*inode));
     found
 }
 
@@ -220,7 +222,7 @@ mod tests {
     #[test]
     fn our_own_is_found() {
         let own = Roots::default().own().unwrap();
-        assert!(find()[&own].iter().any(|way| way.starts_with("/proc")));
+        assert!(find(own, |_| true)[&own].iter().any(|way| way.starts_with("/proc")));
     }
 
     #[test]

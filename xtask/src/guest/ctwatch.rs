@@ -101,7 +101,11 @@ impl Watch {
     }
 
     /// Waits for an object that `fits`, counting everything before it too.
-    pub(super) fn wait_object(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
+    pub(super) fn wait_object(
+        &mut self,
+        what: &str,
+        mut fits: impl FnMut(&Value) -> bool,
+    ) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
             let left = PATIENCE.saturating_sub(start.elapsed());

@@ -226,11 +226,9 @@ impl Listening {
     /// Opens sockets in new namespaces and closes those of ended ones, which are given back.
     fn follow(&mut self, own: u32, filter: &Filter, program: &[sock_filter]) -> io::Result<Vec<Watched>> {
         let start = thread_time();
-        let mut found = namespaces::find();
+        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
         let cost = Duration::from_nanos(thread_time().saturating_sub(start));
         self.next_look = Instant::now() + LOOK_EVERY.max(cost * LOOK_COST).min(LOOK_AT_LEAST_EVERY);
-        found.entry(own).or_default();
-        found.retain(|netns, _| filter.wants_netns(*netns));
 
         let mut watching = self.listener.watching();
         let absent: BTreeSet<u32> =

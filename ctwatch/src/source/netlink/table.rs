@@ -35,9 +35,7 @@ impl Spaces {
     /// Finds them; our own is always among them, unless it is not wanted.
     pub fn find(filter: &Filter) -> io::Result<Self> {
         let own = Roots::default().own()?;
-        let mut found = namespaces::find();
-        found.entry(own).or_default();
-        found.retain(|netns, _| filter.wants_netns(*netns));
+        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
         Ok(Self { own, found })
     }
 
