@@ -55,8 +55,8 @@ pub struct Top {
 }
 
 impl Top {
-    fn identity(&self) -> (By, u32, u8, u8, String) {
-        (self.by, self.netns, self.family, self.proto, self.key.clone())
+    fn identity(&self) -> (By, u32, u8, u8, &str) {
+        (self.by, self.netns, self.family, self.proto, &self.key)
     }
 }
 
@@ -69,15 +69,17 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
     let mut new: Vec<Top> = now
         .iter()
         .filter_map(|top| {
-            let mut new = top.clone();
-            if let Some(old) = before.get(&top.identity()).filter(|old| {
-                old.insert <= top.insert && old.early_drop <= top.early_drop && old.drop <= top.drop
-            }) {
-                new.insert -= old.insert;
-                new.early_drop -= old.early_drop;
-                new.drop -= old.drop;
-            }
-            (new.insert | new.early_drop | new.drop > 0).then_some(new)
+            let (insert, early_drop, drop) = match before.get(&top.identity()) {
+                Some(old)
+                    if old.insert <= top.insert
+                        && old.early_drop <= top.early_drop
+                        && old.drop <= top.drop =>
+                {
+                    (top.insert - old.insert, top.early_drop - old.early_drop, top.drop - old.drop)
+                }
+                _ => (top.insert, top.early_drop, top.drop),
+            };
+            (insert | early_drop | drop > 0).then(|| Top { insert, early_drop, drop, ..top.clone() })
         })
         .collect();
     new.sort_by(|a, b| {
