@@ -96,7 +96,7 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
 /// How many events of these flow types the ranking by one kind of key leaves out: it is bounded, and where too many keys
 /// compete for its places, some are not in it. Inserts, evictions, refusals, in the time that both tell of.
 pub fn unranked<'a>(
-    top: &[Top],
+    top: impl IntoIterator<Item = &'a Top>,
     by: By,
     flows: impl IntoIterator<Item = (&'a FlowType, &'a Counters)>,
 ) -> [u64; 3] {
@@ -107,7 +107,7 @@ pub fn unranked<'a>(
         let sums = [Sum::Insert, Sum::EarlyDrop, Sum::Drop].map(|sum| sum.of(counts));
         left = std::array::from_fn(|which| left[which] + sums[which]);
     }
-    for row in top.iter().filter(|row| row.by == by) {
+    for row in top.into_iter().filter(|row| row.by == by) {
         let told = [row.insert, row.early_drop, row.drop];
         left = std::array::from_fn(|which| left[which].saturating_sub(told[which]));
     }

@@ -221,11 +221,10 @@ fn first(top: &[Top]) -> Vec<&Top> {
 }
 
 fn rest(shown: &[&Top], report: &Report) -> BTreeMap<&'static str, RestObject> {
-    let lines: Vec<Top> = shown.iter().copied().cloned().collect();
     let kinds: BTreeSet<By> = shown.iter().map(|top| top.by).collect();
     let left = |by| {
         let [insert, early_drop, drop] =
-            unranked(&lines, by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
+            unranked(shown.iter().copied(), by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
         (by.name(), RestObject { insert, early_drop, drop })
     };
     kinds.into_iter().map(left).collect()

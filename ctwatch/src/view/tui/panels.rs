@@ -25,11 +25,10 @@ use crate::view::trace_lines::flow_text;
 pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let ranked = app.shown().ranked.as_ref();
-    let wanted: Vec<Top> = ranked
+    let wanted: Vec<&Top> = ranked
         .iter()
         .flat_map(|ranked| &ranked.rows)
         .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
-        .cloned()
         .collect();
     let Some(ranked) = ranked.filter(|_| !wanted.is_empty()) else {
         return vec![Line::styled(" nothing to rank", theme.quiet())];
@@ -71,9 +70,9 @@ fn proto_name(row: &Top) -> String {
 
 /// The first of each kind of key, the second of each, and so on: the culprits are on top, whatever they are told by.
 /// Reports have them worst first.
-fn in_turn(rows: &[Top], sort: Sort) -> Vec<&Top> {
+fn in_turn<'a>(rows: &[&'a Top], sort: Sort) -> Vec<&'a Top> {
     let mut kinds: Vec<Vec<&Top>> =
-        By::ALL.iter().map(|by| rows.iter().filter(|row| row.by == *by).collect()).collect();
+        By::ALL.iter().map(|by| rows.iter().copied().filter(|row| row.by == *by).collect()).collect();
     for kind in &mut kinds {
         match sort {
             Sort::By(Sum::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
