@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use ctwatch_ebpf::loss::has_ports;
 use ctwatch_ebpf::{AF_INET6, FlowType};
@@ -21,8 +22,32 @@ use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
 use crate::view::trace_lines::flow_text;
 
+/// The lines of a panel, made as they are seen: a ranking can have thousands.
+pub(super) struct Lines<'a> {
+    count: usize,
+    line: Box<dyn Fn(usize) -> Line<'static> + 'a>,
+}
+
+impl Lines<'_> {
+    /// How many there are.
+    pub(super) const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// At most so many of them from the `first` on.
+    pub(super) fn window(&self, first: usize, most: usize) -> Vec<Line<'static>> {
+        (first..self.count).take(most).map(&self.line).collect()
+    }
+}
+
+impl From<Vec<Line<'static>>> for Lines<'_> {
+    fn from(lines: Vec<Line<'static>>) -> Self {
+        Self { count: lines.len(), line: Box::new(move |at| lines[at].clone()) }
+    }
+}
+
 /// Ports and addresses of the last interval in which anything was ranked, worst first.
-pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
+pub(super) fn top(app: &App, width: usize) -> Lines<'_> {
     let theme = app.settings.theme;
     let ranked = app.shown().ranked.as_ref();
     let wanted: Vec<&Top> = ranked
@@ -31,11 +56,19 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
         .collect();
     let Some(ranked) = ranked.filter(|_| !wanted.is_empty()) else {
-        return vec![Line::styled(" nothing to rank", theme.quiet())];
+        return vec![Line::styled(" nothing to rank", theme.quiet())].into();
     };
     let rows = in_turn(&wanted, app.sort);
     let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
-    let head = format!(
+    let line = move |at: usize| match at.checked_sub(1) {
+        None => Line::styled(top_head(key), theme.quiet()),
+        Some(row) => top_line(app, rows[row], ranked.elapsed, key),
+    };
+    Lines { count: wanted.len() + 1, line: Box::new(line) }
+}
+
+fn top_head(key: usize) -> String {
+    format!(
         " {}{}{}{}{}{}  netns",
         text::left("by", 6),
         text::left("proto", 8),
@@ -43,23 +76,22 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         text::right("insert", 9),
         text::right("evicted", 9),
         text::right("drop", 9)
-    );
-    let mut lines = vec![Line::styled(head, theme.quiet())];
-    for row in rows {
-        let rate = |count| per_second(count, ranked.elapsed);
-        let mut spans = vec![Span::raw(format!(
-            " {}{}{}",
-            text::left(row.by.name(), 6),
-            text::left(&proto_name(row), 8),
-            text::left(&text::clean(&row.key), key)
-        ))];
-        spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
-        spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
-        spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
-        spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
-        lines.push(Line::from(spans));
-    }
-    lines
+    )
+}
+
+fn top_line(app: &App, row: &Top, elapsed: Duration, key: usize) -> Line<'static> {
+    let rate = |count| per_second(count, elapsed);
+    let mut spans = vec![Span::raw(format!(
+        " {}{}{}",
+        text::left(row.by.name(), 6),
+        text::left(&proto_name(row), 8),
+        text::left(&text::clean(&row.key), key)
+    ))];
+    spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
+    spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
+    spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
+    spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
+    Line::from(spans)
 }
 
 /// `udp`, `udp6`: a port alone does not tell the family.
