@@ -9,7 +9,7 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_task, bpf_get_smp_processor_id, bpf_probe_read_kernel},
 };
-use ctwatch_ebpf::Health;
+use ctwatch_ebpf::{Health, tally::home};
 
 use crate::{count::health, maps::CONTEXT};
 
@@ -69,8 +69,7 @@ pub fn owner(sp: u64) -> (u64, u32) {
     if let Ok(stack) = stack
         && sp.wrapping_sub(stack) < THREAD_SIZE
     {
-        let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - TASKS.trailing_zeros());
-        (task, CPUS + hash as u32)
+        (task, CPUS + home(task >> 6, TASKS as usize) as u32)
     } else {
         // SAFETY: no arguments.
         let cpu = unsafe { bpf_get_smp_processor_id() };

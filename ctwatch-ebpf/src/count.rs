@@ -87,7 +87,7 @@ pub fn delete(conn: &Conn, tuple: u64, event: Event) {
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
-    let which = event as usize - tally::DELETES[0] as usize;
+    let which = event as usize - Event::DELETES[0] as usize;
     if !tally::count(&mut table.flows, conn.flow, which) {
         shared(conn.flow, event);
     }
@@ -198,7 +198,7 @@ fn wanted(flow: FlowType) -> bool {
 /// The row of a packed flow type.
 #[inline(always)]
 fn row(key: u64) -> u32 {
-    let home = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - ROWS.trailing_zeros())) as u32;
+    let home = tally::home(key, ROWS as usize) as u32;
     match ROW_KEYS.get(home) {
         Some(found) if *found == key => home,
         _ => search(key, home),

@@ -86,6 +86,24 @@ impl Event {
         Self::DeleteCleanup,
         Self::DeleteOther,
     ];
+
+    /// A packet was dropped because its entry could not enter, by reason.
+    pub const FAILURES: [Self; 4] =
+        [Self::FailedClash, Self::FailedChaintoolong, Self::FailedDying, Self::FailedOther];
+
+    /// A new flow was refused, by reason.
+    pub const DROPS: [Self; 2] = [Self::DropTableFull, Self::DropNoMemory];
+
+    /// An entry left the table, by cause; numbered without a gap.
+    pub const DELETES: [Self; 7] = [
+        Self::DeleteTimeout,
+        Self::DeleteClosed,
+        Self::DeleteEarlyDrop,
+        Self::DeletePressure,
+        Self::DeleteNetlink,
+        Self::DeleteCleanup,
+        Self::DeleteOther,
+    ];
 }
 
 /// The counters of one flow type on one CPU, indexed by [`Event`].
@@ -101,9 +119,14 @@ impl Counters {
 
     /// Adds another CPU's counters to these.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.wrapping_add(part);
-        }
+        add_each(&mut self.0, &other.0);
+    }
+}
+
+/// Adds each of another CPU's counts to the one in its place.
+fn add_each(sums: &mut [u64], parts: &[u64]) {
+    for (sum, part) in sums.iter_mut().zip(parts) {
+        *sum = sum.wrapping_add(*part);
     }
 }
 
@@ -243,9 +266,7 @@ pub struct HealthCounters(pub [u64; Health::COUNT]);
 impl HealthCounters {
     /// Adds another CPU's.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in self.0.iter_mut().zip(other.0) {
-            *sum = sum.wrapping_add(part);
-        }
+        add_each(&mut self.0, &other.0);
     }
 
     /// How many events were missed, or could not be told whose they were.
@@ -303,6 +324,9 @@ mod tests {
     fn events_are_numbered_as_listed() {
         for (index, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, index);
+        }
+        for (index, event) in Event::DELETES.into_iter().enumerate() {
+            assert_eq!(event as usize, Event::DELETES[0] as usize + index);
         }
     }
 

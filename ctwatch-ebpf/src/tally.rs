@@ -17,17 +17,6 @@ pub const ADDRESSES: usize = 512;
 /// How many strangers in a row a place in a ranking turns away before it is given up.
 pub const PATIENCE: u64 = 32;
 
-/// The events that the delete hook counts, from the first to the last.
-pub const DELETES: [Event; 7] = [
-    Event::DeleteTimeout,
-    Event::DeleteClosed,
-    Event::DeleteEarlyDrop,
-    Event::DeletePressure,
-    Event::DeleteNetlink,
-    Event::DeleteCleanup,
-    Event::DeleteOther,
-];
-
 /// Counts of one flow type. Its place never changes hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -103,9 +92,22 @@ impl AddressKey {
 
 /// Multiplicative hashing: the upper bits depend on all others (Knuth, TAOCP 6.4).
 #[inline(always)]
+const fn spread(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// The same for a hash of which any bits are taken.
+#[inline(always)]
 pub const fn stir(word: u64) -> u64 {
-    let product = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let product = spread(word);
     product ^ product >> 32
+}
+
+/// The place of a word among so many, a power of two.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it is below `places`")]
+pub const fn home(word: u64, places: usize) -> usize {
+    (spread(word) >> (64 - places.trailing_zeros())) as usize
 }
 
 /// What the insert hook counts on one CPU.
@@ -122,8 +124,8 @@ pub struct Inserts {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Deletes {
-    /// By flow type and [`DELETES`].
-    pub flows: [Row<7>; FLOWS],
+    /// By flow type and [`Event::DELETES`].
+    pub flows: [Row<{ Event::DELETES.len() }>; FLOWS],
     /// Evictions by destination port.
     pub ports: [Place<PortKey>; LOSS_PORTS],
 }
@@ -137,7 +139,7 @@ pub type Addresses = [Place<AddressKey>; ADDRESSES];
 #[inline(always)]
 pub fn count<const N: usize>(flows: &mut [Row<N>; FLOWS], flow: FlowType, which: usize) -> bool {
     let key = flow.pack();
-    let row = &mut flows[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize];
+    let row = &mut flows[home(key, FLOWS)];
     if row.flow != key {
         if row.flow != 0 {
             return false;

@@ -48,9 +48,7 @@ impl Default for Timing {
 impl Timing {
     /// Adds another CPU's passes to these.
     pub fn add(&mut self, other: &Self) {
-        for (sum, part) in self.buckets.iter_mut().zip(other.buckets) {
-            *sum = sum.wrapping_add(part);
-        }
+        crate::add_each(&mut self.buckets, &other.buckets);
         self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
         self.entered = self.entered.wrapping_add(other.entered);
         self.orphans = self.orphans.wrapping_add(other.orphans);

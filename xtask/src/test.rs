@@ -53,7 +53,7 @@ struct Run<'a> {
 }
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
-const COUNTING: [&str; 11] = [
+const COUNTING: [&str; 10] = [
     "traffic::",
     "full::unassured",
     "full::assured",
@@ -64,33 +64,24 @@ const COUNTING: [&str; 11] = [
     "netns::",
     "nat::",
     "filter::",
-    "generators::",
 ];
 
-/// The same by netlink, and how it behaves.
-const BY_NETLINK: [&str; 12] = [
-    "traffic::",
-    "full::unassured",
-    "full::assured",
-    "full::mixed",
-    "delete::",
-    "netlink::",
-    "clash::",
-    "netns::",
-    "nat::",
-    "filter::",
-    "manners::waits_for_conntrack",
-    "manners::sigint",
-];
+/// Beside it, by kprobes.
+const BY_KPROBE: [&str; 1] = ["generators::"];
+
+/// Beside it, by netlink: how it behaves.
+const BY_NETLINK: [&str; 2] = ["manners::waits_for_conntrack", "manners::sigint"];
 
 /// Every kernel by the source that ctwatch chooses there; what it counts once more by kprobes, which is what remains
 /// where trampolines are refused (on 5.10 kprobes are what it chooses); and by netlink, which remains where probes are.
 fn runs<'a>(kernels: &'a [Kernel], selection: &Selection) -> VecDeque<Run<'a>> {
     let asked: Vec<String> = selection.filter.iter().cloned().collect();
-    let again = if asked.is_empty() { COUNTING.map(str::to_owned).to_vec() } else { asked.clone() };
+    let counting = || COUNTING.into_iter().chain(BY_KPROBE).map(str::to_owned).collect();
+    let again = if asked.is_empty() { counting() } else { asked.clone() };
     // Names, because a scenario about probes means nothing by netlink even where it was asked for.
     let heard = |name: &&'static str| {
-        BY_NETLINK.iter().any(|part| name.contains(part)) && asked.iter().all(|part| name.contains(part))
+        let mut parts = COUNTING.into_iter().chain(BY_NETLINK);
+        parts.any(|part| name.contains(part)) && asked.iter().all(|part| name.contains(part))
     };
     let heard: Vec<&str> = guest::scenario_names().filter(heard).collect();
     let heard = |kernel: &Kernel| -> Vec<String> {

@@ -1,14 +1,15 @@
 //! `ctwatch doctor`: facts, findings, and the exit code of a monitoring plugin.
 
 use std::fs;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use nix::time::{ClockId, clock_gettime};
 
-use super::print;
+use super::running::run_to_end;
+use super::{color, print};
 use crate::cli::{DoctorArgs, DoctorCommand};
 use crate::doctor::facts::FORMAT;
 use crate::doctor::gather::{self, Wishes};
@@ -47,9 +48,7 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     let text = if args.output.json {
         view::json(&diagnosis, &context(args, &facts)?, args.all)?
     } else {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = !args.output.no_color && !refused && io::stdout().is_terminal();
-        view::plain(&diagnosis, Style { all: args.all, color })
+        view::plain(&diagnosis, Style { all: args.all, color: color(!args.output.no_color) })
     };
     print(text.as_bytes())?;
     Ok(diagnosis.status.exit_code())
@@ -63,11 +62,7 @@ fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
         latency: args.latency,
         announce: super::tell,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
-    runtime.block_on(gather::read(wishes))
+    run_to_end(gather::read(wishes))
 }
 
 fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use ratatui::backend::{Backend, CrosstermBackend};
@@ -15,24 +14,17 @@ use ratatui::crossterm::terminal::{
 use ratatui::crossterm::{cursor, execute};
 use ratatui::layout::Rect;
 use ratatui::{Terminal, TerminalOptions, Viewport};
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
 
-use super::live::{every, stopped};
+use super::running::{self, LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, every, stopped};
 use crate::model::diff::Sum;
 use crate::model::live::{Baseline, Dump};
 use crate::model::{Filter, Report, Sample, SourceKind, Tracker};
 use crate::source::{Source, Status, census};
 use crate::view::tui::{self, App, Outcome};
 
-/// How soon the appearance of connection tracking is seen.
-const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
-/// How soon it is seen that it went away, or went away and came back.
-const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
-/// How long a terminal that takes nothing may hold up our end.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Keys typed ahead of the screen; more wait in the terminal.
 const KEYS_AHEAD: usize = 16;
 
@@ -79,10 +71,10 @@ pub async fn watch_screen(
     app.losses(first.losses.as_ref(), first.wall_ns);
     let tty = Tty { pending, out: tokio::io::stdout(), guard };
     let census = Census { take: census::take, filter, tell, before: None };
-    let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, last: None, census };
+    let mut screen = Screen { source, app, tracker, terminal, tty, told, stop, reported: false, census };
     screen.count_entries(first);
     let end = screen.until_end(count).await?;
-    Ok(if end == End::Gone { None } else { screen.finish()? })
+    Ok(if end == End::Gone { None } else { Some(screen.finish()?) })
 }
 
 /// A serial line has no size of its own (0 by 0) until somebody sets it: then the one that every terminal has.
@@ -237,27 +229,15 @@ struct Tty<W> {
 impl<W: AsyncWrite + Unpin> Surface for Tty<W> {
     async fn show(&mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<bool> {
         let bytes = std::mem::take(&mut *self.pending.0.borrow_mut());
-        let out = &mut self.out;
-        let mut writing = std::pin::pin!(async {
-            out.write_all(&bytes).await?;
-            out.flush().await
-        });
-        let written = tokio::select! {
-            biased;
-            written = &mut writing => written,
-            () = stopped(stop) => {
-                let Ok(written) = timeout(PATIENCE, writing).await else {
-                    self.guard.stuck = true;
-                    return Ok(false);
-                };
-                written
-            }
-        };
-        match written {
-            Ok(()) => Ok(true),
+        match running::write(&mut self.out, stop, &bytes).await {
+            Some(Ok(())) => Ok(true),
             // SIGHUP is on its way, or was not meant for us.
-            Err(error) if super::nobody_reads(&error) => Ok(false),
-            Err(error) => Err(error).context("cannot write to the terminal"),
+            Some(Err(error)) if super::nobody_reads(&error) => Ok(false),
+            Some(Err(error)) => Err(error).context("cannot write to the terminal"),
+            None => {
+                self.guard.stuck = true;
+                Ok(false)
+            }
         }
     }
 
@@ -279,7 +259,8 @@ struct Screen<'a, B: Backend, S> {
     tty: S,
     told: mpsc::Receiver<Told>,
     stop: watch::Receiver<bool>,
-    last: Option<Report>,
+    /// Whether anything was reported yet.
+    reported: bool,
     census: Census,
 }
 
@@ -294,7 +275,7 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
                 let was = std::mem::replace(&mut status, self.source.look()?);
                 match (&was, &status) {
                     (Status::Watching, Status::Waiting(why)) => {
-                        if self.last.is_some() {
+                        if self.reported {
                             // What was counted up to the moment of its going is a report of its own.
                             self.report(&mut count)?;
                         }
@@ -378,15 +359,15 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
 
     fn report(&mut self, count: &mut Option<u64>) -> anyhow::Result<()> {
         let report = self.tracker.advance(self.source.sample()?);
-        self.app.report(report.clone(), self.source.info());
-        self.last = Some(report);
+        self.app.report(report, self.source.info());
+        self.reported = true;
         *count = count.map(|left| left.saturating_sub(1));
         Ok(())
     }
 
     /// The exact totals at the end.
-    fn finish(mut self) -> anyhow::Result<Option<Report>> {
-        Ok(Some(self.tracker.advance(self.source.sample()?)))
+    fn finish(mut self) -> anyhow::Result<Report> {
+        Ok(self.tracker.advance(self.source.sample()?))
     }
 }
 

@@ -1,44 +1,12 @@
-use std::collections::VecDeque;
+use std::time::Duration;
 
-use ctwatch_ebpf::{AF_INET, Counters, FlowType};
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
-use tokio::time::Instant;
 
+use super::super::scripted::Scripted;
 use super::*;
-use crate::model::{Sample, SourceInfo, SourceKind};
 use crate::view::Machine;
 use crate::view::tui::{Settings, Theme};
-
-/// Counts one insert at each sample; the tokio clock is its clock.
-struct Scripted {
-    info: SourceInfo,
-    opened: Instant,
-    inserts: u64,
-    looks: VecDeque<anyhow::Result<Status>>,
-}
-
-impl Source for Scripted {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn look(&mut self) -> anyhow::Result<Status> {
-        self.looks.pop_front().unwrap_or(Ok(Status::Watching))
-    }
-
-    fn sample(&mut self) -> anyhow::Result<Sample> {
-        self.inserts += 1;
-        let mut counters = Counters::default();
-        counters.0[0] = self.inserts;
-        let udp = FlowType { netns: 7, family: AF_INET, proto: 17 };
-        Ok(Sample {
-            mono_ns: u64::try_from(self.opened.elapsed().as_nanos())?,
-            rows: [(udp, counters)].into(),
-            ..Sample::default()
-        })
-    }
-}
 
 /// What was asked of the terminal.
 #[derive(Clone, Default)]
@@ -79,9 +47,9 @@ async fn run(
     count: Option<u64>,
     shows: usize,
     user: impl AsyncFnOnce(&Outside),
-) -> anyhow::Result<(End, Vec<Duration>, String)> {
-    let info = SourceInfo { kind: SourceKind::Kprobe, why: None, unknown: std::collections::BTreeMap::new() };
-    let mut source = Scripted { info: info.clone(), opened: Instant::now(), inserts: 0, looks: looks.into() };
+) -> anyhow::Result<(End, Duration, String)> {
+    let mut source = Scripted::new(looks);
+    let info = source.info().clone();
     let settings = Settings {
         machine: Machine { host: "web-7".into(), kernel: "6.12.117".into() },
         zone: jiff::tz::TimeZone::UTC,
@@ -98,7 +66,7 @@ async fn run(
         tty: Fake { asked: asked.clone(), shows },
         told,
         stop: stopped,
-        last: None,
+        reported: false,
         census: Census { take: |_| None, filter: Filter::default(), tell: tell.clone(), before: None },
     };
     // Kept to the end: a sender that is gone says stop.
@@ -106,8 +74,8 @@ async fn run(
     let (end, ()) = tokio::join!(screen.until_end(count), user(&outside));
     let end = end?;
     let drawn = screen.terminal.backend().to_string();
-    let watched = screen.finish()?.map(|report| report.watched);
-    Ok((end, watched.into_iter().collect(), drawn))
+    let watched = screen.finish()?.watched;
+    Ok((end, watched, drawn))
 }
 
 fn press(c: char) -> Told {
@@ -117,7 +85,7 @@ fn press(c: char) -> Told {
 #[tokio::test(start_paused = true)]
 async fn count_ends_after_so_many_reports() {
     let (end, watched, shown) = run(vec![], Some(3), 1000, async |_outside| {}).await.unwrap();
-    assert_eq!((end, watched), (End::Counted, vec![Duration::from_secs(3)]));
+    assert_eq!((end, watched), (End::Counted, Duration::from_secs(3)));
     assert!(shown.contains("ipv4 udp"), "{shown}");
 }
 
@@ -129,7 +97,7 @@ async fn quitting_takes_the_partial_interval_along() {
     })
     .await
     .unwrap();
-    assert_eq!((end, watched), (End::Quit, vec![Duration::from_millis(2250)]));
+    assert_eq!((end, watched), (End::Quit, Duration::from_millis(2250)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +108,7 @@ async fn a_signal_ends_it_as_a_key_does() {
     })
     .await
     .unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!((end, watched), (End::Quit, vec![Duration::from_millis(500)]));
+    assert_eq!((end, watched), (End::Quit, Duration::from_millis(500)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,7 +120,7 @@ async fn another_interval_counts_from_the_key_on() {
     .await
     .unwrap();
     // Reports at 1 s, 3.5 s and 5.5 s.
-    assert_eq!((end, watched), (End::Counted, vec![Duration::from_millis(5500)]));
+    assert_eq!((end, watched), (End::Counted, Duration::from_millis(5500)));
     assert!(shown.contains("every 2 s"), "{shown}");
 }
 
@@ -160,7 +128,7 @@ async fn another_interval_counts_from_the_key_on() {
 async fn waiting_says_so_and_goes_on_by_itself() {
     let looks = (0..50).map(|_| Ok(Status::Waiting("not loaded".into()))).collect();
     let (end, watched, shown) = run(looks, Some(1), 1000, async |_outside| {}).await.unwrap();
-    assert_eq!((end, watched), (End::Counted, vec![Duration::from_secs(1)]));
+    assert_eq!((end, watched), (End::Counted, Duration::from_secs(1)));
     assert!(!shown.contains("WAITING"), "{shown}");
 
     let looks = (0..50).map(|_| Ok(Status::Waiting("not loaded".into()))).collect();

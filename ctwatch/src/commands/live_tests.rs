@@ -1,51 +1,12 @@
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
-use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType};
-
+use super::super::scripted::Scripted;
 use super::*;
 use crate::cli::SourceChoice;
-use crate::model::{By, Filter, Sample, SourceInfo, SourceKind};
-
-const UDP: FlowType = FlowType { netns: 7, family: AF_INET, proto: 17 };
-
-/// Counts one insert at each sample; the tokio clock is its clock.
-struct Scripted {
-    info: SourceInfo,
-    opened: Instant,
-    inserts: u64,
-    looks: VecDeque<anyhow::Result<Status>>,
-}
-
-impl Scripted {
-    fn new(looks: Vec<anyhow::Result<Status>>) -> Self {
-        let info =
-            SourceInfo { kind: SourceKind::Kprobe, why: None, unknown: std::collections::BTreeMap::new() };
-        Self { info, opened: Instant::now(), inserts: 0, looks: looks.into() }
-    }
-}
-
-impl Source for Scripted {
-    fn info(&self) -> &SourceInfo {
-        &self.info
-    }
-
-    fn look(&mut self) -> anyhow::Result<Status> {
-        self.looks.pop_front().unwrap_or(Ok(Status::Watching))
-    }
-
-    fn sample(&mut self) -> anyhow::Result<Sample> {
-        self.inserts += 1;
-        let mut counters = Counters::default();
-        counters.0[Event::Insert as usize] = self.inserts;
-        Ok(Sample {
-            mono_ns: u64::try_from(self.opened.elapsed().as_nanos())?,
-            rows: [(UDP, counters)].into(),
-            ..Sample::default()
-        })
-    }
-}
+use crate::model::{By, Filter};
+use crate::view::Machine;
 
 /// A writer that fails, or never gets ready.
 struct Bad(Option<io::ErrorKind>);

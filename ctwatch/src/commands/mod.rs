@@ -3,16 +3,20 @@
 pub mod doctor;
 pub mod live;
 pub mod live_screen;
+mod running;
+#[cfg(test)]
+mod scripted;
 pub mod table;
 pub mod trace;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
 use crate::cli::{self, Command};
 use crate::kernel::facts::Facts;
+use crate::view::Machine;
 
 /// Runs a command to its end.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -51,4 +55,20 @@ pub fn nobody_reads(error: &io::Error) -> bool {
 /// Shows a line on stderr; nobody is left to tell when that fails.
 pub fn tell(message: &str) {
     let _ = writeln!(io::stderr().lock(), "ctwatch: {message}");
+}
+
+/// Whether to colour what is written to stdout, where the user did not ask for no colour.
+fn color(asked: bool) -> bool {
+    // NO_COLOR counts when it is set to anything but nothing (no-color.org).
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    asked && !refused && io::stdout().is_terminal()
+}
+
+fn machine() -> anyhow::Result<Machine> {
+    let host = nix::unistd::gethostname().context("cannot read the host name")?;
+    let system = nix::sys::utsname::uname().context("cannot read the kernel release")?;
+    Ok(Machine {
+        host: host.to_string_lossy().into_owned(),
+        kernel: system.release().to_string_lossy().into_owned(),
+    })
 }

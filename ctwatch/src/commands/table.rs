@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::live::{machine, stdout_is_closed, stop_on_signals, stopped};
-use super::{print, tell};
+use super::running::{run_to_end, stdout_is_closed, stop_on_signals, stopped};
+use super::{color, machine, print, tell};
 use crate::cli::{Format, SourceChoice, TableOptions};
 use crate::model::Table;
 use crate::model::table::{Entry, GroupBy, Grouping, Holding, MOST_GROUPS, Space};
@@ -32,11 +32,7 @@ pub fn run(options: &TableOptions) -> anyhow::Result<()> {
     if let Err(missing) = presence::check() {
         anyhow::bail!("{}; {}", missing.text(), missing.way_out());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
-    let ended = runtime.block_on(async {
+    run_to_end(async {
         let mut stop = stop_on_signals(false)?;
         let mut reading = Reading::start(options)?;
         let all = tokio::task::spawn_blocking(move || reading.all());
@@ -47,10 +43,7 @@ pub fn run(options: &TableOptions) -> anyhow::Result<()> {
                 Ok(())
             }
         }
-    });
-    // A dump that is under way, or a write that hangs on a reader that does not read, would otherwise be waited for.
-    runtime.shutdown_background();
-    ended
+    })
 }
 
 enum View {
@@ -71,10 +64,7 @@ impl Reading {
         let view = if options.format == Format::Json {
             View::Json(machine)
         } else {
-            // NO_COLOR counts when it is set to anything but nothing (no-color.org).
-            let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let color = options.color && !refused && io::stdout().is_terminal();
-            View::Lines(TableLines::new(machine, jiff::tz::TimeZone::system(), color))
+            View::Lines(TableLines::new(machine, jiff::tz::TimeZone::system(), color(options.color)))
         };
         let spaces = Spaces::find(&options.filter).context("cannot look for network namespaces")?;
         if let Some(netns) = options.filter.netns
@@ -162,7 +152,7 @@ impl Reading {
         let holding = Holding {
             wall_ns: now()?.0,
             by: *by,
-            filtered: filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some(),
+            filtered: filter.selects_flows(),
             spaces,
             ranked: grouping.ranked(*count),
         };

@@ -1,13 +1,12 @@
 //! `ctwatch trace`: one line an event, as it happens.
 
-use std::io::{self, IsTerminal as _};
-use std::time::Duration;
-
-use anyhow::Context as _;
 use tokio::sync::watch;
 
-use super::live::{Reader, every, print, stdout_is_closed, stop_on_signals, stopped};
-use super::tell;
+use super::running::{
+    LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, Reader, every, print, run_to_end, stdout_is_closed,
+    stop_on_signals, stopped,
+};
+use super::{color, tell};
 use crate::cli::{Format, TraceOptions};
 use crate::model::trace::{Name, Record};
 use crate::source::Status;
@@ -15,18 +14,9 @@ use crate::source::trace::Tracer;
 use crate::view::trace_json;
 use crate::view::trace_lines::TraceLines;
 
-/// How soon the appearance of connection tracking is seen.
-const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
-/// How soon it is seen that it went away, that events were held back, or that nobody reads any more.
-const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
-
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
-    let ended = runtime.block_on(async {
+    run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;
         let tracer = Tracer::open(options)?;
@@ -40,10 +30,7 @@ pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
             lost: 0,
         };
         trace.watch(options).await
-    });
-    // A write that hangs on a reader that does not read would otherwise be waited for.
-    runtime.shutdown_background();
-    ended
+    })
 }
 
 enum View {
@@ -55,10 +42,7 @@ fn view(options: &TraceOptions) -> View {
     if options.format == Format::Json {
         return View::Json;
     }
-    // NO_COLOR counts when it is set to anything but nothing (no-color.org).
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let color = options.color && !refused && io::stdout().is_terminal();
-    View::Lines(TraceLines::new(jiff::tz::TimeZone::system(), color))
+    View::Lines(TraceLines::new(jiff::tz::TimeZone::system(), color(options.color)))
 }
 
 impl View {

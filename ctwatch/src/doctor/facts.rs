@@ -106,6 +106,11 @@ impl Namespace {
         Some(self.peak()? as f64 / self.max()? as f64)
     }
 
+    /// A counter of the kernel's statistics, where it is not 0.
+    pub fn since_boot(&self, counter: &str) -> Option<u64> {
+        self.stats.get(counter).copied().filter(|count| *count > 0)
+    }
+
     /// How much a counter of the kernel grew during the sample.
     pub fn grown(&self, counter: &str) -> Option<u64> {
         self.stats_after.get(counter)?.checked_sub(*self.stats.get(counter)?)

@@ -80,19 +80,6 @@ impl Draft<'_> {
     }
 
     fn deletes(&mut self) {
-        use Event::{
-            DeleteCleanup, DeleteClosed, DeleteEarlyDrop, DeleteNetlink, DeleteOther, DeletePressure,
-            DeleteTimeout,
-        };
-        const DELETES: [Event; 7] = [
-            DeleteTimeout,
-            DeleteClosed,
-            DeleteEarlyDrop,
-            DeletePressure,
-            DeleteNetlink,
-            DeleteCleanup,
-            DeleteOther,
-        ];
         // `.part.N` keeps the registers of the whole; other suffixes may not.
         let callees: Vec<String> = self
             .facts
@@ -115,8 +102,8 @@ impl Draft<'_> {
                 }
                 self.hook("delete_from_lists", function, Method::Kprobe);
             }
-            Some(_) => self.unknown(&DELETES, "nf_ct_delete"),
-            None => self.unknown(&DELETES, "nf_ct_delete_from_lists"),
+            Some(_) => self.unknown(&Event::DELETES, "nf_ct_delete"),
+            None => self.unknown(&Event::DELETES, "nf_ct_delete_from_lists"),
         }
     }
 

@@ -8,23 +8,14 @@ use crate::model::SourceKind;
 use crate::model::trace::Wanted;
 
 use Event::{
-    ClashReplyOnly, ClashResolve, DeleteCleanup, DeleteClosed, DeleteEarlyDrop, DeleteNetlink, DeleteOther,
-    DeletePressure, DeleteTimeout, DropNoMemory, DropTableFull, FailedChaintoolong, FailedClash, FailedDying,
-    FailedOther, Insert, InsertNetlink,
+    ClashReplyOnly, ClashResolve, DeleteEarlyDrop, DropNoMemory, DropTableFull, FailedChaintoolong,
+    FailedClash, FailedDying, FailedOther, Insert, InsertNetlink,
 };
 
-const DROPS: &[Event] = &[DropTableFull, DropNoMemory];
+const DROPS: &[Event] = &Event::DROPS;
 /// An eviction names its newcomer, which `__nf_conntrack_alloc` knows.
 const ALLOCATIONS: &[Event] = &[DropTableFull, DropNoMemory, DeleteEarlyDrop];
-const DELETES: &[Event] = &[
-    DeleteTimeout,
-    DeleteClosed,
-    DeleteEarlyDrop,
-    DeletePressure,
-    DeleteNetlink,
-    DeleteCleanup,
-    DeleteOther,
-];
+const DELETES: &[Event] = &Event::DELETES;
 const CONFIRMATIONS: &[Event] =
     &[FailedClash, FailedChaintoolong, FailedDying, FailedOther, ClashResolve, ClashReplyOnly];
 /// One may be done inside the other, and is told apart by that.
@@ -191,15 +182,8 @@ mod tests {
     #[test]
     fn inserts_at_confirmation_bring_confirmation() {
         let inlined = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES[..13], false, asked);
-        let hooks = [
-            "check_insert_ret",
-            "check_insert",
-            "resolve_clash_ret",
-            "resolve_clash",
-            "confirm_ret",
-            "confirm",
-        ];
-        assert_eq!(inlined(&[Name::Insert]), hooks);
+        // From check_insert_ret to confirm.
+        assert_eq!(inlined(&[Name::Insert]), KPROBES[7..13]);
         assert_eq!(inlined(&[Name::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
     }
 

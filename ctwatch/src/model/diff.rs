@@ -33,19 +33,9 @@ impl Sum {
         match self {
             Self::Insert => &[Event::Insert],
             Self::EarlyDrop => &[Event::DeleteEarlyDrop],
-            Self::Drop => &[Event::DropTableFull, Event::DropNoMemory],
-            Self::InsertFailed => {
-                &[Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying, Event::FailedOther]
-            }
-            Self::Delete => &[
-                Event::DeleteTimeout,
-                Event::DeleteClosed,
-                Event::DeleteEarlyDrop,
-                Event::DeletePressure,
-                Event::DeleteNetlink,
-                Event::DeleteCleanup,
-                Event::DeleteOther,
-            ],
+            Self::Drop => &Event::DROPS,
+            Self::InsertFailed => &Event::FAILURES,
+            Self::Delete => &Event::DELETES,
         }
     }
 

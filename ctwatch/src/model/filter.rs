@@ -50,6 +50,11 @@ impl Filter {
         self.netns.is_none_or(|wanted| wanted == netns)
     }
 
+    /// Whether it leaves out some flows of a namespace, and not just namespaces.
+    pub const fn selects_flows(&self) -> bool {
+        self.protos.is_some() || self.family.is_some() || self.ends.is_some()
+    }
+
     /// Whether a flow of a namespace passes. The programs in the kernel apply the same check of the tuple.
     pub fn passes(&self, netns: u32, tuple: &Tuple) -> bool {
         self.wants(FlowType { netns, family: tuple.family, proto: tuple.proto })
@@ -120,6 +125,16 @@ fn address(at: IpAddr) -> (u8, [u64; 2]) {
     }
 }
 
+/// The address in the words of a [`Tuple`] of this family.
+pub(crate) fn ip(family: u8, words: [u64; 2]) -> Option<IpAddr> {
+    let octets = octets(words);
+    match (family, octets) {
+        (AF_INET, [a, b, c, d, ..]) => Some(IpAddr::from([a, b, c, d])),
+        (AF_INET6, octets) => Some(IpAddr::from(octets)),
+        _ => None,
+    }
+}
+
 /// The words of a [`Tuple`]'s address.
 pub(crate) fn words(octets: [u8; 16]) -> [u64; 2] {
     let mut words = [0; 2];
@@ -130,7 +145,7 @@ pub(crate) fn words(octets: [u8; 16]) -> [u64; 2] {
 }
 
 /// The bytes behind the words.
-pub(crate) fn octets(words: [u64; 2]) -> [u8; 16] {
+fn octets(words: [u64; 2]) -> [u8; 16] {
     let mut octets = [0; 16];
     octets[..8].copy_from_slice(&words[0].to_ne_bytes());
     octets[8..].copy_from_slice(&words[1].to_ne_bytes());

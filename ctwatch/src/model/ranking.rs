@@ -55,8 +55,8 @@ pub struct Top {
 }
 
 impl Top {
-    fn identity(&self) -> (By, u32, u8, u8, String) {
-        (self.by, self.netns, self.family, self.proto, self.key.clone())
+    fn identity(&self) -> (By, u32, u8, u8, &str) {
+        (self.by, self.netns, self.family, self.proto, &self.key)
     }
 }
 
@@ -69,15 +69,17 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
     let mut new: Vec<Top> = now
         .iter()
         .filter_map(|top| {
-            let mut new = top.clone();
-            if let Some(old) = before.get(&top.identity()).filter(|old| {
-                old.insert <= top.insert && old.early_drop <= top.early_drop && old.drop <= top.drop
-            }) {
-                new.insert -= old.insert;
-                new.early_drop -= old.early_drop;
-                new.drop -= old.drop;
-            }
-            (new.insert | new.early_drop | new.drop > 0).then_some(new)
+            let (insert, early_drop, drop) = match before.get(&top.identity()) {
+                Some(old)
+                    if old.insert <= top.insert
+                        && old.early_drop <= top.early_drop
+                        && old.drop <= top.drop =>
+                {
+                    (top.insert - old.insert, top.early_drop - old.early_drop, top.drop - old.drop)
+                }
+                _ => (top.insert, top.early_drop, top.drop),
+            };
+            (insert | early_drop | drop > 0).then(|| Top { insert, early_drop, drop, ..top.clone() })
         })
         .collect();
     new.sort_by(|a, b| {
@@ -94,7 +96,7 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
 /// How many events of these flow types the ranking by one kind of key leaves out: it is bounded, and where too many keys
 /// compete for its places, some are not in it. Inserts, evictions, refusals, in the time that both tell of.
 pub fn unranked<'a>(
-    top: &[Top],
+    top: impl IntoIterator<Item = &'a Top>,
     by: By,
     flows: impl IntoIterator<Item = (&'a FlowType, &'a Counters)>,
 ) -> [u64; 3] {
@@ -105,7 +107,7 @@ pub fn unranked<'a>(
         let sums = [Sum::Insert, Sum::EarlyDrop, Sum::Drop].map(|sum| sum.of(counts));
         left = std::array::from_fn(|which| left[which] + sums[which]);
     }
-    for row in top.iter().filter(|row| row.by == by) {
+    for row in top.into_iter().filter(|row| row.by == by) {
         let told = [row.insert, row.early_drop, row.drop];
         left = std::array::from_fn(|which| left[which].saturating_sub(told[which]));
     }

@@ -2,13 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ctwatch_ebpf::loss::{Tuple, has_ports};
-use ctwatch_ebpf::{AF_INET, AF_INET6};
 
 use super::Table;
-use super::filter::octets;
+use super::filter::ip;
 use super::state::State;
 
 pub use super::group_by::{Dimensions, GroupBy};
@@ -21,6 +20,8 @@ pub mod status {
     pub const ASSURED: u32 = 1 << 2;
     /// It is in the table.
     pub const CONFIRMED: u32 = 1 << 3;
+    /// It lost a clash and lives by its reply direction only (5.9).
+    pub const NAT_CLASH: u32 = 1 << 12;
     /// A flow table forwards it; `early_drop` passes it by too.
     pub const OFFLOAD: u32 = 1 << 14;
 }
@@ -222,20 +223,11 @@ impl Grouping {
             proto: asked(GroupBy::Proto).then_some(key.proto),
             state: key.state,
             assured: asked(GroupBy::Assured).then_some(key.flags & ASSURED != 0),
-            src: if asked(GroupBy::Src) { address(key.family, key.src) } else { None },
+            src: if asked(GroupBy::Src) { ip(key.family, key.src) } else { None },
             sport: port(GroupBy::Sport, key.sport),
-            dst: if asked(GroupBy::Dst) { address(key.family, key.dst) } else { None },
+            dst: if asked(GroupBy::Dst) { ip(key.family, key.dst) } else { None },
             dport: port(GroupBy::Dport, key.dport),
         }
-    }
-}
-
-fn address(family: u8, words: [u64; 2]) -> Option<IpAddr> {
-    let octets = octets(words);
-    match family {
-        AF_INET => Some(IpAddr::V4(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]))),
-        AF_INET6 => Some(IpAddr::V6(Ipv6Addr::from(octets))),
-        _ => None,
     }
 }
 
@@ -246,7 +238,7 @@ pub struct Group {
     pub count: u64,
     /// Inode of their network namespace.
     pub netns: Option<u32>,
-    /// [`AF_INET`] or [`AF_INET6`].
+    /// [`ctwatch_ebpf::AF_INET`] or [`ctwatch_ebpf::AF_INET6`].
     pub family: Option<u8>,
     /// L4 protocol number.
     pub proto: Option<u8>,

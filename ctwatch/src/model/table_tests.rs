@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use ctwatch_ebpf::{AF_INET, AF_INET6};
+
 use super::*;
 use crate::model::filter::tuple;
 
@@ -139,7 +141,7 @@ fn a_million_sources_take_no_more_room_than_there_is() {
     let mut grouping = Grouping::new(Dimensions::of(&[GroupBy::Src]), 1000);
     for number in 0..1_000_000_u32 {
         let source = if number % 10 == 0 { 0 } else { number };
-        let src = IpAddr::from(Ipv4Addr::from(0x0a00_0000 + source));
+        let src = IpAddr::from((0x0a00_0000 + source).to_be_bytes());
         let tuple = tuple(17, src, "192.0.2.1".parse().unwrap(), Some((1, 53)));
         grouping.add(&Entry { netns: 7, tuple, state: None, status: SEEN });
     }

@@ -1,16 +1,14 @@
 //! Single events: which are asked for, and what the programs' bytes say.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ctwatch_ebpf::Event;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
-use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
 
-use super::filter::{octets, words};
-
-/// `IPS_SEEN_REPLY` and `IPS_ASSURED` of uapi/linux/netfilter/nf_conntrack_common.h.
-const SEEN_REPLY: u32 = 1 << 1;
-const ASSURED: u32 = 1 << 2;
+use super::event::reason;
+use super::filter::{ip, words};
+use super::table::status::{ASSURED, SEEN_REPLY};
 
 /// An event as users name it. Several of the kernel's share a name and differ in their reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -62,21 +60,11 @@ impl Name {
         match self {
             Self::Insert => &[Event::Insert],
             Self::InsertNetlink => &[Event::InsertNetlink],
-            Self::InsertFailed => {
-                &[Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying, Event::FailedOther]
-            }
+            Self::InsertFailed => &Event::FAILURES,
             Self::ClashResolve => &[Event::ClashResolve, Event::ClashReplyOnly],
-            Self::Drop => &[Event::DropTableFull, Event::DropNoMemory],
+            Self::Drop => &Event::DROPS,
             Self::EarlyDrop => &[Event::DeleteEarlyDrop],
-            Self::Delete => &[
-                Event::DeleteTimeout,
-                Event::DeleteClosed,
-                Event::DeleteEarlyDrop,
-                Event::DeletePressure,
-                Event::DeleteNetlink,
-                Event::DeleteCleanup,
-                Event::DeleteOther,
-            ],
+            Self::Delete => &Event::DELETES,
         }
     }
 }
@@ -191,7 +179,7 @@ pub struct Record {
 /// The two ends of a flow, as its first packet went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// [`AF_INET`] or [`AF_INET6`].
+    /// [`ctwatch_ebpf::AF_INET`] or [`ctwatch_ebpf::AF_INET6`].
     pub family: u8,
     /// L4 protocol number.
     pub proto: u8,
@@ -225,32 +213,18 @@ pub enum Detail {
 
 impl Record {
     /// The reason as the contract words it, where the event has one.
-    pub const fn reason(&self) -> Option<&'static str> {
-        Some(match self.event {
-            Event::FailedClash => "clash",
-            Event::FailedChaintoolong => "chaintoolong",
-            Event::FailedDying => "dying",
-            Event::FailedOther => "other",
-            Event::DropTableFull => "table_full",
-            Event::DropNoMemory => "no_memory",
-            Event::ClashResolve => "merged",
-            Event::ClashReplyOnly => "reply_only",
-            _ => return None,
-        })
+    pub fn reason(&self) -> Option<&'static str> {
+        match self.event {
+            Event::ClashResolve => Some("merged"),
+            Event::ClashReplyOnly => Some("reply_only"),
+            event if Event::FAILURES.contains(&event) || Event::DROPS.contains(&event) => Some(reason(event)),
+            _ => None,
+        }
     }
 
     /// Why an entry left, where the record is shown as a delete.
-    pub const fn cause(&self) -> Option<&'static str> {
-        match (self.name, self.event) {
-            (Name::Delete, Event::DeleteTimeout) => Some("timeout"),
-            (Name::Delete, Event::DeleteClosed) => Some("closed"),
-            (Name::Delete, Event::DeleteEarlyDrop) => Some("early_drop"),
-            (Name::Delete, Event::DeletePressure) => Some("pressure"),
-            (Name::Delete, Event::DeleteNetlink) => Some("netlink"),
-            (Name::Delete, Event::DeleteCleanup) => Some("cleanup"),
-            (Name::Delete, _) => Some("other"),
-            _ => None,
-        }
+    pub fn cause(&self) -> Option<&'static str> {
+        (self.name == Name::Delete).then(|| reason(self.event))
     }
 }
 
@@ -284,14 +258,6 @@ fn age(start_ns: u64, wall_ns: i128) -> Option<Duration> {
 }
 
 fn flow(tuple: &Tuple) -> Option<Flow> {
-    let address = |words: [u64; 2]| {
-        let octets = octets(words);
-        match tuple.family {
-            AF_INET => Some(IpAddr::V4(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]))),
-            AF_INET6 => Some(IpAddr::V6(Ipv6Addr::from(octets))),
-            _ => None,
-        }
-    };
     let detail = if has_ports(tuple.proto) {
         Detail::Ports(u16::from_be_bytes(tuple.src_part), u16::from_be_bytes(tuple.dst_part))
     } else if is_icmp(tuple.proto) {
@@ -303,8 +269,8 @@ fn flow(tuple: &Tuple) -> Option<Flow> {
     Some(Flow {
         family: tuple.family,
         proto: tuple.proto,
-        src: address(tuple.src)?,
-        dst: address(tuple.dst)?,
+        src: ip(tuple.family, tuple.src)?,
+        dst: ip(tuple.family, tuple.dst)?,
         detail,
         zone: tuple.zone,
     })

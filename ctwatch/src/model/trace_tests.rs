@@ -2,6 +2,8 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
+use ctwatch_ebpf::{AF_INET, AF_INET6};
+
 use super::*;
 
 /// As the programs write it.

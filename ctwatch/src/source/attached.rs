@@ -27,8 +27,6 @@ pub struct Attached {
     programs: Vec<Program>,
     /// The BTF object of nf_conntrack, once it was needed.
     module_btf: Option<OwnedFd>,
-    /// Of programs that have been detached.
-    past: Runs,
 }
 
 /// What programs did.
@@ -60,7 +58,7 @@ enum Link {
 impl Attached {
     /// Nothing attached yet.
     pub fn new(object: Object) -> Self {
-        Self { object, programs: Vec::new(), module_btf: None, past: Runs::default() }
+        Self { object, programs: Vec::new(), module_btf: None }
     }
 
     /// Attaches these hooks beside those that are attached, in this order.
@@ -92,26 +90,14 @@ impl Attached {
         Ok(())
     }
 
-    /// Detaches these programs from wherever they are attached. What they missed and cost stays in
-    /// the sum, and what they counted in the maps.
-    pub fn unhook(&mut self, programs: &[&str]) -> Result<()> {
-        let (gone, kept) = std::mem::take(&mut self.programs)
-            .into_iter()
-            .partition::<Vec<_>, _>(|program| programs.contains(&program.name));
-        self.programs = kept;
-        for mut program in gone {
-            let mut runs = program.links_missed()?;
-            // Read when it can no longer run.
-            program.links.clear();
-            runs.add(program.runs()?);
-            self.past.add(runs);
-        }
-        Ok(())
+    /// Detaches all of them. What they counted stays in the maps.
+    pub fn unhook(&mut self) {
+        self.programs.clear();
     }
 
-    /// What the programs did since they were loaded, those that have been detached included.
+    /// What the attached programs did since they were loaded.
     pub fn runs(&self) -> Result<Runs> {
-        let mut sum = self.past;
+        let mut sum = Runs::default();
         for program in &self.programs {
             sum.add(program.links_missed()?);
             sum.add(program.runs()?);

@@ -1,15 +1,15 @@
 //! Reads what the programs counted: rows by flow type, rankings, misses.
 
 use std::collections::{BTreeMap, btree_map::Entry};
-use std::net::IpAddr;
 
 use anyhow::Context as _;
 use ctwatch_ebpf::loss::has_ports;
-use ctwatch_ebpf::tally::{self, AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
-use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType, HealthCounters, OVERFLOW_ROW, ROWS};
+use ctwatch_ebpf::tally::{AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
+use ctwatch_ebpf::{Counters, Event, FlowType, HealthCounters, OVERFLOW_ROW, ROWS};
 
 use super::object::Object;
 use super::reader::{Hash, PerCpu, Reader};
+use crate::model::filter::ip;
 use crate::model::ranking::{By, Top};
 
 /// The maps that the programs count in.
@@ -53,7 +53,7 @@ impl Counts {
         })
     }
 
-    /// Everything counted since the maps were made.
+    /// Everything counted since the maps were made. Ports are ranked always, addresses where `by` names them.
     pub(super) fn read(&mut self, by: &[By]) -> anyhow::Result<Reading> {
         let mut rows = self.shared_rows()?;
         let mut ports: Ranks<PortKey> = BTreeMap::new();
@@ -67,7 +67,7 @@ impl Counts {
         let deletes = self.reader.element(&self.deletes, 0).context("cannot read map DELETES")?;
         for cpu in deletes {
             for row in cpu.flows.iter().filter(|row| row.flow != 0) {
-                for (event, count) in tally::DELETES.into_iter().zip(row.counts) {
+                for (event, count) in Event::DELETES.into_iter().zip(row.counts) {
                     add(&mut rows, row.flow, event, count)?;
                 }
             }
@@ -77,10 +77,8 @@ impl Counts {
         for cpu in drops {
             collect(&mut ports, cpu, 2);
         }
-        let mut top = Vec::new();
-        if by.contains(&By::Dport) {
-            top.extend(ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)));
-        }
+        let mut top: Vec<Top> =
+            ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)).collect();
         if by.iter().any(|by| *by != By::Dport) {
             let mut addresses: Ranks<AddressKey> = BTreeMap::new();
             for (which, map) in self.addresses.iter().enumerate() {
@@ -89,7 +87,7 @@ impl Counts {
                     collect(&mut addresses, cpu, which);
                 }
             }
-            top.extend(addresses.into_iter().map(|(key, counts)| address_line(key, counts)));
+            top.extend(addresses.into_iter().filter_map(|(key, counts)| address_line(key, counts)));
         }
         Ok(Reading { rows, top })
     }
@@ -105,11 +103,9 @@ impl Counts {
 
     fn shared_rows(&mut self) -> anyhow::Result<BTreeMap<FlowType, Counters>> {
         let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
-        let mut places: Vec<(u32, FlowType)> =
-            owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key))).collect();
-        places.push((OVERFLOW_ROW, FlowType::OVERFLOW));
+        let owned = owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key)));
         let mut rows = BTreeMap::new();
-        for (row, flow) in places {
+        for (row, flow) in owned.chain([(OVERFLOW_ROW, FlowType::OVERFLOW)]) {
             let mut sum = Counters::default();
             for cpu in self.reader.element(&self.shared, row).context("cannot read map COUNTERS")? {
                 sum.add(cpu);
@@ -147,16 +143,10 @@ fn port_line(key: PortKey, counts: [u64; 3]) -> Option<Top> {
     has_ports(flow.proto).then(|| line(By::Dport, flow, port.to_string(), counts))
 }
 
-fn address_line(key: AddressKey, counts: [u64; 3]) -> Top {
+fn address_line(key: AddressKey, counts: [u64; 3]) -> Option<Top> {
     let (flow, destination) = key.parts();
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&key.address[0].to_ne_bytes());
-    bytes[8..].copy_from_slice(&key.address[1].to_ne_bytes());
-    let address = match bytes {
-        [a, b, c, d, ..] if flow.family == AF_INET => IpAddr::from([a, b, c, d]),
-        all => IpAddr::from(all),
-    };
-    line(if destination { By::Dst } else { By::Src }, flow, address.to_string(), counts)
+    let address = ip(flow.family, key.address)?;
+    Some(line(if destination { By::Dst } else { By::Src }, flow, address.to_string(), counts))
 }
 
 fn line(by: By, flow: FlowType, key: String, [insert, early_drop, drop]: [u64; 3]) -> Top {

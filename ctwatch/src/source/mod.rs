@@ -10,6 +10,7 @@ mod kprobe;
 pub mod latency;
 mod logger;
 pub mod losses;
+pub mod namespaces;
 pub mod netlink;
 pub mod object;
 mod occupant;

@@ -3,16 +3,15 @@
 //! A descriptor of a namespace keeps it alive, so one is open only for the moment of reading.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use super::demand::Failures;
+use super::namespaces::{self, Roots};
 use super::occupant::Occupant;
 use crate::model::Table;
 
@@ -27,19 +26,6 @@ const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(2);
 
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-
-/// Where namespaces are looked for; other roots only in tests.
-#[derive(Clone, Debug)]
-struct Roots {
-    proc: PathBuf,
-    named: PathBuf,
-}
-
-impl Default for Roots {
-    fn default() -> Self {
-        Self { proc: "/proc".into(), named: "/run/netns".into() }
-    }
-}
 
 /// A way to enter a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +78,7 @@ impl Tables {
     /// All namespaces, or only the one with this inode.
     pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
         let roots = Roots::default();
-        let own = own_netns(&roots)?;
+        let own = roots.own()?;
         Ok(Self { roots, only, own, places: BTreeMap::new(), looked: None, failures: BTreeMap::new() })
     }
 
@@ -103,8 +89,10 @@ impl Tables {
         if !Path::new(COUNT).exists() {
             return Vec::new();
         }
+        let only = self.only;
+        let wants = |netns: u32| only.is_none_or(|only| only == netns);
         let unknown =
-            met.into_iter().any(|netns| netns != 0 && self.wants(netns) && !self.places.contains_key(&netns));
+            met.into_iter().any(|netns| netns != 0 && wants(netns) && !self.places.contains_key(&netns));
         let due = self.looked.is_none_or(|looked| {
             let age = looked.elapsed();
             age >= LOOK_EVERY || unknown && age >= LOOK_AT_MOST_EVERY
@@ -113,35 +101,32 @@ impl Tables {
             self.places = find(&self.roots, self.own);
             self.looked = Some(Instant::now());
         }
-        let wanted: BTreeMap<u32, Place> = self
+        let wanted: BTreeMap<u32, &Place> = self
             .places
             .iter()
-            .filter(|(netns, _)| self.wants(**netns))
-            .map(|(netns, place)| (*netns, place.clone()))
+            .filter(|(netns, _)| wants(**netns))
+            .map(|(netns, place)| (*netns, place))
             .collect();
         let readings = read_all(&self.roots, self.own, &wanted);
-        // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
-        self.places.retain(|netns, _| !wanted.contains_key(netns) || readings.contains_key(netns));
-        let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
-        self.failures = failures.collect();
-        readings
-            .into_iter()
+        let tables = readings
+            .iter()
             .map(|(netns, reading)| Table {
-                netns,
-                name: wanted.get(&netns).and_then(Place::called).unwrap_or_else(|| netns.to_string()),
+                netns: *netns,
+                name: wanted.get(netns).and_then(|place| place.called()).unwrap_or_else(|| netns.to_string()),
                 count: reading.count,
                 max: reading.max,
             })
-            .collect()
+            .collect();
+        // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
+        self.places.retain(|netns, _| !wants(*netns) || readings.contains_key(netns));
+        let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
+        self.failures = failures.collect();
+        tables
     }
 
     /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
     pub(super) fn failures(&self) -> &BTreeMap<u32, Failures> {
         &self.failures
-    }
-
-    fn wants(&self, netns: u32) -> bool {
-        self.only.is_none_or(|only| only == netns)
     }
 }
 
@@ -153,9 +138,9 @@ pub fn resolve(text: &str) -> anyhow::Result<Option<u32>> {
 fn resolve_in(roots: &Roots, text: &str) -> anyhow::Result<Option<u32>> {
     match text {
         "all" => return Ok(None),
-        "self" => return own_netns(roots).map(Some),
+        "self" => return Ok(Some(roots.own()?)),
         "init" => {
-            let inode = own_netns(roots).ok().and_then(|own| init_netns(roots, own));
+            let inode = roots.own().ok().and_then(|own| roots.init(own));
             return inode.map(Some).context(
                 "which namespace process 1 is in may not be read here (it needs CAP_SYS_PTRACE); give its inode, or `self`",
             );
@@ -165,90 +150,37 @@ fn resolve_in(roots: &Roots, text: &str) -> anyhow::Result<Option<u32>> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().map(Some).context("an inode has at most 32 bits");
     }
-    let is_name = !text.contains('/') && text != "." && text != "..";
-    let inode = if is_name { named_inode(&roots.named.join(text)) } else { None };
+    let inode = roots.of_name(text);
     if inode.is_some() {
         return Ok(inode);
     }
-    let known = names(roots);
+    let names: Vec<String> = roots.named(MOST).into_iter().map(|(name, ..)| name).collect();
     let known =
-        if known.is_empty() { "none has a name here".into() } else { format!("known: {}", known.join(", ")) };
+        if names.is_empty() { "none has a name here".into() } else { format!("known: {}", names.join(", ")) };
     anyhow::bail!("no network namespace `{text}` ({known}); or give `all`, `self`, `init` or an inode")
-}
-
-fn names(roots: &Roots) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(&roots.named)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| named_inode(&entry.path()).is_some())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .take(MOST)
-        .collect();
-    names.sort();
-    names
-}
-
-fn own_netns(roots: &Roots) -> anyhow::Result<u32> {
-    // The calling thread's, not the process's: this is also asked by threads that have moved.
-    link_inode(&roots.proc.join("thread-self/ns/net"))
-        .context("cannot read /proc/thread-self/ns/net: is /proc mounted?")
-}
-
-/// The namespace of process 1. Without CAP_SYS_PTRACE its link may not be read; our own is recognised all the same, for
-/// the bucket count can be written in the first namespace only (mode 0444 elsewhere; seen on 5.10, 6.18, 7.3).
-fn init_netns(roots: &Roots, own: u32) -> Option<u32> {
-    link_inode(&roots.proc.join("1/ns/net")).or_else(|| {
-        let buckets = fs::metadata(roots.proc.join("sys/net/netfilter/nf_conntrack_buckets")).ok()?;
-        (buckets.mode() & 0o200 != 0).then_some(own)
-    })
-}
-
-/// The inode in a link of the form `net:[4026531840]`.
-fn link_inode(path: &Path) -> Option<u32> {
-    let target = fs::read_link(path).ok()?;
-    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// The inode of the namespace mounted at a path; a file left behind by an unmount is none.
-fn named_inode(path: &Path) -> Option<u32> {
-    netns_inode(&File::open(path).ok()?)
-}
-
-fn netns_inode(file: &File) -> Option<u32> {
-    if fstatfs(file).ok()?.filesystem_type() != NSFS_MAGIC {
-        return None;
-    }
-    u32::try_from(file.metadata().ok()?.ino()).ok()
 }
 
 /// Every namespace that has a name, a process that may be looked at, or is our own.
 fn find(roots: &Roots, own: u32) -> BTreeMap<u32, Place> {
     let mut places = BTreeMap::from([(own, Place::default())]);
-    if let Some(init) = init_netns(roots, own) {
+    if let Some(init) = roots.init(own) {
         places.entry(init).or_default().name = Some("init".into());
     }
-    for name in names(roots) {
-        let path = roots.named.join(&name);
-        if let Some(inode) = named_inode(&path)
-            && let Some(place) = room_for(&mut places, inode)
-        {
+    for (name, path, inode) in roots.named(MOST) {
+        if let Some(place) = room_for(&mut places, inode) {
             place.name.get_or_insert(name);
             add_way(place, Way::Named(path));
         }
     }
-    let processes = fs::read_dir(&roots.proc).into_iter().flatten().flatten();
-    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        let process = roots.proc.join(pid.to_string());
-        let netns = || link_inode(&process.join("ns/net"));
-        if let Some(inode) = netns()
+    for pid in roots.processes() {
+        if let Some(inode) = roots.of_process(pid)
             && let Some(place) = room_for(&mut places, inode)
         {
             add_way(place, Way::Process(pid));
             if place.wants_occupant()
-                && let Some(occupant) = Occupant::read(&process)
+                && let Some(occupant) = Occupant::read(&roots.proc.join(pid.to_string()))
                 // Still there: else the number may have become another's meanwhile.
-                && netns() == Some(inode)
+                && roots.of_process(pid) == Some(inode)
             {
                 place.occupant = Some(occupant);
             }
@@ -271,28 +203,19 @@ fn add_way(place: &mut Place, way: Way) {
 }
 
 /// Reads each namespace; those that have ended are missing from the answer.
-fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, Place>) -> BTreeMap<u32, Reading> {
+fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, &Place>) -> BTreeMap<u32, Reading> {
     let mut readings = BTreeMap::new();
     if places.contains_key(&own) {
         readings.insert(own, read_here());
     }
-    let others: Vec<(&u32, &Place)> = places.iter().filter(|(netns, _)| **netns != own).collect();
+    let others: Vec<(u32, &Place)> =
+        places.iter().filter(|(netns, _)| **netns != own).map(|(netns, place)| (*netns, *place)).collect();
     if !others.is_empty() {
-        // setns moves one thread. This one ends instead of moving back: nothing can then be left in a foreign
-        // namespace, nor keep it alive.
-        let entered = std::thread::scope(|scope| {
-            let reader = std::thread::Builder::new().name("netns".into()).stack_size(128 << 10).spawn_scoped(
-                scope,
-                || {
-                    others
-                        .iter()
-                        .filter_map(|(netns, place)| Some((**netns, enter(roots, **netns, place)?)))
-                        .collect()
-                },
-            );
-            reader.ok().and_then(|reader| reader.join().ok())
+        let entered = namespaces::apart(|| {
+            let read = |(netns, place)| Some((netns, enter(roots, netns, place)?));
+            others.into_iter().filter_map(read).collect()
         });
-        readings.extend(entered.unwrap_or_else(BTreeMap::new));
+        readings.extend(entered.unwrap_or_else(|_| BTreeMap::new()));
     }
     // One limit holds for all namespaces and only the first may set it, so ours stands in where a namespace hides its
     // own (it may, where it belongs to an unprivileged user) or could not be entered.
@@ -309,11 +232,9 @@ fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
     for way in &place.ways {
         let path = match way {
             Way::Named(path) => path.clone(),
-            Way::Process(pid) => roots.proc.join(format!("{pid}/ns/net")),
+            Way::Process(pid) => roots.way_of(*pid),
         };
-        let Some(file) = File::open(path).ok().filter(|file| netns_inode(file) == Some(netns)) else {
-            continue;
-        };
+        let Ok(file) = namespaces::open(&path, netns) else { continue };
         if setns(&file, CloneFlags::CLONE_NEWNET).is_ok() {
             let here = read_here();
             if here.count.is_some() {

@@ -79,7 +79,7 @@ fn netns_words_are_resolved() {
     assert_eq!(resolve_in(&roots, "4026531840").unwrap(), Some(4_026_531_840));
     assert!(resolve_in(&roots, "99999999999").is_err());
     assert!(resolve_in(&roots, "..").is_err());
-    assert_eq!(resolve("self").unwrap(), link_inode(Path::new("/proc/self/ns/net")));
+    assert_eq!(resolve("self").unwrap(), namespaces::inode_of_link(Path::new("/proc/self/ns/net")));
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn our_own_namespace_is_init_where_the_bucket_count_can_be_written() {
     let buckets = sysctls.join("nf_conntrack_buckets");
     fs::write(&buckets, "65536").unwrap();
     fs::set_permissions(&buckets, fs::Permissions::from_mode(0o444)).unwrap();
-    assert_eq!(init_netns(&roots, 100), None);
+    assert_eq!(roots.init(100), None);
     fs::set_permissions(&buckets, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(find(&roots, 100)[&100].name.as_deref(), Some("init"));
 }
@@ -123,9 +123,9 @@ fn root_reads_other_namespaces_and_lets_them_go() {
     use std::process::{Command, Stdio};
     let mut holder = Command::new("unshare").args(["-n", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
     let link = PathBuf::from(format!("/proc/{}/ns/net", holder.id()));
-    let own = own_netns(&Roots::default()).unwrap();
+    let own = Roots::default().own().unwrap();
     let inode = loop {
-        match link_inode(&link) {
+        match namespaces::inode_of_link(&link) {
             Some(inode) if inode != own => break inode,
             _ => std::thread::yield_now(),
         }
@@ -136,7 +136,7 @@ fn root_reads_other_namespaces_and_lets_them_go() {
     assert_eq!(table.count, Some(0));
     assert!(table.name.starts_with("cat"), "{}", table.name);
     assert_eq!(table.max, found.iter().find(|table| table.netns == own).unwrap().max);
-    assert_eq!(own_netns(&Roots::default()).unwrap(), own, "this thread has not moved");
+    assert_eq!(Roots::default().own().unwrap(), own, "this thread has not moved");
 
     drop(holder.stdin.take());
     holder.wait().unwrap();

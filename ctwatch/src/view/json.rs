@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Machine, View};
 use crate::model::diff::Sum;
+use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
 
@@ -33,15 +34,20 @@ impl View for Json {
 
     fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
         let object = Object::new(report, info, &self.machine);
-        // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
-        let mut line = serde_json::to_string(&object).expect("a report is always JSON");
-        line.push('\n');
-        line
+        line(&object)
     }
 
     fn end(&mut self, _: &Report, _: &SourceInfo) -> String {
         String::new()
     }
+}
+
+/// An object on a line of its own.
+pub(super) fn line(object: &impl Serialize) -> String {
+    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: no view has either.
+    let mut line = serde_json::to_string(object).expect("a view's object is always JSON");
+    line.push('\n');
+    line
 }
 
 #[derive(Serialize)]
@@ -215,11 +221,10 @@ fn first(top: &[Top]) -> Vec<&Top> {
 }
 
 fn rest(shown: &[&Top], report: &Report) -> BTreeMap<&'static str, RestObject> {
-    let lines: Vec<Top> = shown.iter().copied().cloned().collect();
     let kinds: BTreeSet<By> = shown.iter().map(|top| top.by).collect();
     let left = |by| {
         let [insert, early_drop, drop] =
-            unranked(&lines, by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
+            unranked(shown.iter().copied(), by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
         (by.name(), RestObject { insert, early_drop, drop })
     };
     kinds.into_iter().map(left).collect()
@@ -304,31 +309,8 @@ pub(super) fn by_namespace(info: &SourceInfo) -> impl Iterator<Item = &'static s
     known.map(|event| field(*event))
 }
 
-/// Where the event stands in an object of `flows`.
-pub(super) const fn field(event: Event) -> &'static str {
-    match event {
-        Event::Insert => "insert",
-        Event::InsertNetlink => "insert_netlink",
-        Event::ClashResolve => "clash_resolve",
-        Event::ClashReplyOnly => "clash_reply_only",
-        Event::FailedClash => "insert_failed.clash",
-        Event::FailedChaintoolong => "insert_failed.chaintoolong",
-        Event::FailedDying => "insert_failed.dying",
-        Event::FailedOther => "insert_failed.other",
-        Event::DropTableFull => "drop.table_full",
-        Event::DropNoMemory => "drop.no_memory",
-        Event::DeleteTimeout => "delete.timeout",
-        Event::DeleteClosed => "delete.closed",
-        Event::DeleteEarlyDrop => "delete.early_drop",
-        Event::DeletePressure => "delete.pressure",
-        Event::DeleteNetlink => "delete.netlink",
-        Event::DeleteCleanup => "delete.cleanup",
-        Event::DeleteOther => "delete.other",
-    }
-}
-
 /// RFC 3339, UTC, milliseconds.
-fn time(wall_ns: i128) -> String {
+pub(super) fn time(wall_ns: i128) -> String {
     let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
     format!("{time:.3}")
 }

@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 use ctwatch_ebpf::{Counters, Event, FlowType};
 use jiff::tz::TimeZone;
 
+use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, rate, table_style, time};
 use super::{Machine, View, json};
 use crate::model::diff::Sum;
+use crate::model::event::field;
 use crate::model::ranking::{By, Top};
+use crate::model::verdict::filled_pct;
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
 
 /// How many lines go by before the header comes again: it must not leave a terminal of 24 lines.
@@ -15,14 +18,6 @@ const HEADER_EVERY: usize = 20;
 const NETNS_WIDTH: usize = 12;
 /// Lines of one ranking.
 const CULPRITS: usize = 3;
-/// A table this full is about to hurt: above 95 % the collector evicts (`gc_worker`, since 4.20).
-const NEARLY_FULL_PCT: f64 = 95.0;
-
-const PLAIN: &str = "\x1b[0m";
-const BOLD: &str = "\x1b[1m";
-const DIM: &str = "\x1b[2m";
-const RED: &str = "\x1b[1;31m";
-const YELLOW: &str = "\x1b[1;33m";
 
 /// Plain lines for people.
 #[derive(Debug)]
@@ -62,14 +57,7 @@ impl Lines {
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
-        if self.color { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
-    }
-
-    fn time(&self, wall_ns: i128) -> String {
-        let time = jiff::Timestamp::from_nanosecond(wall_ns)
-            .unwrap_or(jiff::Timestamp::MAX)
-            .to_zoned(self.zone.clone());
-        format!("{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())
+        paint(self.color, style, text)
     }
 
     fn line(&mut self, out: &mut String, line: &str) {
@@ -104,11 +92,7 @@ impl Lines {
     fn table_line(&self, first: &str, table: &Table) -> String {
         let text =
             format!("{first:<8} {:<NETNS_WIDTH$} {:<12} {}", shown(&table.name), "table", occupation(table));
-        match filled_pct(table) {
-            Some(pct) if pct >= 100.0 => self.paint(RED, &text),
-            Some(pct) if pct >= NEARLY_FULL_PCT => self.paint(YELLOW, &text),
-            _ => text,
-        }
+        self.paint(table_style(table), &text)
     }
 
     fn top_line(&self, time: &str, top: &Top, name: &str) -> String {
@@ -161,9 +145,9 @@ impl View for Lines {
         let notes = notes(info);
         let text = format!(
             "ctwatch on {}, Linux {}, counting by {}; events per second\n",
-            shown_whole(&self.machine.host),
-            shown_whole(&self.machine.kernel),
-            kind(info)
+            clean(&self.machine.host),
+            clean(&self.machine.kernel),
+            info.kind.name()
         );
         let text = text + &notes;
         self.told = Some(notes);
@@ -171,7 +155,7 @@ impl View for Lines {
     }
 
     fn report(&mut self, report: &Report, info: &SourceInfo) -> String {
-        let time = self.time(report.wall_ns);
+        let time = time(report.wall_ns, &self.zone);
         let mut out = String::new();
         let now = notes(info);
         if self.told.as_ref().is_some_and(|told| *told != now) {
@@ -216,7 +200,7 @@ impl View for Lines {
         let mut out = format!(
             "\ntotal of {:.1} s by {}: {} lost\n",
             last.watched.as_secs_f64(),
-            kind(info),
+            info.kind.name(),
             if last.lost == 0 { "nothing".into() } else { format!("!{} events", last.lost) },
         );
         if last.flows.is_empty() {
@@ -254,7 +238,7 @@ fn notes(info: &SourceInfo) -> String {
     for (at, note) in info.unknown.values().enumerate() {
         if !info.unknown.values().take(at).any(|earlier| earlier == note) {
             let same = info.unknown.iter().filter(|(_, other)| *other == note);
-            let events: Vec<&str> = same.map(|(event, _)| json::field(*event)).collect();
+            let events: Vec<&str> = same.map(|(event, _)| field(*event)).collect();
             let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
         }
     }
@@ -276,27 +260,15 @@ fn header(first: &str) -> String {
 
 fn rate_cells(flow: FlowType, rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
     COLUMNS.map(|(_, _, sum, _)| {
-        let rate = match sum {
+        let per_second = match sum {
             Sum::Insert => rates.insert,
             Sum::Delete => rates.delete,
             Sum::EarlyDrop => rates.early_drop,
             Sum::Drop => rates.drop,
             Sum::InsertFailed => rates.insert_failed,
         };
-        json::known(sum, flow, info).then(|| shown_rate(rate))
+        json::known(sum, flow, info).then(|| rate(per_second))
     })
-}
-
-/// At most six characters; what happened at all is never shown as 0.
-fn shown_rate(rate: f64) -> String {
-    match rate {
-        0.0 => "0".into(),
-        ..0.05 => "<0.1".into(),
-        ..9.95 => format!("{rate:.1}"),
-        ..999_999.5 => format!("{rate:.0}"),
-        ..999.95e6 => format!("{:.1}M", rate / 1e6),
-        _ => format!("{rate:.1e}"),
-    }
 }
 
 /// Counts that the columns leave out or that need their reason: none of them is part of a healthy interval.
@@ -330,7 +302,7 @@ fn listed(counts: &Counters, events: &[Event]) -> String {
     let parts: Vec<String> = events
         .iter()
         .filter(|event| counts.get(**event) > 0)
-        .map(|event| format!("{} {}", json::field(*event), counts.get(*event)))
+        .map(|event| format!("{} {}", field(*event), counts.get(*event)))
         .collect();
     parts.join(", ")
 }
@@ -353,10 +325,6 @@ fn indented(text: &str) -> String {
     out
 }
 
-fn kind(info: &SourceInfo) -> String {
-    format!("{:?}", info.kind).to_lowercase()
-}
-
 fn name_of(report: &Report, flow: FlowType) -> &str {
     if flow == FlowType::OVERFLOW {
         "(any)"
@@ -377,24 +345,13 @@ fn flow_name(flow: FlowType) -> String {
 
 /// A namespace's name in its column. Names are file names: they may hold anything, escape sequences too.
 fn shown(name: &str) -> String {
-    let clean = shown_whole(name);
+    let clean = clean(name);
     if clean.chars().count() <= NETNS_WIDTH {
         return clean;
     }
     let mut cut: String = clean.chars().take(NETNS_WIDTH - 1).collect();
     cut.push('~');
     cut
-}
-
-fn shown_whole(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-fn filled_pct(table: &Table) -> Option<f64> {
-    match (table.count, table.max) {
-        (Some(count), Some(max)) if max > 0 => Some(count as f64 * 100.0 / max as f64),
-        _ => None,
-    }
 }
 
 fn occupation(table: &Table) -> String {

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod json;
 pub mod lines;
+mod plain;
 pub mod table_json;
 pub mod table_lines;
 pub mod trace_json;

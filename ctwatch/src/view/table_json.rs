@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Machine;
+use super::json::{line, time};
 use crate::model::table::{Census, Dimensions, Group, Holding, Space};
 use crate::model::{family_name, protocol};
 
@@ -25,19 +26,6 @@ pub fn holding(holding: &Holding, machine: &Machine) -> String {
         interrupted: holding.spaces.iter().any(|space| space.interrupted),
     };
     line(&object)
-}
-
-fn line(object: &Object<'_>) -> String {
-    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
-    let mut line = serde_json::to_string(object).expect("a table is always JSON");
-    line.push('\n');
-    line
-}
-
-/// UTC, as in the objects of `live`.
-fn time(wall_ns: i128) -> String {
-    let time = jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX);
-    format!("{time:.3}")
 }
 
 #[derive(Serialize)]

@@ -5,18 +5,10 @@ use std::fmt::Write as _;
 use jiff::tz::TimeZone;
 
 use super::Machine;
+use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, table_style, time};
 use crate::model::Table;
 use crate::model::table::{Census, Group, GroupBy, Holding, Space};
 use crate::model::{family_name, protocol};
-
-/// A table this full is about to hurt: above 95 % the collector evicts (`gc_worker`, since 4.20).
-const NEARLY_FULL_PCT: f64 = 95.0;
-
-const PLAIN: &str = "\x1b[0m";
-const BOLD: &str = "\x1b[1m";
-const DIM: &str = "\x1b[2m";
-const RED: &str = "\x1b[1;31m";
-const YELLOW: &str = "\x1b[1;33m";
 
 /// Text with times in one zone, coloured or not.
 #[derive(Debug)]
@@ -34,11 +26,8 @@ impl TableLines {
 
     /// What stands before the first namespace.
     pub fn start(&self, wall_ns: i128) -> String {
-        let time = jiff::Timestamp::from_nanosecond(wall_ns)
-            .unwrap_or(jiff::Timestamp::MAX)
-            .to_zoned(self.zone.clone());
         let (host, kernel) = (clean(&self.machine.host), clean(&self.machine.kernel));
-        format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time.strftime("%H:%M:%S"))
+        format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone))
     }
 
     /// What was found.
@@ -74,14 +63,9 @@ impl TableLines {
             );
         }
         if let (Some(count), Some(max)) = (space.table.count, space.table.max.filter(|max| *max > 0)) {
-            let style = match count as f64 * 100.0 / max as f64 {
-                100.0.. => RED,
-                NEARLY_FULL_PCT.. => YELLOW,
-                _ => "",
-            };
             let mark = if count >= max { "  !FULL" } else { "" };
             let line = format!("  nf_conntrack_count {count} of {max} ({} %){mark}", percent(count, max));
-            let _ = write!(text, "\n{}", self.paint(style, &line));
+            let _ = write!(text, "\n{}", self.paint(table_style(&space.table), &line));
         }
         if space.interrupted {
             text += "\n";
@@ -138,7 +122,7 @@ impl TableLines {
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
-        if self.color && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
+        paint(self.color, style, text)
     }
 }
 
@@ -185,9 +169,4 @@ fn percent(part: u64, whole: u64) -> String {
         100.0.. => "100".into(),
         _ => format!("{:.1}", exact.min(99.9)),
     }
-}
-
-/// Namespaces and hosts are named by whoever made them: the names may hold escape sequences.
-fn clean(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

@@ -11,11 +11,11 @@ use crate::model::{Cost, Report, Sample, SourceInfo, SourceKind, Table, Tracker}
 
 const INIT: u32 = 4_026_531_840;
 const OTHER: u32 = 4_026_532_201;
-const SECOND: u64 = 1_000_000_000;
+pub(super) const SECOND: u64 = 1_000_000_000;
 /// 2026-11-23T19:00:00Z
-const START: i128 = 1_795_460_400_000_000_000;
+pub(super) const START: i128 = 1_795_460_400_000_000_000;
 
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     Machine { host: "web-7".into(), kernel: "6.12.117".into() }
 }
 
@@ -23,11 +23,11 @@ fn info() -> SourceInfo {
     SourceInfo { kind: SourceKind::Kprobe, why: None, unknown: BTreeMap::new() }
 }
 
-fn flow(netns: u32, family: u8, proto: u8) -> FlowType {
+pub(super) fn flow(netns: u32, family: u8, proto: u8) -> FlowType {
     FlowType { netns, family, proto }
 }
 
-fn counters(parts: &[(Event, u64)]) -> Counters {
+pub(super) fn counters(parts: &[(Event, u64)]) -> Counters {
     let mut counters = Counters::default();
     for (event, count) in parts {
         counters.0[*event as usize] = *count;

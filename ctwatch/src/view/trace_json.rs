@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::json::line;
 use crate::model::trace::{Detail, Flow, Name, Record};
 use crate::model::{family_name, protocol};
 
@@ -32,13 +33,6 @@ pub fn suppressed(count: u64) -> String {
 /// Events that are known to have been missed.
 pub fn lost(count: u64) -> String {
     line(&Count { event: "lost", count })
-}
-
-fn line(object: &impl Serialize) -> String {
-    // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: there is neither.
-    let mut line = serde_json::to_string(object).expect("an event is always JSON");
-    line.push('\n');
-    line
 }
 
 /// UTC, to the microsecond: the order of a burst can be seen.

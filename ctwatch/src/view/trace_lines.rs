@@ -5,15 +5,12 @@ use std::net::IpAddr;
 
 use jiff::tz::TimeZone;
 
+use super::plain::{DIM, RED, YELLOW, clean, paint, time_ms};
 use crate::model::trace::{Detail, Flow, Name, Names, Record};
 use crate::model::{SourceInfo, protocol};
 
 /// Stands between the two ends of a flow.
 const ARROW: &str = ">";
-const PLAIN: &str = "\x1b[0m";
-const DIM: &str = "\x1b[2m";
-const RED: &str = "\x1b[1;31m";
-const YELLOW: &str = "\x1b[1;33m";
 
 /// Lines with times in one zone, coloured or not.
 #[derive(Debug)]
@@ -50,7 +47,8 @@ impl TraceLines {
             _ => "",
         };
         let name = self.paint(style, &format!("{:<13}", record.name.text()));
-        let mut line = format!("{} {name} {}", self.time(record.wall_ns), flow_text(&record.flow, ARROW));
+        let mut line =
+            format!("{} {name} {}", time_ms(record.wall_ns, &self.zone), flow_text(&record.flow, ARROW));
         if let Some(why) = record.reason().or(record.cause()) {
             let _ = write!(line, "  {why}");
         }
@@ -88,15 +86,7 @@ impl TraceLines {
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
-        if self.color && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
-    }
-
-    fn time(&self, wall_ns: i128) -> String {
-        let time = jiff::Timestamp::from_nanosecond(wall_ns)
-            .unwrap_or(jiff::Timestamp::MAX)
-            .to_zoned(self.zone.clone());
-        let millis = time.subsec_nanosecond() / 1_000_000;
-        format!("{:02}:{:02}:{:02}.{millis:03}", time.hour(), time.minute(), time.second())
+        paint(self.color, style, text)
     }
 }
 
@@ -120,9 +110,4 @@ pub(super) fn flow_text(flow: &Flow, arrow: &str) -> String {
 
 fn end(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
-}
-
-/// Processes and namespaces are named by whoever made them: the names may hold escape sequences.
-fn clean(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

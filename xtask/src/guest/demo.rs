@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sys::signal::Signal;
 
-use super::ctwatch::program;
+use super::ctwatch::{program, signal};
 use super::space::Space;
 use super::traffic::tcp::{self, End, Held};
 use super::traffic::{Family, Flows, raw, spread, udp};
@@ -36,14 +37,13 @@ pub(super) fn run(seconds: u64, live: &[String]) -> anyhow::Result<ExitCode> {
             .args(live)
             .spawn()
             .with_context(|| format!("start {}", program()))?;
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
             if flood.is_finished() {
                 // As the user's own Ctrl-C would: the last totals are printed.
-                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
+                signal(&child, Signal::SIGINT)?;
                 break child.wait()?;
             }
             thread::sleep(BEAT);

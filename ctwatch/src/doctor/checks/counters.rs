@@ -89,9 +89,8 @@ fn no_memory(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
 
 /// Counters that frighten people and should not.
 fn harmless(facts: &Facts, own: &Namespace) -> Vec<Finding> {
-    let since_boot = |counter: &str| own.stats.get(counter).copied().filter(|count| *count > 0);
     let mut findings = Vec::new();
-    if let Some(count) = since_boot("clashres") {
+    if let Some(count) = own.since_boot("clashres") {
         findings.push(
             Finding::new(
                 "clash-resolve",
@@ -102,7 +101,7 @@ fn harmless(facts: &Facts, own: &Namespace) -> Vec<Finding> {
             .seen("clash_resolve", count, STATS),
         );
     }
-    if let Some(count) = since_boot("invalid") {
+    if let Some(count) = own.since_boot("invalid") {
         findings.push(
             Finding::new(
                 "invalid",
@@ -115,7 +114,7 @@ fn harmless(facts: &Facts, own: &Namespace) -> Vec<Finding> {
             .seen_if("in_sample", own.grown("invalid"), live_source(facts)),
         );
     }
-    if let Some(count) = since_boot("search_restart") {
+    if let Some(count) = own.since_boot("search_restart") {
         findings.push(
             Finding::new(
                 "search-restart",

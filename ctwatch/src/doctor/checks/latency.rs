@@ -1,4 +1,4 @@
-//! Whether tracking costs latency: the question of the article, answered by timing where it is asked.
+//! Whether tracking costs latency: answered by timing, where it is asked.
 
 use serde_json::{Value, json};
 

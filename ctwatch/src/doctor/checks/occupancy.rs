@@ -78,8 +78,8 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         .seen_if("early_drop", evicted, live_source(facts))
         .seen_if("collector_evictions", pressure(facts, namespace), live_source(facts))
         .seen_if("insert", inserted(facts, namespace), live_source(facts))
-        .seen_if("drop_since_boot", since_boot(namespace, "drop"), super::STATS)
-        .seen_if("early_drop_since_boot", since_boot(namespace, "early_drop"), super::STATS)
+        .seen_if("drop_since_boot", namespace.since_boot("drop"), super::STATS)
+        .seen_if("early_drop_since_boot", namespace.since_boot("early_drop"), super::STATS)
         .seen_if("logged_seconds_ago", facts.log.and_then(|log| log.last_s), LOG)
         .seen_if("full_in_seconds", to_full.filter(|_| fill < PRESSURE), "growth during the sample")
         .seen_if("fills_it", top.map(|port| named(port, namespace.table.total)), namespace.table.from.clone())
@@ -138,16 +138,11 @@ fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     (seconds <= SOON).then_some(seconds as u64)
 }
 
-/// A counter of the kernel that is not 0.
-fn since_boot(namespace: &Namespace, counter: &str) -> Option<u64> {
-    namespace.stats.get(counter).copied().filter(|count| *count > 0)
-}
-
 /// What the kernel remembers of a full table, where it is not full now.
 fn before(facts: &Facts) -> Option<Finding> {
     let own = facts.namespaces.first()?;
     let full_now = facts.namespaces.iter().any(|namespace| namespace.fill().is_some_and(|fill| fill >= NEAR));
-    let (drops, evictions) = (since_boot(own, "drop"), since_boot(own, "early_drop"));
+    let (drops, evictions) = (own.since_boot("drop"), own.since_boot("early_drop"));
     let logged = facts.log.filter(|log| log.lines > 0);
     if full_now || logged.is_none() && evictions.is_none() {
         return None;

@@ -6,11 +6,12 @@ use crate::doctor::finding::{Finding, Status};
 use crate::kernel::facts::Presence;
 use crate::model::SourceKind;
 
-/// Instructions for each new flow, measured in guests, as a share of what a new flow costs without them.
+/// Instructions for each new flow, measured in guests (`cargo xtask bench`, kept in docs/bench-baseline.json), as a
+/// share of what a new flow costs without them.
 const fn known_cost(kind: SourceKind) -> &'static str {
     match kind {
-        SourceKind::Fexit => "about a tenth more work for each new flow, nothing for other packets",
-        SourceKind::Kprobe => "about a third more work for each new flow, nothing for other packets",
+        SourceKind::Fexit => "about 5 % more work for each new flow, nothing for other packets",
+        SourceKind::Kprobe => "about 12 % more work for each new flow, nothing for other packets",
         SourceKind::Netlink => {
             "the kernel prepares an event for each new and each ended flow while it listens"
         }

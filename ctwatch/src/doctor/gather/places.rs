@@ -1,12 +1,8 @@
 //! Network namespaces: which there are, and how to get into them.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use crate::source::namespaces::{self, Roots};
 
 /// How many namespaces are looked at closely: the own one and those found first.
 const MOST: usize = 64;
@@ -27,86 +23,40 @@ pub struct Place {
 
 /// The own namespace first, then those with a name, then those of processes.
 pub fn find() -> Vec<Place> {
-    let Some(own) = link_inode(Path::new("/proc/thread-self/ns/net")) else { return Vec::new() };
-    let mut places = BTreeMap::new();
-    let mut order = Vec::new();
+    let roots = Roots::default();
+    let Ok(own) = roots.own() else { return Vec::new() };
+    let mut places: Vec<Place> = Vec::new();
     let mut add = |netns: u32, name: Option<String>, enter: String, path: PathBuf| {
-        if places.len() < MOST && !places.contains_key(&netns) {
+        if places.len() < MOST && !places.iter().any(|place| place.netns == netns) {
             let name = name.unwrap_or_else(|| netns.to_string());
             let enter = if netns == own { String::new() } else { enter };
-            order.push(netns);
-            places.insert(netns, Place { netns, name, own: netns == own, enter, path });
+            places.push(Place { netns, name, own: netns == own, enter, path });
         }
     };
-    let init = link_inode(Path::new("/proc/1/ns/net"));
-    let init_path = PathBuf::from("/proc/1/ns/net");
+    let init = roots.init(own);
     let name_of_own = (init == Some(own)).then(|| "init".to_owned());
-    let mut named: Vec<(String, PathBuf, u32)> = fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some((name, entry.path(), mounted_inode(&entry.path())?))
-        })
-        .collect();
-    named.sort();
+    let named = roots.named(usize::MAX);
     let own_name =
         name_of_own.or_else(|| named.iter().find(|named| named.2 == own).map(|named| named.0.clone()));
-    add(own, own_name, String::new(), "/proc/thread-self/ns/net".into());
+    add(own, own_name, String::new(), roots.proc.join("thread-self/ns/net"));
     if let Some(init) = init {
-        add(init, Some("init".into()), "nsenter --net=/proc/1/ns/net -- ".into(), init_path);
+        add(init, Some("init".into()), "nsenter --net=/proc/1/ns/net -- ".into(), roots.way_of(1));
     }
     for (name, path, netns) in named {
         let enter = format!("ip netns exec {name} ");
         add(netns, Some(name), enter, path);
     }
-    let mut processes: Vec<u32> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    processes.sort_unstable();
-    for pid in processes {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        if let Some(netns) = link_inode(&path) {
+    for pid in roots.processes() {
+        if let Some(netns) = roots.of_process(pid) {
+            let path = roots.way_of(pid);
             add(netns, None, format!("nsenter --net={} -- ", path.display()), path);
         }
     }
-    order.iter().filter_map(|netns| places.remove(netns)).collect()
+    places
 }
 
 /// Runs `look` in each namespace that can be entered.
-///
-/// In a thread of its own that then ends: setns moves one thread, and a descriptor would keep a namespace alive.
 pub fn visit<T: Send>(places: &[Place], look: impl Fn(&Place) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let visitor = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            places.iter().filter(|place| place.own || enter(place)).map(&look).collect()
-        });
-        visitor.ok().and_then(|visitor| visitor.join().ok()).unwrap_or_default()
-    })
-}
-
-fn enter(place: &Place) -> bool {
-    // The process may have ended, and its number may have gone to one in another namespace.
-    File::open(&place.path)
-        .is_ok_and(|file| inode(&file) == Some(place.netns) && setns(&file, CloneFlags::CLONE_NEWNET).is_ok())
-}
-
-fn link_inode(path: &Path) -> Option<u32> {
-    let target = fs::read_link(path).ok()?;
-    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn mounted_inode(path: &Path) -> Option<u32> {
-    inode(&File::open(path).ok()?)
-}
-
-fn inode(file: &File) -> Option<u32> {
-    if fstatfs(file).ok()?.filesystem_type() != NSFS_MAGIC {
-        return None;
-    }
-    u32::try_from(file.metadata().ok()?.ino()).ok()
+    let enter = |place: &&Place| place.own || namespaces::enter(&place.path, place.netns).is_ok();
+    namespaces::apart(|| places.iter().filter(enter).map(&look).collect()).unwrap_or_default()
 }

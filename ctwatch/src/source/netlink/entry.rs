@@ -2,7 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ctwatch_ebpf::loss;
+
 use super::message::{Attributes, Message};
+use crate::model::filter;
+pub use crate::model::table::status;
 
 /// What tells flows of one protocol between two addresses apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,14 +44,15 @@ pub struct Tuple {
     pub l4: L4,
 }
 
-/// `IPS_…` bits of an entry's status.
-pub mod status {
-    /// A packet came in both directions.
-    pub const SEEN_REPLY: u32 = 1 << 1;
-    /// `early_drop` passes it by.
-    pub const ASSURED: u32 = 1 << 2;
-    /// It lost a clash and lives by its reply direction only (5.9).
-    pub const NAT_CLASH: u32 = 1 << 12;
+impl Tuple {
+    /// As filters take it, in the default zone.
+    pub fn for_filter(&self) -> loss::Tuple {
+        let ports = match self.l4 {
+            L4::Ports { src, dst } => Some((src, dst)),
+            L4::Icmp { .. } | L4::None => None,
+        };
+        filter::tuple(self.proto, self.src, self.dst, ports)
+    }
 }
 
 /// One entry.

@@ -4,9 +4,8 @@ use ctwatch_ebpf::{AF_INET, AF_INET6};
 
 use ctwatch_ebpf::loss::TraceFilter;
 
-use super::entry::{self, L4, cta, state};
+use super::entry::{self, cta, state};
 use super::message::Message;
-use crate::model::filter;
 
 /// What an event says for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +21,7 @@ pub struct Event {
 /// Whether the flow of an event passes a filter by ports and networks.
 pub fn passes(message: &Message<'_>, ends: &TraceFilter) -> bool {
     let tuple = message.attributes().find(cta::TUPLE_ORIG).and_then(|tuple| entry::tuple(tuple.nested()));
-    tuple.is_some_and(|entry::Tuple { src, dst, proto, l4 }| {
-        let ports = if let L4::Ports { src, dst } = l4 { Some((src, dst)) } else { None };
-        ends.passes(&filter::tuple(proto, src, dst, ports))
-    })
+    tuple.is_some_and(|tuple| ends.passes(&tuple.for_filter()))
 }
 
 /// What the event of an ended entry says beside.
@@ -72,6 +68,7 @@ mod tests {
     use super::super::message::build::{attribute, message, nest};
     use super::super::message::{CT_DELETE, CT_NEW, Messages};
     use super::*;
+    use crate::model::filter;
 
     fn udp() -> Vec<u8> {
         let addresses = nest(1, &[attribute(1, &[10, 0, 0, 1]), attribute(2, &[10, 0, 0, 2])]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -11,6 +11,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd as _;
 
+use super::lock;
 use super::socket::Batch;
 use super::watched::Watched;
 use crate::model::Cost;
@@ -156,10 +157,6 @@ impl Drop for Listener {
             let _ = thread.join();
         }
     }
-}
-
-fn lock(watching: &Mutex<Watching>) -> MutexGuard<'_, Watching> {
-    watching.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn listen(watching: &Mutex<Watching>, ready: &Epoll, stop: &EventFd) {

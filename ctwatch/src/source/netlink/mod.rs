@@ -9,7 +9,6 @@ mod event;
 mod filter;
 mod listener;
 pub mod message;
-mod namespaces;
 mod notes;
 pub mod presence;
 pub mod socket;
@@ -27,9 +26,9 @@ use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
 
 use self::listener::{Listener, thread_time};
-use self::namespaces::Found;
 use self::presence::Missing;
 use self::watched::{Announced, Watched};
+use super::namespaces::{self, Found, Roots};
 use super::tables::Tables;
 use super::{Source, Status, now};
 use crate::kernel::plan::{Obstacle, Refusal};
@@ -97,7 +96,7 @@ impl Netlink {
             },
             better,
             tables: Tables::new(filter.netns)?,
-            own: namespaces::own()?,
+            own: Roots::default().own()?,
             listening: None,
             past: BTreeMap::new(),
             past_lost: 0,
@@ -227,11 +226,9 @@ impl Listening {
     /// Opens sockets in new namespaces and closes those of ended ones, which are given back.
     fn follow(&mut self, own: u32, filter: &Filter, program: &[sock_filter]) -> io::Result<Vec<Watched>> {
         let start = thread_time();
-        let mut found = namespaces::find();
+        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
         let cost = Duration::from_nanos(thread_time().saturating_sub(start));
         self.next_look = Instant::now() + LOOK_EVERY.max(cost * LOOK_COST).min(LOOK_AT_LEAST_EVERY);
-        found.entry(own).or_default();
-        found.retain(|netns, _| filter.wants_netns(*netns));
 
         let mut watching = self.listener.watching();
         let absent: BTreeSet<u32> =

@@ -9,15 +9,6 @@ use crate::model::Filter;
 
 const LISTENING_COSTS: &str = "listening costs each new flow far more than probes";
 
-const DELETES: [Event; 6] = [
-    Event::DeleteTimeout,
-    Event::DeleteClosed,
-    Event::DeletePressure,
-    Event::DeleteNetlink,
-    Event::DeleteCleanup,
-    Event::DeleteOther,
-];
-
 /// What is listened to.
 pub(super) struct Listening<'a> {
     /// Each namespace.
@@ -51,7 +42,9 @@ pub(super) fn notes(
         let note = silence(first.announced);
         why.push(note.to_owned());
         if silent.len() == watched.len() {
-            for event in [Event::Insert, Event::InsertNetlink].into_iter().chain(DELETES) {
+            // Evictions are in the statistics as well.
+            let deletes = Event::DELETES.into_iter().filter(|event| *event != Event::DeleteEarlyDrop);
+            for event in [Event::Insert, Event::InsertNetlink].into_iter().chain(deletes) {
                 unknown.insert(event, note.to_owned());
             }
         } else {
@@ -108,7 +101,7 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
             "this kernel does not announce whether time was left (before 5.12): counted as delete.other",
         );
     }
-    if filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some() {
+    if filter.selects_flows() {
         note(
             &[
                 Event::ClashResolve,

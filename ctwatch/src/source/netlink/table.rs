@@ -8,12 +8,11 @@ use std::ops::ControlFlow;
 use ctwatch_ebpf::{AF_INET, AF_INET6, loss};
 use nix::libc;
 
-use super::entry::{self, L4, cta};
+use super::super::namespaces::{self, Found, Roots};
+use super::entry::{self, cta};
 use super::message::{CT_GET, Message};
-use super::namespaces::{self, Found};
 use super::socket::{Dumped, Requests};
 use crate::model::Filter;
-use crate::model::filter::tuple;
 use crate::model::table::Entry;
 
 /// The network namespaces that can be seen and that a filter wants.
@@ -35,10 +34,8 @@ pub struct Walked {
 impl Spaces {
     /// Finds them; our own is always among them, unless it is not wanted.
     pub fn find(filter: &Filter) -> io::Result<Self> {
-        let own = namespaces::own()?;
-        let mut found = namespaces::find();
-        found.entry(own).or_default();
-        found.retain(|netns, _| filter.wants_netns(*netns));
+        let own = Roots::default().own()?;
+        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
         Ok(Self { own, found })
     }
 
@@ -91,12 +88,7 @@ fn is_refusal(error: &io::Error) -> bool {
 
 fn parse(netns: u32, message: &Message<'_>) -> Option<Entry> {
     let entry = entry::Entry::parse(message)?;
-    let entry::Tuple { src, dst, proto, l4 } = entry.original;
-    let ports = match l4 {
-        L4::Ports { src, dst } => Some((src, dst)),
-        L4::Icmp { .. } | L4::None => None,
-    };
-    let tuple = loss::Tuple { zone: entry.zone, ..tuple(proto, src, dst, ports) };
+    let tuple = loss::Tuple { zone: entry.zone, ..entry.original.for_filter() };
     Some(Entry { netns, tuple, state: entry.state, status: entry.status })
 }
 

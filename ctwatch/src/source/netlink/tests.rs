@@ -25,7 +25,7 @@ fn in_fresh_namespace(test: impl FnOnce(u32) + Send) {
     }
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| match unshare(CloneFlags::CLONE_NEWNET) {
-            Ok(()) => test(namespaces::own().unwrap()),
+            Ok(()) => test(Roots::default().own().unwrap()),
             Err(error) => eprintln!("skipped: no namespace of its own ({error}): run as root"),
         });
         inside.join().unwrap();

@@ -113,7 +113,7 @@ impl Watched {
         newborn: bool,
     ) -> io::Result<Self> {
         let mut requests = Requests::open()?;
-        let by_type = filter.protos.is_some() || filter.family.is_some() || filter.ends.is_some();
+        let by_type = filter.selects_flows();
         let statistics =
             if newborn { Statistics::from_birth(&mut requests) } else { Statistics::start(&mut requests) }?;
         let mut account = Account::new(netns);

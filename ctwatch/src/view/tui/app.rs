@@ -1,7 +1,6 @@
 //! What the screen knows and how keys change it. No clock, no terminal.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use ctwatch_ebpf::FlowType;
@@ -10,17 +9,14 @@ use ratatui::crossterm::event::KeyEvent;
 
 use super::keys::{Action, Meaning, Place, meaning};
 use super::theme::Theme;
+use super::watched::Watched;
 use crate::model::diff::Sum;
-use crate::model::history::History;
-use crate::model::live::{Baseline, Range};
-use crate::model::ranking::{Losses, Top};
-use crate::model::trace::Record;
-use crate::model::verdict::{Level, RECENT, Trouble, troubles};
+use crate::model::live::Baseline;
+use crate::model::ranking::Losses;
+use crate::model::verdict::{Level, RECENT};
 use crate::model::{Flow, Report, SourceInfo, family_name, protocol_name};
 use crate::view::Machine;
 
-/// How many lines are kept for the panel of losses.
-const LOSSES: usize = 200;
 /// The intervals that keys step through, in milliseconds; the ends are those of `--interval`.
 const STEPS_MS: [u64; 12] =
     [100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 300_000, 600_000, 3_600_000];
@@ -102,41 +98,6 @@ pub enum Outcome {
     Suspend,
 }
 
-/// A line of the latest losses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
-    Event(Record),
-    /// So many more came up to this time, and were only counted.
-    More(u64, i128),
-}
-
-/// A ranking and what belongs to it.
-#[derive(Clone, Debug)]
-pub(super) struct Ranked {
-    pub(super) rows: Vec<Top>,
-    pub(super) elapsed: Duration,
-    pub(super) wall_ns: i128,
-}
-
-/// Everything that comes from the source.
-#[derive(Clone, Debug)]
-pub(super) struct Watched {
-    pub(super) info: SourceInfo,
-    pub(super) report: Option<Report>,
-    pub(super) history: History,
-    pub(super) troubles: Vec<Trouble>,
-    /// Newest first.
-    pub(super) losses: VecDeque<Loss>,
-    /// The report that last ranked anything: a burst is over before it is read.
-    pub(super) ranked: Option<Ranked>,
-    /// Where counting the entries of each flow type starts from.
-    pub(super) baseline: Option<Baseline>,
-    /// When something was last lost or evicted, since the last reset.
-    pub(super) last_loss: Option<i128>,
-    /// What is missing, where there is nothing to watch.
-    pub(super) waiting: Option<String>,
-}
-
 /// The state of the screen.
 #[derive(Debug)]
 pub struct App {
@@ -159,17 +120,7 @@ impl App {
     pub fn new(settings: Settings, info: SourceInfo, interval: Duration) -> Self {
         Self {
             settings,
-            live: Watched {
-                info,
-                report: None,
-                history: History::default(),
-                troubles: Vec::new(),
-                losses: VecDeque::new(),
-                ranked: None,
-                baseline: None,
-                last_loss: None,
-                waiting: None,
-            },
+            live: Watched::new(info),
             held: None,
             interval,
             sort: Sort::Trouble,
@@ -184,23 +135,7 @@ impl App {
 
     /// Takes in a report.
     pub fn report(&mut self, report: Report, info: &SourceInfo) {
-        let live = &mut self.live;
-        live.info.clone_from(info);
-        live.history.advance(&report);
-        live.troubles = troubles(&report, &live.history);
-        let lossy = [Sum::Drop, Sum::EarlyDrop, Sum::InsertFailed];
-        if report.flows.iter().any(|flow| lossy.iter().any(|sum| sum.of(&flow.counts) > 0)) {
-            live.last_loss = Some(report.wall_ns);
-        }
-        if let Some(baseline) = &mut live.baseline {
-            baseline.reconcile(&report);
-        }
-        if let Some(rows) = report.top.as_ref().filter(|rows| !rows.is_empty()) {
-            live.ranked =
-                Some(Ranked { rows: rows.clone(), elapsed: report.elapsed, wall_ns: report.wall_ns });
-        }
-        self.losses(report.losses.as_ref(), report.wall_ns);
-        self.live.report = Some(report);
+        self.live.report(report, info);
     }
 
     /// From now on it is known how many entries each flow type has.
@@ -210,26 +145,12 @@ impl App {
 
     /// Takes in losses that came up to this time.
     pub fn losses(&mut self, losses: Option<&Losses>, wall_ns: i128) {
-        let Some(losses) = losses else { return };
-        let lines = &mut self.live.losses;
-        for record in &losses.events {
-            lines.push_front(Loss::Event(record.clone()));
-        }
-        if losses.more > 0 {
-            lines.push_front(Loss::More(losses.more, wall_ns));
-        }
-        lines.truncate(LOSSES);
+        self.live.losses(losses, wall_ns);
     }
 
     /// There is nothing to watch: why. Or there is again.
     pub fn waiting(&mut self, why: Option<String>) {
-        if why.is_none() && self.live.waiting.is_some() {
-            self.live.history.gap();
-        }
-        if why.is_some() {
-            self.live.baseline = None;
-        }
-        self.live.waiting = why;
+        self.live.waiting(why);
     }
 
     /// The interval in force.
@@ -301,13 +222,7 @@ impl App {
 
     fn reset(&mut self) {
         self.held = None;
-        self.live.history.reset();
-        self.live.losses.clear();
-        self.live.ranked = None;
-        self.live.last_loss = None;
-        if let Some(report) = &self.live.report {
-            self.live.troubles = troubles(report, &self.live.history);
-        }
+        self.live.reset();
     }
 
     fn step_interval(&mut self, longer: bool) -> Outcome {
@@ -375,6 +290,9 @@ impl App {
 
     /// Whether something of this namespace, family and protocol is to be shown.
     pub(super) fn wants(&self, flow: FlowType) -> bool {
+        if self.filter().is_empty() {
+            return true;
+        }
         let name = self.netns_name(flow.netns).to_lowercase();
         let family = family_name(flow.family);
         let proto = protocol_name(flow);
@@ -424,13 +342,6 @@ impl App {
             Reverse((first.to_bits(), second.to_bits()))
         });
         rows
-    }
-
-    /// How many entries a flow type has now, where that can be told.
-    pub(super) fn entries(&self, flow: FlowType) -> Option<Range> {
-        let Watched { report, baseline, .. } = self.shown();
-        let flow = report.as_ref()?.flows.iter().find(|other| other.key == flow)?;
-        baseline.as_ref()?.entries(flow.key, &flow.total)
     }
 
     /// The row that the detail is about: the one chosen, else the first.

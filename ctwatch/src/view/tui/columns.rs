@@ -130,7 +130,7 @@ fn fitting(app: &App, width: usize) -> (Vec<Column>, usize) {
         .into_iter()
         .filter(|column| match column {
             Column::Netns => several,
-            Column::Live => app.rows().iter().any(|flow| app.entries(flow.key).is_some()),
+            Column::Live => app.rows().iter().any(|flow| app.shown().entries(flow.key).is_some()),
             Column::Rate(_, window @ 1..) => told[*window] > told[window - 1],
             _ => true,
         })
@@ -259,7 +259,7 @@ fn row(
 
 /// Entries in the table now, about so many, or a dash where nobody can tell.
 pub(super) fn live(app: &App, flow: FlowType) -> String {
-    match app.entries(flow) {
+    match app.shown().entries(flow) {
         Some(Range { least, most }) if least == most => text::count(least),
         Some(Range { least, most }) => format!("~{}", text::count(least.midpoint(most))),
         None => "-".into(),

@@ -7,6 +7,7 @@ use super::app::App;
 use super::columns::{Known, cell, flow_name, known, weight, window_name};
 use super::text;
 use crate::model::diff::Sum;
+use crate::model::event::reason;
 use crate::model::history::{FlowHistory, SUMS, windows};
 use crate::model::live::Range;
 use crate::model::verdict::Level;
@@ -31,7 +32,7 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     };
     let total = past.total();
     let mut lines = Vec::new();
-    if let Some(Range { least, most }) = app.chosen().and_then(|chosen| app.entries(chosen)) {
+    if let Some(Range { least, most }) = app.chosen().and_then(|chosen| app.shown().entries(chosen)) {
         let now = if least == most { least.to_string() } else { format!("{least} to {most}") };
         lines.push(Line::from(vec![
             Span::styled(format!(" {}", text::left("entries now", NAME)), theme.heading()),
@@ -68,28 +69,6 @@ pub(super) const fn sum_name(sum: Sum) -> &'static str {
         Sum::EarlyDrop => "early_drop",
         Sum::Drop => "drop",
         Sum::InsertFailed => "insert_failed",
-    }
-}
-
-/// A reason or a cause, in the words of the JSON fields.
-pub(super) const fn event_name(event: Event) -> &'static str {
-    match event {
-        Event::Insert => "insert",
-        Event::InsertNetlink => "insert_netlink",
-        Event::ClashResolve => "clash_resolve",
-        Event::ClashReplyOnly => "clash_reply_only",
-        Event::FailedClash => "clash",
-        Event::FailedChaintoolong => "chaintoolong",
-        Event::FailedDying => "dying",
-        Event::FailedOther | Event::DeleteOther => "other",
-        Event::DropTableFull => "table_full",
-        Event::DropNoMemory => "no_memory",
-        Event::DeleteTimeout => "timeout",
-        Event::DeleteClosed => "closed",
-        Event::DeleteEarlyDrop => "early_drop",
-        Event::DeletePressure => "pressure",
-        Event::DeleteNetlink => "netlink",
-        Event::DeleteCleanup => "cleanup",
     }
 }
 
@@ -132,7 +111,7 @@ fn part_line(app: &App, past: &FlowHistory, event: Event, total: &Counters, widt
     let theme = app.settings.theme;
     let note = app.shown().info.unknown.get(&event);
     let indent = if matches!(event, Event::InsertNetlink | Event::ClashResolve) { " " } else { "   " };
-    let name = text::left(&format!("{indent}{}", event_name(event)), NAME + 1);
+    let name = text::left(&format!("{indent}{}", reason(event)), NAME + 1);
     let mut spans = vec![Span::raw(name)];
     if let Some(note) = note {
         let room = width.saturating_sub(NAME + 1 + CELL + 2);

@@ -7,6 +7,7 @@ use ratatui::text::{Line, Span, Text};
 
 use super::app::{App, Panel};
 use super::keys::{KEYS, Place};
+use super::panels::Lines;
 use super::{columns, detail, gauge, panels, text};
 use crate::model::diff::Sum;
 use crate::model::verdict::{Level, Trouble};
@@ -34,7 +35,7 @@ pub fn draw(frame: &mut Frame<'_>, app: &App) {
     put(frame, header, vec![header_line(app, wide(header))]);
     draw_banner(frame, banner, app, level);
     if app.help {
-        scrolled(frame, body, panels::help(app, wide(body)), app.scroll);
+        scrolled(frame, body, &panels::help(app, wide(body)).into(), app.scroll);
     } else if let Some(why) = app.live.waiting.as_ref().filter(|_| app.shown().report.is_none()) {
         put(frame, body, waiting(why, wide(body)));
     } else {
@@ -59,9 +60,9 @@ fn put(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>) {
 }
 
 /// Scrolls no further than to the last line.
-fn scrolled(frame: &mut Frame<'_>, area: Rect, lines: Vec<Line<'static>>, scroll: usize) {
-    let first = scroll.min(lines.len().saturating_sub(high(area)));
-    put(frame, area, lines.into_iter().skip(first).collect());
+fn scrolled(frame: &mut Frame<'_>, area: Rect, lines: &Lines<'_>, scroll: usize) {
+    let first = scroll.min(lines.count().saturating_sub(high(area)));
+    put(frame, area, lines.window(first, high(area)));
 }
 
 fn header_line(app: &App, width: usize) -> Line<'static> {
@@ -251,9 +252,9 @@ fn draw_stacked(frame: &mut Frame<'_>, area: Rect, app: &App) {
         if panel != current && (left.height < 4 || panel == Panel::Source) {
             break;
         }
-        let height = u16::try_from(lines.len() + 1).unwrap_or(u16::MAX).min(left.height);
+        let height = u16::try_from(lines.count() + 1).unwrap_or(u16::MAX).min(left.height);
         let inner = titled(frame, Rect { height, ..left }, app, &title);
-        scrolled(frame, inner, lines, if panel == current { app.scroll } else { 0 });
+        scrolled(frame, inner, &lines, if panel == current { app.scroll } else { 0 });
         left = Rect { y: left.y + height, height: left.height - height, ..left };
     }
 }
@@ -261,15 +262,15 @@ fn draw_stacked(frame: &mut Frame<'_>, area: Rect, app: &App) {
 fn draw_panel(frame: &mut Frame<'_>, area: Rect, app: &App, panel: Panel, current: bool) {
     let (title, lines) = panel_text(app, panel, wide(area));
     let inner = titled(frame, area, app, &title);
-    scrolled(frame, inner, lines, if current { app.scroll } else { 0 });
+    scrolled(frame, inner, &lines, if current { app.scroll } else { 0 });
 }
 
-fn panel_text(app: &App, panel: Panel, width: usize) -> (String, Vec<Line<'static>>) {
+fn panel_text(app: &App, panel: Panel, width: usize) -> (String, Lines<'_>) {
     match panel {
-        Panel::Detail => (detail::title(app), detail::lines(app, width)),
+        Panel::Detail => (detail::title(app), detail::lines(app, width).into()),
         Panel::Top => (panels::top_title(app), panels::top(app, width)),
-        Panel::Losses => ("latest losses".into(), panels::losses(app)),
-        Panel::Source => ("source".into(), panels::source(app, width)),
+        Panel::Losses => ("latest losses".into(), panels::losses(app).into()),
+        Panel::Source => ("source".into(), panels::source(app, width).into()),
     }
 }
 

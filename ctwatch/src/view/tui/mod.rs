@@ -9,6 +9,7 @@ pub mod keys;
 mod panels;
 mod text;
 mod theme;
+mod watched;
 
 pub use app::{App, Outcome, Settings};
 pub use draw::draw;

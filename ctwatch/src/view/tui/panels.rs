@@ -2,40 +2,73 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use ctwatch_ebpf::loss::has_ports;
 use ctwatch_ebpf::{AF_INET6, FlowType};
 use ratatui::text::{Line, Span};
 
-use super::app::{App, Loss, Sort};
+use super::app::{App, Sort};
 use super::columns::{Known, cell};
 use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
+use super::watched::Loss;
 use crate::model::diff::{Sum, per_second};
+use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::trace::Name;
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
-use crate::view::json;
 use crate::view::trace_lines::flow_text;
 
+/// The lines of a panel, made as they are seen: a ranking can have thousands.
+pub(super) struct Lines<'a> {
+    count: usize,
+    line: Box<dyn Fn(usize) -> Line<'static> + 'a>,
+}
+
+impl Lines<'_> {
+    /// How many there are.
+    pub(super) const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// At most so many of them from the `first` on.
+    pub(super) fn window(&self, first: usize, most: usize) -> Vec<Line<'static>> {
+        (first..self.count).take(most).map(&self.line).collect()
+    }
+}
+
+impl From<Vec<Line<'static>>> for Lines<'_> {
+    fn from(lines: Vec<Line<'static>>) -> Self {
+        Self { count: lines.len(), line: Box::new(move |at| lines[at].clone()) }
+    }
+}
+
 /// Ports and addresses of the last interval in which anything was ranked, worst first.
-pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
+pub(super) fn top(app: &App, width: usize) -> Lines<'_> {
     let theme = app.settings.theme;
     let ranked = app.shown().ranked.as_ref();
-    let wanted: Vec<Top> = ranked
+    let wanted: Vec<&Top> = ranked
         .iter()
         .flat_map(|ranked| &ranked.rows)
         .filter(|top| app.wants(flow_of(top.netns, top.family, top.proto)))
-        .cloned()
         .collect();
     let Some(ranked) = ranked.filter(|_| !wanted.is_empty()) else {
-        return vec![Line::styled(" nothing to rank", theme.quiet())];
+        return vec![Line::styled(" nothing to rank", theme.quiet())].into();
     };
     let rows = in_turn(&wanted, app.sort);
     let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
-    let head = format!(
+    let line = move |at: usize| match at.checked_sub(1) {
+        None => Line::styled(top_head(key), theme.quiet()),
+        Some(row) => top_line(app, rows[row], ranked.elapsed, key),
+    };
+    Lines { count: wanted.len() + 1, line: Box::new(line) }
+}
+
+fn top_head(key: usize) -> String {
+    format!(
         " {}{}{}{}{}{}  netns",
         text::left("by", 6),
         text::left("proto", 8),
@@ -43,23 +76,22 @@ pub(super) fn top(app: &App, width: usize) -> Vec<Line<'static>> {
         text::right("insert", 9),
         text::right("evicted", 9),
         text::right("drop", 9)
-    );
-    let mut lines = vec![Line::styled(head, theme.quiet())];
-    for row in rows {
-        let rate = |count| per_second(count, ranked.elapsed);
-        let mut spans = vec![Span::raw(format!(
-            " {}{}{}",
-            text::left(row.by.name(), 6),
-            text::left(&proto_name(row), 8),
-            text::left(&text::clean(&row.key), key)
-        ))];
-        spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
-        spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
-        spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
-        spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
-        lines.push(Line::from(spans));
-    }
-    lines
+    )
+}
+
+fn top_line(app: &App, row: &Top, elapsed: Duration, key: usize) -> Line<'static> {
+    let rate = |count| per_second(count, elapsed);
+    let mut spans = vec![Span::raw(format!(
+        " {}{}{}",
+        text::left(row.by.name(), 6),
+        text::left(&proto_name(row), 8),
+        text::left(&text::clean(&row.key), key)
+    ))];
+    spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
+    spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
+    spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
+    spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
+    Line::from(spans)
 }
 
 /// `udp`, `udp6`: a port alone does not tell the family.
@@ -70,9 +102,9 @@ fn proto_name(row: &Top) -> String {
 
 /// The first of each kind of key, the second of each, and so on: the culprits are on top, whatever they are told by.
 /// Reports have them worst first.
-fn in_turn(rows: &[Top], sort: Sort) -> Vec<&Top> {
+fn in_turn<'a>(rows: &[&'a Top], sort: Sort) -> Vec<&'a Top> {
     let mut kinds: Vec<Vec<&Top>> =
-        By::ALL.iter().map(|by| rows.iter().filter(|row| row.by == *by).collect()).collect();
+        By::ALL.iter().map(|by| rows.iter().copied().filter(|row| row.by == *by).collect()).collect();
     for kind in &mut kinds {
         match sort {
             Sort::By(Sum::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
@@ -170,7 +202,7 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
         |why| format!("no better source: {}", text::clean(why)),
     ));
     for (event, note) in &shown.info.unknown {
-        said.push(format!("? {} is unknown here: {}", json::field(*event), text::clean(note)));
+        said.push(format!("? {} is unknown here: {}", field(*event), text::clean(note)));
     }
     if let Some(report) = &shown.report {
         said.push(match report.lost {

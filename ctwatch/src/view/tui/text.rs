@@ -2,20 +2,17 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use ratatui::text::Span;
 
 use super::theme::Theme;
+use crate::view::plain;
+pub(super) use crate::view::plain::{clean, time};
 
-/// A rate in at most six characters; what happened at all is never shown as 0.
+/// A rate in at most six characters; a dot for none.
 pub fn rate(rate: f64) -> String {
     match rate {
         0.0 => ".".into(),
-        ..0.05 => "<0.1".into(),
-        ..9.95 => format!("{rate:.1}"),
-        ..999_999.5 => format!("{rate:.0}"),
-        ..999.95e6 => format!("{:.1}M", rate / 1e6),
-        _ => format!("{rate:.1e}"),
+        _ => plain::rate(rate),
     }
 }
 
@@ -44,18 +41,6 @@ pub fn span(time: Duration) -> String {
 /// An interval as the user gave it.
 pub fn interval(time: Duration) -> String {
     format!("{} s", (time.as_secs_f64() * 1000.0).round() / 1000.0)
-}
-
-/// The time of day.
-pub fn time(wall_ns: i128, zone: &TimeZone) -> String {
-    let time =
-        jiff::Timestamp::from_nanosecond(wall_ns).unwrap_or(jiff::Timestamp::MAX).to_zoned(zone.clone());
-    format!("{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())
-}
-
-/// Names are file names and may hold anything, escape sequences too.
-pub fn clean(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// How many columns a text takes.

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::super::ctwatch::Watch;
 use super::super::report::Report;
-use super::super::scenarios::ranking::{CULPRIT, anonymous_kib, flood, ranked};
+use super::super::scenarios::ranking::{CULPRIT, flood, ranked};
 use super::super::space::Space;
 use super::super::traffic::{Family, Flows, Sent, spoofed, spread, udp};
 use super::super::witness::{self, Stats};
@@ -63,9 +63,9 @@ fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
     let began = clock()?;
     let mut sent = senders.send(Flows::new(Family::V4, FIRST))?;
     watch.wait_sum("insert", sent.passed)?;
-    let memory = anonymous_kib(&watch)?;
+    let memory = watch.memory_kib("RssAnon")?;
     sent += senders.send(Flows::new(Family::V4, FLOWS - FIRST).from(FIRST))?;
-    let memory = [memory, anonymous_kib(&watch)?];
+    let memory = [memory, watch.memory_kib("RssAnon")?];
     let seconds = (clock()? - began) as f64 / 1e9;
     let totals = watch.stop()?;
     let kernel = Stats::read(&space)?.since(&before);

@@ -162,12 +162,10 @@ fn unforeseen() -> anyhow::Result<()> {
             trial.watch.sum("insert_failed.chaintoolong")?,
             first.refused
         );
-        let now = std::cell::Cell::new(0);
         trial.watch.wait_object("what it lost", |object| {
-            now.set(object["source"]["lost"].as_u64().unwrap_or(0));
+            lost = object["source"]["lost"].as_u64().unwrap_or(0);
             true
         })?;
-        lost = now.get();
     }
     let told = trial.watch.sum("insert_failed.chaintoolong")?;
     let second = spread(Flows::new(Family::V4, 10_000).from(30_000), 2, udp::send)?;

@@ -7,11 +7,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::super::ctwatch::{PATIENCE, Watch, program};
+use super::super::ctwatch::{PATIENCE, Watch, program, signal};
 use super::super::space::{Space, checked};
 use super::super::traffic::tcp::{self, End};
 use super::super::traffic::{Family, Flows, raw, spread, udp};
@@ -53,7 +52,7 @@ fn run_once(args: &[&str]) -> anyhow::Result<String> {
     if let Some(first) = lines.next().transpose()? {
         said += &first;
         // Ended already where there was nothing to wait for.
-        let _ = kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT);
+        let _ = signal(&child, Signal::SIGINT);
     }
     said.extend(lines.map_while(Result::ok));
     child.wait()?;

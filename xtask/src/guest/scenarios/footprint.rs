@@ -1,9 +1,6 @@
 //! What ctwatch itself takes of the machine.
 
-use std::fs;
 use std::ops::RangeInclusive;
-
-use anyhow::Context;
 
 use super::super::space::Space;
 use super::super::traffic::{Family, Flows, raw};
@@ -29,15 +26,13 @@ fn every_row() -> anyhow::Result<()> {
         entries += witness::count(space)?;
     }
     trial.watch.wait_sum("insert", sent)?;
-    let status = fs::read_to_string(format!("/proc/{}/status", trial.watch.pid()?))?;
+    let peak = trial.watch.memory_kib("VmHWM")?;
     let finding = trial.finish_filtered()?;
     finding.equal("flows sent and entries", entries, sent)?;
     finding.equal("inserts", finding.totals.sum("insert"), sent)?;
     let rows = finding.totals.rows.len();
     let overflow: u64 = finding.totals.sum_in(0, "insert");
     anyhow::ensure!(overflow > 0, "{sent} flow types had room in {rows} rows");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().context("VmHWM")?;
     anyhow::ensure!(peak < RESIDENT, "{peak} KiB resident at most, with {rows} rows");
     Ok(())
 }

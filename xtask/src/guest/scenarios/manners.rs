@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 
-use super::super::ctwatch::{PATIENCE, Watch, program};
+use super::super::ctwatch::{PATIENCE, Watch, bears_a_closed_pipe, program, run, signal};
 use super::super::space::checked;
 use super::super::traffic::{Family, Flows, udp};
 use super::super::{modules, state, wait};
@@ -30,14 +30,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("manners::without_btf", without_btf),
     scenario("manners::wrong_usage", wrong_usage),
 ];
-
-fn run(args: &[&str]) -> anyhow::Result<Output> {
-    Command::new(program())
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run ctwatch {args:?}"))
-}
 
 /// No command makes the kernel load conntrack, and `live` says what it waits for.
 fn loads_nothing() -> anyhow::Result<()> {
@@ -59,7 +51,7 @@ fn loads_nothing() -> anyhow::Result<()> {
         let mut lines = BufReader::new(child.stderr.take().context("its stderr")?).lines();
         let first = lines.next().transpose()?.unwrap_or_default();
         anyhow::ensure!(!modules::present(), "ctwatch {args:?} loaded conntrack");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+        signal(&child, Signal::SIGINT)?;
         let rest: Vec<String> = lines.map_while(Result::ok).collect();
         let status = child.wait()?;
         anyhow::ensure!(
@@ -119,25 +111,7 @@ fn count() -> anyhow::Result<()> {
 fn closed_pipe() -> anyhow::Result<()> {
     modules::load()?;
     for format in ["--json", "--plain"] {
-        let mut child = Command::new(program())
-            .args(["live", format, "--interval", "0.2"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut reader = BufReader::new(child.stdout.take().context("its stdout")?);
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        anyhow::ensure!(!line.is_empty(), "{format}: nothing before the pipe was closed");
-        drop(reader);
-        let mut status = None;
-        wait::until("the end after the pipe was closed", PATIENCE, || {
-            status = child.try_wait()?;
-            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
-        })
-        .inspect_err(|_| drop(child.kill()))?;
-        let output = child.wait_with_output()?;
-        anyhow::ensure!(output.status.success(), "{format}: {}", output.status);
-        anyhow::ensure!(output.stderr.is_empty(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+        bears_a_closed_pipe(&["live", format, "--interval", "0.2"], true)?;
     }
     Ok(())
 }

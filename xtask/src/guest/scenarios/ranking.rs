@@ -1,12 +1,10 @@
 //! Rankings: who fills the table is on top, whatever else happens.
 
-use std::fs;
 use std::net::Ipv4Addr;
 
-use anyhow::Context as _;
 use serde_json::Value;
 
-use super::super::ctwatch::{Totals, Watch};
+use super::super::ctwatch::Totals;
 use super::super::state;
 use super::super::traffic::Family;
 use super::super::traffic::spoofed::{self, Ends};
@@ -45,25 +43,18 @@ pub(in super::super) fn ranked(totals: &Totals, by: &str, key: &str, field: &str
     lines.filter(|line| line["by"] == by && line["key"] == key).filter_map(|line| line[field].as_u64()).sum()
 }
 
-pub(in super::super) fn anonymous_kib(watch: &Watch) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", watch.pid()?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("RssAnon")?;
-    line.trim().trim_end_matches(" kB").parse().context("RssAnon")
-}
-
 /// Each packet from another address, half of them to a port of their own: the port that the other half goes to is
 /// counted to the last one, and ctwatch does not grow.
 fn port_of_a_flood() -> anyhow::Result<()> {
     let space = init();
-    let trial = Trial::start(&[&space], &[], || state::set("nf_conntrack_max", 262_144))?;
+    let mut trial = Trial::start(&[&space], &[], || state::set("nf_conntrack_max", 262_144))?;
     let mut watch_memory = 0;
     let mut sent = 0;
-    let mut trial = trial;
     for lot in 0..3 {
         let numbers = lot * FLOOD / 3..(lot + 1) * FLOOD / 3;
         sent += spoofed::send(numbers.flat_map(|number| [flood(number), noise(number + FLOOD)]))?.passed;
         trial.watch.wait_sum("insert", sent)?;
-        let now = anonymous_kib(&trial.watch)?;
+        let now = trial.watch.memory_kib("RssAnon")?;
         if lot == 0 {
             watch_memory = now;
         }

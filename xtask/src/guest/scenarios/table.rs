@@ -7,11 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::super::ctwatch::program;
+use super::super::ctwatch::{self, program, signal};
 use super::super::space::{Space, checked};
 use super::super::traffic::{Family, Flows, PORT, raw, tcp, udp};
 use super::super::trial::equal;
@@ -33,12 +32,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn run(args: &[&str]) -> anyhow::Result<Output> {
-    Command::new(program())
-        .arg("table")
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run ctwatch table {args:?}"))
+    ctwatch::run(&[&["table"], args].concat())
 }
 
 /// The objects it printed, and what it said beside them.
@@ -311,7 +305,7 @@ fn at_a_terminal() -> anyhow::Result<()> {
     let mut output = child.stdout.take().context("its stdout")?;
     // Its first line comes before it reads, and after it can be stopped.
     output.read_exact(&mut [0; 8])?;
-    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    signal(&child, Signal::SIGINT)?;
     std::io::copy(&mut output, &mut std::io::sink())?;
     equal("exit code after Ctrl-C", child.wait()?.code(), Some(0))
 }

@@ -5,18 +5,17 @@ mod run;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::super::ctwatch::{PATIENCE, program};
+use super::super::ctwatch::bears_a_closed_pipe;
+use super::super::modules;
 use super::super::space::checked;
 use super::super::traffic::{Family, Flows, PORT, Sent, raw, spread, udp};
 use super::super::trial::equal;
 use super::super::witness::Stats;
-use super::super::{modules, wait};
 use super::{Scenario, Skip, init, scenario};
 use run::{MARKER, begin, by_key, check_udp, key};
 
@@ -230,21 +229,7 @@ fn ends() -> anyhow::Result<()> {
     let told = trace.stop_with(Signal::SIGTERM)?;
     equal("inserts", told.count("insert"), sent.passed)?;
     for format in ["--json", "--plain"] {
-        let mut child = Command::new(program())
-            .args(["trace", format, "--events", "insert"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        drop(child.stdout.take());
-        let mut status = None;
-        wait::until("the end after the pipe was closed", PATIENCE, || {
-            status = child.try_wait()?;
-            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
-        })
-        .inspect_err(|_| drop(child.kill()))?;
-        let output = child.wait_with_output()?;
-        anyhow::ensure!(output.status.success(), "{format}: {}", output.status);
-        anyhow::ensure!(output.stderr.is_empty(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
+        bears_a_closed_pipe(&["trace", format, "--events", "insert"], false)?;
     }
     Ok(())
 }

@@ -20,13 +20,10 @@ use crate::model::live::{Baseline, Dump};
 use crate::model::ranking::{By, Losses, Top};
 use crate::model::trace::{self, Detail, Name, Record};
 use crate::model::{Cost, Sample, SourceInfo, SourceKind, Table, Tracker};
-use crate::view::Machine;
+use crate::view::tests::{SECOND, START, counters, flow, machine};
 
 const INIT: u32 = 4_026_531_840;
 const BLUE: u32 = 4_026_532_201;
-const SECOND: u64 = 1_000_000_000;
-/// 2026-11-23T19:00:00Z
-const START: i128 = 1_795_460_400_000_000_000;
 const COLOR: Theme = Theme { color: true, blocks: true };
 
 fn info() -> SourceInfo {
@@ -34,20 +31,7 @@ fn info() -> SourceInfo {
 }
 
 fn app_with(theme: Theme, info: SourceInfo) -> App {
-    let machine = Machine { host: "web-7".into(), kernel: "6.12.117".into() };
-    App::new(Settings { machine, zone: TimeZone::UTC, theme }, info, Duration::from_secs(1))
-}
-
-fn flow(netns: u32, family: u8, proto: u8) -> FlowType {
-    FlowType { netns, family, proto }
-}
-
-fn counters(parts: &[(Event, u64)]) -> Counters {
-    let mut counters = Counters::default();
-    for (event, count) in parts {
-        counters.0[*event as usize] = *count;
-    }
-    counters
+    App::new(Settings { machine: machine(), zone: TimeZone::UTC, theme }, info, Duration::from_secs(1))
 }
 
 /// The state of a machine at a second.

@@ -1,24 +1,20 @@
 //! `ctwatch trace` as a child process, and what its lines must have in common.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::super::super::ctwatch::{PATIENCE, program};
+use super::super::super::ctwatch::{Ended, PATIENCE, Running, program};
 use super::super::super::space::{Space, checked};
 use super::super::super::traffic::{Family, Flows, PORT, udp};
 use super::super::super::trial::equal;
 use super::super::super::witness::Stats;
-use super::super::super::{modules, state, wait};
+use super::super::super::{modules, state};
 use super::super::init;
 
 /// Flows sent to see whether tracing has begun go to destinations from here on.
@@ -26,9 +22,7 @@ pub(super) const MARKER: u32 = 0x3f_0000;
 
 /// `ctwatch trace --json`, running and attached.
 pub(super) struct Trace {
-    child: Child,
-    objects: Receiver<Value>,
-    stderr: Option<JoinHandle<String>>,
+    running: Running,
     seen: Vec<Value>,
 }
 
@@ -44,48 +38,20 @@ impl Trace {
     /// Starts it and sends flows, one at a time, until one is told of: from then on nothing may be missing. The flows
     /// are out of the table at the end.
     pub(super) fn start(args: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(program())
-            .args(["trace", "--json"])
-            .args(if args.contains(&"--events") { &[][..] } else { &["--events", "insert"] })
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {}", program()))?;
-        let stdout = child.stdout.take().context("its stdout")?;
-        let mut stderr = child.stderr.take().context("its stderr")?;
-        let (sender, objects) = channel();
-        // Ends with the pipe; a line that is no JSON fails whoever reads it.
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let object = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                if sender.send(object).is_err() {
-                    break;
-                }
-            }
-        });
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            // What came before an error is still worth showing.
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
-        let mut trace = Self { child, objects, stderr: Some(stderr), seen: Vec::new() };
+        let running = Running::spawn(
+            Command::new(program())
+                .args(["trace", "--json"])
+                .args(if args.contains(&"--events") { &[][..] } else { &["--events", "insert"] })
+                .args(args),
+        )?;
+        let mut trace = Self { running, seen: Vec::new() };
         let start = Instant::now();
         for number in MARKER.. {
             anyhow::ensure!(start.elapsed() < PATIENCE, "ctwatch traced nothing in {PATIENCE:?}");
             udp::send(Flows::new(Family::V4, 1).from(number))?;
-            match trace.objects.recv_timeout(Duration::from_secs(1)) {
-                Ok(object) => {
-                    trace.seen.push(object);
-                    break;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = trace.child.wait()?;
-                    anyhow::bail!("ctwatch ended: {status}: {}", trace.stderr_text());
-                }
+            if let Some(object) = trace.running.next(Duration::from_secs(1))? {
+                trace.seen.push(object);
+                break;
             }
         }
         Ok(trace)
@@ -96,19 +62,13 @@ impl Trace {
     }
 
     pub(super) fn stop_with(mut self, signal: Signal) -> anyhow::Result<Told> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
-        let mut status = None;
-        let child = &mut self.child;
-        wait::until("the end of ctwatch", PATIENCE, || {
-            status = child.try_wait()?;
-            Ok(status.map(drop).ok_or_else(|| "still running".to_owned()))
-        })?;
-        self.seen.extend(self.objects.iter());
-        let text = self.stderr_text();
-        anyhow::ensure!(status.is_some_and(|status| status.success()), "{status:?}: {text}");
-        anyhow::ensure!(text.is_empty(), "it wrote to stderr: {text}");
+        self.running.signal(signal)?;
+        let Ended { objects, stderr, status } = self.running.end()?;
+        self.seen.extend(objects);
+        anyhow::ensure!(status.success(), "{status}: {stderr}");
+        anyhow::ensure!(stderr.is_empty(), "it wrote to stderr: {stderr}");
         let mut told = Told { events: Vec::new(), suppressed: 0, lost: 0 };
-        for object in std::mem::take(&mut self.seen) {
+        for object in self.seen {
             let count = || object["count"].as_u64().with_context(|| format!("no count in {object}"));
             match object["event"].as_str().with_context(|| format!("no event in {object}"))? {
                 "suppressed" => told.suppressed += count()?,
@@ -118,18 +78,6 @@ impl Trace {
             }
         }
         Ok(told)
-    }
-
-    fn stderr_text(&mut self) -> String {
-        self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // A scenario that failed half-way; gone already in every other case.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

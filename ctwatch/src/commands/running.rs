@@ -1,0 +1,120 @@
+//! What commands that run for a while have in common: the event loop, signals, a reader that may go away.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+
+use super::nobody_reads;
+
+/// How soon the appearance of connection tracking is seen.
+pub(super) const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
+/// How soon it is seen that it went away, or went away and came back.
+pub(super) const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
+/// How long a reader or a terminal that takes nothing may hold up our end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs it on an event loop of its own. What still hangs at its end, as a write on a reader that does not read or a
+/// reading under way, is not waited for.
+pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = runtime.block_on(work);
+    runtime.shutdown_background();
+    ended
+}
+
+/// Becomes true on SIGINT or SIGTERM, and with a screen, which ends with its terminal, on SIGHUP and SIGQUIT. Without one
+/// SIGHUP is left as it is: `nohup` has it ignored.
+pub(super) fn stop_on_signals(screen: bool) -> anyhow::Result<watch::Receiver<bool>> {
+    let (stop, stopped) = watch::channel(false);
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let of_screen = |kind| if screen { signal(kind).map(Some) } else { Ok(None) };
+    let mut hangup = of_screen(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    let mut quit = of_screen(SignalKind::quit()).context("cannot handle SIGQUIT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            Some(()) = received(&mut hangup) => {}
+            Some(()) = received(&mut quit) => {}
+        }
+        // It fails when the watching has ended already.
+        let _ = stop.send(true);
+    });
+    Ok(stopped)
+}
+
+/// Never where the signal is not handled here.
+async fn received(signal: &mut Option<Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody can say stop any more, which the signal task does only after it has said so.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Whether stdout is a pipe or socket that nobody reads any more; seen without writing to it.
+pub(super) fn stdout_is_closed() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+}
+
+/// Whether the reader still takes what we write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    Reads,
+    Gone,
+}
+
+/// Writes and flushes. `None` where that was not done [`PATIENCE`] after somebody asked to stop: nobody takes it.
+pub(super) async fn write(
+    out: &mut (impl AsyncWrite + Unpin),
+    stop: &mut watch::Receiver<bool>,
+    bytes: &[u8],
+) -> Option<io::Result<()>> {
+    let mut writing = pin!(async {
+        out.write_all(bytes).await?;
+        out.flush().await
+    });
+    tokio::select! {
+        biased;
+        written = &mut writing => Some(written),
+        () = stopped(stop) => timeout(PATIENCE, writing).await.ok(),
+    }
+}
+
+/// The same for text on stdout.
+pub(super) async fn print(
+    out: &mut (impl AsyncWrite + Unpin),
+    stop: &mut watch::Receiver<bool>,
+    text: &str,
+) -> anyhow::Result<Reader> {
+    match write(out, stop, text.as_bytes()).await {
+        Some(Ok(())) => Ok(Reader::Reads),
+        Some(Err(error)) if !nobody_reads(&error) => Err(error).context("cannot write to stdout"),
+        _ => Ok(Reader::Gone),
+    }
+}
+
+pub(super) fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    interval
+}
