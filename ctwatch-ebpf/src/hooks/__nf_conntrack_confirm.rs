@@ -45,17 +45,17 @@ fn confirm(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 fn confirm_ret(ctx: RetProbeContext) -> u32 {
-    let Some(slot) = context::inside(return_sp(&ctx)) else {
-        health(Health::NoEntry);
+    let failed = ctx.ret::<u32>() == 0;
+    let slot = context::inside(return_sp(&ctx)).filter(|slot| slot.confirm_nfct != 0);
+    let Some(slot) = slot else {
+        // Nothing is missing where there was nothing to tell.
+        if failed || INSERT_AT_CONFIRM.load() != 0 {
+            health(Health::NoEntry);
+        }
         return 0;
     };
     let nfct = core::mem::take(&mut slot.confirm_nfct);
-    if nfct == 0 {
-        health(Health::NoEntry);
-        return 0;
-    }
     let clash = slot.clash_ct != 0;
-    let failed = ctx.ret::<u32>() == 0;
     let inserted = INSERT_AT_CONFIRM.load() != 0 && nfct & NFCT_INFO < IP_CT_IS_REPLY;
     if clash || !(failed || inserted) {
         return 0;

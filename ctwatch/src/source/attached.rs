@@ -1,6 +1,9 @@
 //! Programs at work: attaching, detaching, and what the kernel says of their runs.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use anyhow::{Context as _, Result};
 use aya_obj::generated::bpf_attach_type;
@@ -52,7 +55,7 @@ struct Program {
 #[derive(Debug)]
 enum Link {
     Trampoline { _link: OwnedFd },
-    Kprobe(Kprobe),
+    Kprobe { kprobe: Kprobe, symbol: String },
 }
 
 impl Attached {
@@ -98,9 +101,17 @@ impl Attached {
     /// What the attached programs did since they were loaded.
     pub fn runs(&self) -> Result<Runs> {
         let mut sum = Runs::default();
+        // The kernel counts a call that it skips for each kprobe on the function, and a pair sees one call.
+        let mut skipped: BTreeMap<&str, (When, u64)> = BTreeMap::new();
         for program in &self.programs {
-            sum.add(program.links_missed()?);
             sum.add(program.runs()?);
+            for (symbol, missed) in program.links_missed()? {
+                let entry = skipped.entry(symbol).or_insert((program.when, 0));
+                entry.1 = entry.1.max(missed);
+            }
+        }
+        for (when, missed) in skipped.into_values() {
+            sum.add(Runs::missed(when, missed));
         }
         Ok(sum)
     }
@@ -137,36 +148,40 @@ impl Program {
         let program = self.fd.as_fd();
         Ok(match hook.method {
             Method::Fentry | Method::Fexit => Link::Trampoline { _link: trampoline::attach(program)? },
-            Method::Kprobe => Link::Kprobe(Kprobe::attach(program, &hook.symbol, false)?),
-            Method::Kretprobe => Link::Kprobe(Kprobe::attach(program, &hook.symbol, true)?),
+            Method::Kprobe | Method::Kretprobe => {
+                let at_return = hook.method == Method::Kretprobe;
+                let kprobe = Kprobe::attach(program, &hook.symbol, at_return)?;
+                Link::Kprobe { kprobe, symbol: hook.symbol.clone() }
+            }
         })
     }
 
-    fn links_missed(&self) -> Result<Runs> {
-        let mut missed = 0;
+    /// What each kprobe missed, by its function.
+    fn links_missed(&self) -> Result<Vec<(&str, u64)>> {
+        let mut all = Vec::new();
         for link in &self.links {
-            if let Link::Kprobe(kprobe) = link {
-                missed += kprobe.missed().context("cannot read a kprobe's misses")?;
+            if let Link::Kprobe { kprobe, symbol } = link {
+                all.push((symbol.as_str(), kprobe.missed().context("cannot read a kprobe's misses")?));
             }
         }
-        Ok(self.with_missed(missed))
+        Ok(all)
     }
 
     fn runs(&self) -> Result<Runs> {
         let ProgramStats { run_ns, runs, missed, .. } =
             program_stats(self.fd.as_fd()).context("cannot read a program's statistics")?;
-        Ok(Runs { cost: Cost { run_ns, runs }, ..self.with_missed(missed) })
-    }
-
-    fn with_missed(&self, missed: u64) -> Runs {
-        match self.when {
-            When::Always => Runs { missed, ..Runs::default() },
-            When::NearFull | When::Unexplained => Runs { missed_on_demand: missed, ..Runs::default() },
-        }
+        Ok(Runs { cost: Cost { run_ns, runs }, ..Runs::missed(self.when, missed) })
     }
 }
 
 impl Runs {
+    fn missed(when: When, missed: u64) -> Self {
+        match when {
+            When::Always => Self { missed, ..Self::default() },
+            When::NearFull | When::Unexplained => Self { missed_on_demand: missed, ..Self::default() },
+        }
+    }
+
     fn add(&mut self, other: Self) {
         self.missed += other.missed;
         self.missed_on_demand += other.missed_on_demand;

@@ -130,7 +130,12 @@ impl Watch {
         let (due, waiting): (Vec<Hook>, Vec<Hook>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|hook| hook.when == when);
         self.waiting = waiting;
-        self.attached.hook(&self.facts, &due)
+        let before = self.counts.health()?.lost();
+        self.attached.hook(&self.facts, &due)?;
+        // While only one hook of a pair is there, it meets calls that it cannot follow. What they may have
+        // told shows in the kernel's own counters.
+        self.missed_before += self.counts.health()?.lost() - before;
+        Ok(())
     }
 
     /// The channel of single events.

@@ -271,7 +271,7 @@ fn filtered(args: &[&str], wanted: &[(Family, u64)]) -> anyhow::Result<()> {
     for &(family, flows) in wanted {
         finding.row(family, 17, "insert", flows)?;
     }
-    finding.equal("inserts", finding.totals.sum("insert"), wanted.iter().map(|(_, flows)| flows).sum())
+    finding.equal("inserts", finding.totals.sum("insert"), wanted.iter().map(|(_, flows)| flows).sum::<u64>())
 }
 
 /// TCP and ICMP have other ports, or none.

@@ -2,7 +2,7 @@
 
 use super::super::space::Space;
 use super::super::traffic::{Family, Flows, raw, udp};
-use super::super::trial::{Finding, Trial};
+use super::super::trial::{Finding, Trial, equal};
 use super::{Scenario, init, scenario, traffic};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -46,7 +46,7 @@ fn rows(finding: &Finding, wanted: &[(Family, u8, u32)]) -> anyhow::Result<()> {
         all += u64::from(flows);
     }
     finding.equal("inserts of any type", finding.totals.sum("insert"), all)?;
-    finding.equal("rows", finding.totals.rows.len(), wanted.len())
+    equal("rows", finding.totals.rows.len(), wanted.len())
 }
 
 fn proto() -> anyhow::Result<()> {
@@ -88,7 +88,7 @@ fn netns() -> anyhow::Result<()> {
 fn kprobe() -> anyhow::Result<()> {
     let finding = watched(&["--source", "kprobe"])?;
     let kind = finding.totals.objects.last().map(|object| object["source"]["kind"].clone());
-    finding.equal("source", kind, Some("kprobe".into()))?;
+    equal("source", kind, Some("kprobe".into()))?;
     let wanted = [
         (Family::V4, 17, UDP4),
         (Family::V6, 17, UDP6),

@@ -91,7 +91,11 @@ fn mixed() -> anyhow::Result<()> {
     for family in Family::BOTH {
         let listed = witness::listed(&space, family.name())?;
         for (_, proto, flows) in wanted.iter().filter(|wanted| wanted.0 == family) {
-            finding.equal(&format!("{family:?} {proto} in conntrack -L"), Some(flows), listed.get(proto))?;
+            finding.equal(
+                &format!("{family:?} {proto} in conntrack -L"),
+                Some(*flows),
+                listed.get(proto).copied(),
+            )?;
         }
     }
     Ok(())
