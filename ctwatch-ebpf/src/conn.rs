@@ -1,14 +1,16 @@
 //! Reading nf_conn, tuple, net and sk_buff at offsets that userspace took from the kernel's BTF.
 //!
-//! The offsets are read-only globals: the loader freezes them, so the verifier sees constants.
+//! What every flow meets is read by single instructions into which the loader has written the offset
+//! ([`Field`]). The other offsets are read-only globals: the loader freezes them, so the verifier sees
+//! constants.
 
-use core::mem::MaybeUninit;
+use core::{arch::asm, mem::MaybeUninit};
 
 use aya_ebpf::{
     Global,
     helpers::{bpf_jiffies64, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
 };
-use ctwatch_ebpf::{CONN_READ, FlowType, Health};
+use ctwatch_ebpf::{CONN_READ, FlowType, Health, field::Field};
 
 use crate::count::health;
 
@@ -19,18 +21,10 @@ macro_rules! offsets {
 }
 
 offsets! {
-    /// `nf_conn.timeout`
-    CONN_TIMEOUT;
     /// `nf_conn.tuplehash[IP_CT_DIR_ORIGINAL].tuple`
     CONN_TUPLE;
     /// `nf_conn.status`
     CONN_STATUS;
-    /// `nf_conn.ct_net`
-    CONN_NET;
-    /// The same with each of the next three, added up before: a sum here would cost each flow.
-    CONN_L3NUM;
-    CONN_PROTONUM;
-    CONN_DPORT;
     /// `nf_conntrack_tuple.src.l3num`
     TUPLE_L3NUM;
     /// `nf_conntrack_tuple.dst.protonum`
@@ -50,6 +44,44 @@ pub const IPS_NAT_CLASH: u64 = 1 << 12;
 
 /// The low bits of `sk_buff._nfct` hold `enum ip_conntrack_info` (`NFCT_INFOMASK`).
 pub const NFCT_INFO: u64 = 7;
+
+/// Loads a member of what lies at `base`: a copy on this frame, or a kernel object behind a typed
+/// argument. The verifier checks both: the offset against the copy's length (userspace has checked
+/// it before), or the access against the object's type. Of `l3num`, which has 16 bits, the lower byte
+/// is read, where an address family fits (x86-64 is little-endian).
+macro_rules! field {
+    ($size:ident, $base:expr, $field:ident) => {{
+        let value: u64;
+        // SAFETY: as said above; it reads memory and does nothing else.
+        unsafe {
+            asm!(
+                concat!("{0} = *(", stringify!($size), " *)({1} + {2})"),
+                out(reg) value,
+                in(reg) $base,
+                const Field::$field.placeholder(),
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        // SAFETY: a load fills the rest of the register with zeros, which saves clearing it again.
+        unsafe { core::hint::assert_unchecked(value <= <$size>::MAX as u64) };
+        value as $size
+    }};
+}
+
+/// An entry's members, where `base` is the entry or a copy, and reading the namespace's number differs.
+macro_rules! conn {
+    ($base:expr, $inum:expr) => {
+        Conn {
+            flow: FlowType {
+                netns: $inum,
+                family: field!(u8, $base, ConnL3num),
+                proto: field!(u8, $base, ConnProtonum),
+            },
+            timeout: field!(u32, $base, ConnTimeout),
+            dport: field!(u16, $base, ConnDport),
+        }
+    };
+}
 
 /// What the hooks need of an entry.
 pub struct Conn {
@@ -127,16 +159,8 @@ impl Memory for Probed {
             return None;
         }
         let base = bytes.as_ptr() as u64;
-        let net: u64 = load(base, CONN_NET.load());
-        Some(Conn {
-            flow: FlowType {
-                netns: read(net + u64::from(NET_INUM.load()))?,
-                family: load::<u16>(base, CONN_L3NUM.load()) as u8,
-                proto: load(base, CONN_PROTONUM.load()),
-            },
-            timeout: load(base, CONN_TIMEOUT.load()),
-            dport: load(base, CONN_DPORT.load()),
-        })
+        let net = field!(u64, base, ConnNet);
+        Some(conn!(base, read(net + u64::from(NET_INUM.load()))?))
     }
 
     #[inline(always)]
@@ -152,36 +176,18 @@ impl Memory for Probed {
 impl Memory for Direct {
     #[inline(always)]
     fn conn(ct: u64) -> Option<Conn> {
-        let net: u64 = load(ct, CONN_NET.load());
-        Some(Conn {
-            flow: FlowType {
-                netns: load(net, NET_INUM.load()),
-                family: load::<u16>(ct, CONN_L3NUM.load()) as u8,
-                proto: load(ct, CONN_PROTONUM.load()),
-            },
-            timeout: load(ct, CONN_TIMEOUT.load()),
-            dport: load(ct, CONN_DPORT.load()),
-        })
+        let net = field!(u64, ct, ConnNet);
+        Some(conn!(ct, field!(u32, net, NetInum)))
     }
 
     #[inline(always)]
     fn tuple_flow(net: u64, tuple: u64) -> Option<FlowType> {
         Some(FlowType {
-            netns: load(net, NET_INUM.load()),
-            family: load::<u16>(tuple, TUPLE_L3NUM.load()) as u8,
-            proto: load(tuple, TUPLE_PROTONUM.load()),
+            netns: field!(u32, net, NetInum),
+            family: field!(u8, tuple, TupleL3num),
+            proto: field!(u8, tuple, TupleProtonum),
         })
     }
-}
-
-/// A member of what lies at `base`: a copy on this frame, or a kernel object behind a typed
-/// argument. The verifier checks both: the offset against the copy's length (userspace has checked
-/// it before), or the access against the object's type.
-#[inline(always)]
-fn load<T: Copy>(base: u64, offset: u32) -> T {
-    // SAFETY: as said above; members are aligned as the kernel aligned them, and a copy starts on
-    // an 8-byte boundary as the object does.
-    unsafe { ((base + u64::from(offset)) as *const T).read() }
 }
 
 /// The destination port of the tuple at `tuple`, as in [`Conn::dport`].

@@ -8,7 +8,7 @@ use ctwatch_ebpf::{
 };
 
 use crate::{
-    conn::{Conn, dport, number, read},
+    conn::{Conn, dport, number, read, tuple_of},
     maps::{
         COUNTERS, DELETES, DROP_ADDRESSES, DROP_PORTS, EVICTION_ADDRESSES, HEALTH, INSERT_ADDRESSES, INSERTS,
         ROW_KEYS, ROW_OWNERS, TRACE_FILTERS,
@@ -49,7 +49,7 @@ pub fn count(flow: FlowType, tuple: u64, event: Event) {
 /// Counts one event, and a second one of the same flow where there is one.
 #[inline(always)]
 pub fn count_two(flow: FlowType, tuple: u64, event: Event, other: Option<Event>) {
-    if passes(flow, tuple) {
+    if passes(flow, || tuple) {
         shared(flow, event);
         if let Some(other) = other {
             shared(flow, other);
@@ -59,8 +59,8 @@ pub fn count_two(flow: FlowType, tuple: u64, event: Event, other: Option<Event>)
 
 /// Counts an entry that came from the packet path. Only the one hook that sees inserts may.
 #[inline(always)]
-pub fn insert(conn: &Conn, tuple: u64) {
-    if !passes(conn.flow, tuple) {
+pub fn insert(conn: &Conn, ct: u64) {
+    if !passes(conn.flow, || tuple_of(ct)) {
         return;
     }
     let Some(table) = INSERTS.get_ptr_mut(0) else { return };
@@ -74,14 +74,14 @@ pub fn insert(conn: &Conn, tuple: u64) {
     if BY_ADDRESS.load() != 0
         && let Some(table) = INSERT_ADDRESSES.get_ptr_mut(0)
     {
-        rank_addresses(table, conn.flow.pack(), tuple);
+        rank_addresses(table, conn.flow.pack(), tuple_of(ct));
     }
 }
 
 /// Counts an entry that left the table. Only the one hook that sees removals may.
 #[inline(always)]
-pub fn delete(conn: &Conn, tuple: u64, event: Event) {
-    if !passes(conn.flow, tuple) {
+pub fn delete(conn: &Conn, ct: u64, event: Event) {
+    if !passes(conn.flow, || tuple_of(ct)) {
         return;
     }
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
@@ -97,7 +97,7 @@ pub fn delete(conn: &Conn, tuple: u64, event: Event) {
         if BY_ADDRESS.load() != 0
             && let Some(table) = EVICTION_ADDRESSES.get_ptr_mut(0)
         {
-            rank_addresses(table, conn.flow.pack(), tuple);
+            rank_addresses(table, conn.flow.pack(), tuple_of(ct));
         }
     }
 }
@@ -105,7 +105,7 @@ pub fn delete(conn: &Conn, tuple: u64, event: Event) {
 /// Counts a flow that was refused. Only hooks that do not nest in each other on one CPU may.
 #[inline(always)]
 pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
-    if !passes(flow, tuple) {
+    if !passes(flow, || tuple) {
         return;
     }
     shared(flow, event);
@@ -137,16 +137,16 @@ fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
     }
 }
 
-/// Whether the user's filter lets a flow through whose original tuple lies at `tuple`.
+/// Whether the user's filter lets a flow through whose original tuple lies where `tuple` says.
 #[inline(always)]
-fn passes(flow: FlowType, tuple: u64) -> bool {
-    type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple))
+fn passes(flow: FlowType, tuple: impl FnOnce() -> u64) -> bool {
+    type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple()))
 }
 
 /// Whether it lets a flow type through.
 #[inline(always)]
 pub fn type_passes(flow: FlowType) -> bool {
-    FILTER.load() == 0 || wanted(flow)
+    FILTER.load() == 0 || wanted(flow.pack())
 }
 
 /// Whether it lets these ends through.
@@ -179,8 +179,10 @@ fn ends_wanted(flow: FlowType, tuple: u64) -> bool {
     trace::tuple(flow, number(tuple), 0).is_some_and(|tuple| ends_pass(&tuple))
 }
 
-#[inline(always)]
-fn wanted(flow: FlowType) -> bool {
+/// In a frame of its own, so that a program without a filter keeps its values in registers.
+#[inline(never)]
+fn wanted(flow: u64) -> bool {
+    let flow = FlowType::unpack(flow);
     let family = FILTER_FAMILY.load();
     let netns = FILTER_NETNS.load();
     let [a, b, c, d] = FILTER_PROTO.load();

@@ -7,6 +7,7 @@
     reason = "a call in a BPF program costs more than what these do, and the verifier follows it anew each time"
 )]
 
+pub mod field;
 pub mod loss;
 pub mod tally;
 pub mod timing;

@@ -6,15 +6,15 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use core::arch::asm;
+use core::{arch::asm, mem::MaybeUninit};
 use ctwatch_ebpf::{
     Event, FlowType,
     loss::{Budget, Traced, Tuple},
 };
 
 use crate::{
-    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, status, tuple_of},
-    context::{self, Context},
+    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, read_into, status, tuple_of},
+    context,
     count::{ends_pass, type_passes},
     maps::{TRACE_BUDGET, TRACE_RING},
 };
@@ -128,8 +128,8 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     if !type_passes(flow) {
         return 0;
     }
-    let Some(tuple) = tuple(flow, tuple_at, zone_at) else { return 0 };
-    if !ends_pass(&tuple) {
+    let mut tuple = Tuple::default();
+    if !fill(&mut tuple, flow, tuple_at, zone_at) || !ends_pass(&tuple) {
         return 0;
     }
     let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) else { return 0 };
@@ -142,11 +142,6 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
         return 0;
     }
     let event = what as u32;
-    let slot = context::inside(sp);
-    let newcomer = match slot {
-        Some(slot) if event == Event::DeleteEarlyDrop as u32 && slot.alloc_orig != 0 => orig(slot),
-        _ => Tuple::default(),
-    };
     // Every event from here on is about an entry, whose original tuple this is.
     let left = event >= Event::DeleteTimeout as u32;
     let start_ns = if left { start_of(tuple_at - tuple_of(0)) } else { 0 };
@@ -155,10 +150,32 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
         hold_back(budget);
         return 0;
     };
-    // SAFETY: no arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let status = (what >> 32) as u32;
-    place.write(Traced { ktime_ns, start_ns, netns: flow.netns, event, status, cpu, tuple, newcomer, comm });
+    // Field by field, since a whole one on the stack would take a quarter of it.
+    let traced = place.as_mut_ptr();
+    // SAFETY: the pointer is to the reserved record, which holds a `Traced` and is aligned for it, and
+    // every field of it is written.
+    unsafe {
+        (&raw mut (*traced).ktime_ns).write(ktime_ns);
+        (&raw mut (*traced).start_ns).write(start_ns);
+        (&raw mut (*traced).netns).write(flow.netns);
+        (&raw mut (*traced).event).write(event);
+        (&raw mut (*traced).status).write((what >> 32) as u32);
+        (&raw mut (*traced).cpu).write(bpf_get_smp_processor_id());
+        (&raw mut (*traced).tuple).write(tuple);
+        (&raw mut (*traced).newcomer).write(Tuple::default());
+        (&raw mut (*traced).comm).write(comm);
+    }
+    if event == Event::DeleteEarlyDrop as u32
+        && let Some(slot) = context::inside(sp)
+        && slot.alloc_orig != 0
+        && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
+    {
+        // SAFETY: as above.
+        let newcomer = unsafe { &mut (*traced).newcomer };
+        if !fill(newcomer, flow, slot.alloc_orig, zone_of(slot.alloc_zone)) {
+            *newcomer = Tuple::default();
+        }
+    }
     place.submit(0);
     0
 }
@@ -187,24 +204,30 @@ fn hold_back(budget: *mut Budget) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) suppressed, in(reg) 1_u64) };
 }
 
-#[inline(always)]
-fn orig(slot: &Context) -> Tuple {
-    Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
-        .and_then(|flow| tuple(flow, slot.alloc_orig, zone_of(slot.alloc_zone)))
-        .unwrap_or_default()
-}
-
+/// The tuple at `at`, where all of it can be read.
 #[inline(always)]
 pub fn tuple(flow: FlowType, at: u64, zone_at: u64) -> Option<Tuple> {
-    Some(Tuple {
-        src: read(at + u64::from(TUPLE_SRC.load()))?,
-        dst: read(at + u64::from(TUPLE_DST.load()))?,
-        src_part: read(at + u64::from(TUPLE_SRC_PART.load()))?,
-        dst_part: read(at + u64::from(TUPLE_DST_PART.load()))?,
-        zone: if zone_at == 0 { 0 } else { read(zone_at)? },
-        family: flow.family,
-        proto: flow.proto,
-    })
+    let mut tuple = Tuple::default();
+    fill(&mut tuple, flow, at, zone_at).then_some(tuple)
+}
+
+/// The same in its place: copies would take room on the stack.
+#[inline(always)]
+fn fill(tuple: &mut Tuple, flow: FlowType, at: u64, zone_at: u64) -> bool {
+    tuple.family = flow.family;
+    tuple.proto = flow.proto;
+    put(&mut tuple.src, at + u64::from(TUPLE_SRC.load()))
+        && put(&mut tuple.dst, at + u64::from(TUPLE_DST.load()))
+        && put(&mut tuple.src_part, at + u64::from(TUPLE_SRC_PART.load()))
+        && put(&mut tuple.dst_part, at + u64::from(TUPLE_DST_PART.load()))
+        && (zone_at == 0 || put(&mut tuple.zone, zone_at))
+}
+
+/// Reads into a value's place, of which the helper leaves zeros where the address is bad.
+#[inline(always)]
+fn put<T>(place: &mut T, address: u64) -> bool {
+    // SAFETY: the bytes of a value that may be written in any order, which its callers know to be integers.
+    read_into(address, unsafe { &mut *core::ptr::from_mut(place).cast::<MaybeUninit<T>>() })
 }
 
 /// The current process, unless a softirq has borrowed its CPU or it is a kernel thread.

@@ -66,7 +66,7 @@ fn confirm_ret(ctx: RetProbeContext) -> u32 {
         if failed {
             count(conn.flow, tuple, event);
         } else {
-            insert(&conn, tuple);
+            insert(&conn, nfct & !NFCT_INFO);
         }
         trace::entry(event, &conn, nfct & !NFCT_INFO, return_sp(&ctx));
     }

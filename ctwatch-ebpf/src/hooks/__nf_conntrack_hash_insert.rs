@@ -11,7 +11,7 @@ use aya_ebpf::{
 use ctwatch_ebpf::Event;
 
 use crate::{
-    conn::{Direct, Memory as _, Probed, tuple_of},
+    conn::{Direct, Memory as _, Probed},
     count::insert,
     trace,
 };
@@ -21,7 +21,7 @@ use super::{entry_sp, fentry_sp};
 #[fentry(function = "__nf_conntrack_hash_insert")]
 fn hash_insert_bpf(ctx: FEntryContext) -> i32 {
     if let Some(conn) = Direct::conn(ctx.arg(0)) {
-        insert(&conn, tuple_of(ctx.arg(0)));
+        insert(&conn, ctx.arg(0));
         if trace::on() && !trace::by_netlink(ctx.arg(0), fentry_sp(&ctx)) {
             trace::entry(Event::Insert, &conn, ctx.arg(0), fentry_sp(&ctx));
         }
@@ -34,7 +34,7 @@ fn hash_insert(ctx: ProbeContext) -> u32 {
     if let Some(ct) = ctx.arg::<u64>(0)
         && let Some(conn) = Probed::conn(ct)
     {
-        insert(&conn, tuple_of(ct));
+        insert(&conn, ct);
         if trace::on() && !trace::by_netlink(ct, entry_sp(&ctx)) {
             trace::entry(Event::Insert, &conn, ct, entry_sp(&ctx));
         }

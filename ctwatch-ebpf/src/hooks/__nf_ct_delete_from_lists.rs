@@ -21,7 +21,7 @@ use super::{
     nf_ct_delete::{TEXT, caller},
 };
 use crate::{
-    conn::{Direct, Memory as _, Probed, number, read, tuple_of},
+    conn::{Direct, Memory as _, Probed, number, read},
     context,
     count::{self, health},
     trace,
@@ -67,7 +67,7 @@ fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
     // Reading the stack is dear, and needed only where the rest does not tell.
     let (caller, portid) = if expired { (None, 0) } else { asked_bpf(&ctx) };
     let event = delete_event(caller, expired, portid);
-    count::delete(&conn, tuple_of(ctx.arg(0)), event);
+    count::delete(&conn, ctx.arg(0), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), fentry_sp(&ctx));
     }
@@ -87,7 +87,7 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
         asked(entry_sp(&ctx))
     };
     let event = delete_event(caller, expired, portid);
-    count::delete(&conn, tuple_of(ct), event);
+    count::delete(&conn, ct, event);
     trace::entry(event, &conn, ct, entry_sp(&ctx));
     0
 }

@@ -15,7 +15,7 @@ use ctwatch_ebpf::{Caller, Health, delete_event};
 
 use super::{entry_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Direct, Memory as _, read, tuple_of},
+    conn::{Direct, Memory as _, read},
     context,
     count::{self, health},
     maps::CALLER_RANGES,
@@ -44,7 +44,7 @@ fn delete_bpf(ctx: FExitContext) -> i32 {
     // Reading the stack is dear, and needed only where the rest does not tell.
     let caller = if expired || portid != 0 { None } else { caller_of(&ctx) };
     let event = delete_event(caller, expired, portid);
-    count::delete(&conn, tuple_of(ctx.arg(0)), event);
+    count::delete(&conn, ctx.arg(0), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), trampoline_sp(&ctx));
     }

@@ -11,12 +11,14 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::{
     EbpfSectionKind,
     generated::{BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
 };
+
+use ctwatch_ebpf::field::Field;
 
 use super::sys::{bpf_fd, create_map, freeze, set_name, write_section, zeroed};
 
@@ -25,15 +27,27 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ct
 /// `BPF_LD | BPF_DW | BPF_IMM`: the instruction that names a map.
 const LOAD_ADDRESS: u8 = 0x18;
 
-/// Read-only values for the programs, by the name of the global. A name that the object does not
-/// have, or a value of another size, is an error.
+/// `BPF_LDX | BPF_MEM`, without a size: the instructions that load from memory.
+const LOAD_MEMORY: u8 = 0x61;
+
+/// Read-only values for the programs, by the name of the global (a name that the object does not
+/// have, or a value of another size, is an error), and the members that they load.
 #[derive(Clone, Debug, Default)]
-pub struct Globals(BTreeMap<String, Vec<u8>>);
+pub struct Globals {
+    values: BTreeMap<String, Vec<u8>>,
+    fields: BTreeMap<Field, u32>,
+}
 
 impl Globals {
     /// Sets one, in the machine's byte order.
     pub fn set(&mut self, name: &str, value: &[u8]) -> &mut Self {
-        self.0.insert(name.to_owned(), value.to_owned());
+        self.values.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets a member's offset in bytes.
+    pub fn field(&mut self, field: Field, offset: u32) -> &mut Self {
+        self.fields.insert(field, offset);
         self
     }
 }
@@ -80,8 +94,8 @@ impl Object {
     /// The object that was built into this binary.
     pub fn parse(globals: &Globals) -> Result<Self> {
         let mut object = aya_obj::Object::parse(OBJECT).context("cannot parse the eBPF object")?;
-        let globals = globals.0.iter().map(|(name, value)| (name.as_str(), (value.as_slice(), true)));
-        object.patch_map_data(globals.collect()).context("cannot set the programs' constants")?;
+        let values = globals.values.iter().map(|(name, value)| (name.as_str(), (value.as_slice(), true)));
+        object.patch_map_data(values.collect()).context("cannot set the programs' constants")?;
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
         let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
         let places = (0..).zip(&maps).map(|(place, (name, map))| (name.as_str(), place, map));
@@ -93,7 +107,9 @@ impl Object {
                 .functions
                 .remove(&program.function_key())
                 .with_context(|| format!("no code of {name}"))?;
-            programs.insert(name.clone(), function.instructions);
+            let mut code = function.instructions;
+            write_fields(&mut code, &globals.fields).with_context(|| format!("in program {name}"))?;
+            programs.insert(name.clone(), code);
         }
         let map = |(name, definition)| MapOf { name, definition, made: None };
         Ok(Self { license: object.license, programs, maps: maps.into_iter().map(map).collect() })
@@ -133,6 +149,9 @@ impl Object {
     pub fn load(&mut self, program: &str, target: Target<'_>) -> Result<OwnedFd> {
         let code = self.programs.get(program);
         let mut code = code.with_context(|| format!("the object has no program {program}"))?.clone();
+        if let Some(field) = code.iter().copied().find_map(noted) {
+            bail!("where {field:?} lies on this kernel is not known");
+        }
         let references: Vec<(usize, usize)> = references(&code).collect();
         for (at, place) in references {
             let map = self.maps.get_mut(place).context("the object refers to a map that it does not have")?;
@@ -181,6 +200,26 @@ impl MapOf {
         }
         Ok(self.made.as_ref().context("just made")?.as_fd())
     }
+}
+
+/// The member whose offset has still to be written into an instruction.
+fn noted(insn: bpf_insn) -> Option<Field> {
+    const MODE_AND_CLASS: u8 = 0xe7;
+    (insn.code & MODE_AND_CLASS == LOAD_MEMORY).then(|| Field::noted(insn.off))?
+}
+
+/// Writes the offsets that are known.
+fn write_fields(code: &mut [bpf_insn], fields: &BTreeMap<Field, u32>) -> Result<()> {
+    for insn in code {
+        if let Some(field) = noted(*insn)
+            && let Some(offset) = fields.get(&field)
+        {
+            let fits = Some(*offset).filter(|offset| Field::fits(*offset));
+            let fits = fits.and_then(|offset| i16::try_from(offset).ok());
+            insn.off = fits.with_context(|| format!("{field:?} lies too far behind: at {offset}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The instructions that name a map, and the map's place.
@@ -238,6 +277,29 @@ mod tests {
         }
         assert!(object.programs.keys().any(|program| object.uses(program, "COUNTERS")));
         assert!(!object.programs.keys().any(|program| object.uses(program, "NOWHERE")));
+    }
+
+    #[test]
+    fn offsets_are_written_into_the_instructions_that_note_them() {
+        let noted_in = |object: &Object, program: &str| -> Vec<Field> {
+            object.programs[program].iter().copied().filter_map(noted).collect()
+        };
+        let bare = Object::parse(&Globals::default()).unwrap();
+        assert!(!noted_in(&bare, "hash_insert_bpf").is_empty());
+        let mut globals = Globals::default();
+        for field in Field::ALL {
+            globals.field(field, 1000 + 8 * field as u32);
+        }
+        let object = Object::parse(&globals).unwrap();
+        for (name, code) in &object.programs {
+            assert_eq!(noted_in(&object, name), [], "{name}");
+            for (before, after) in bare.programs[name].iter().zip(code) {
+                let expected = noted(*before).map_or(before.off, |field| 1000 + 8 * field as i16);
+                assert_eq!((before.code, expected), (after.code, after.off), "{name}");
+            }
+        }
+        globals.field(Field::NetInum, 40_000);
+        assert!(Object::parse(&globals).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
     CALLERS, CallerRange, Counters, Event, FlowType,
+    field::Field,
     loss::{Budget, TraceFilter},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -191,6 +192,21 @@ impl Watch {
     }
 }
 
+/// Members that programs load by single instructions, and the facts whose sum is their offset.
+const FIELDS: [(Field, &[&str]); 8] = [
+    (Field::ConnTimeout, &["CONN_TIMEOUT"]),
+    (Field::ConnNet, &["CONN_NET"]),
+    (Field::ConnL3num, &["CONN_TUPLE", "TUPLE_L3NUM"]),
+    (Field::ConnProtonum, &["CONN_TUPLE", "TUPLE_PROTONUM"]),
+    (Field::ConnDport, &["CONN_TUPLE", "TUPLE_DST_PART"]),
+    (Field::NetInum, &["NET_INUM"]),
+    (Field::TupleL3num, &["TUPLE_L3NUM"]),
+    (Field::TupleProtonum, &["TUPLE_PROTONUM"]),
+];
+
+/// Offsets that no program needs otherwise.
+const ONLY_FIELDS: [&str; 2] = ["CONN_TIMEOUT", "CONN_NET"];
+
 /// This kernel's offsets and the user's filter, for the programs.
 fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     let Filter { protos, family, netns, ends } = wishes.filter;
@@ -203,15 +219,16 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     let hooked = plan.hooks.iter().any(|hook| hook.program == "delete");
     let delete_frame = facts.delete_frame.filter(|_| !hooked).unwrap_or(0);
     let mut globals = Globals::default();
-    for (global, offset) in &facts.offsets {
-        globals.set(global, &offset.to_ne_bytes());
+    let offset = |name: &str| facts.offsets.get(name).copied();
+    for (name, offset) in &facts.offsets {
+        if !ONLY_FIELDS.contains(&name.as_str()) {
+            globals.set(name, &offset.to_ne_bytes());
+        }
     }
-    let tuple = facts.offsets.get("CONN_TUPLE").copied().unwrap_or(0);
-    for (sum, part) in
-        [("CONN_L3NUM", "TUPLE_L3NUM"), ("CONN_PROTONUM", "TUPLE_PROTONUM"), ("CONN_DPORT", "TUPLE_DST_PART")]
-    {
-        let offset = tuple + facts.offsets.get(part).copied().unwrap_or(0);
-        globals.set(sum, &offset.to_ne_bytes());
+    for (field, names) in FIELDS {
+        if let Some(offset) = names.iter().map(|name| offset(name)).sum() {
+            globals.field(field, offset);
+        }
     }
     if let Some(Newcomer { net, zone, orig }) = facts.newcomer {
         globals
