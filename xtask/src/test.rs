@@ -34,7 +34,7 @@ pub struct Selection {
 }
 
 /// How many tests ended how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Passed.
     pub passed: usize,
@@ -42,6 +42,8 @@ pub struct Tally {
     pub failed: usize,
     /// Could not run.
     pub skipped: usize,
+    /// Which failed.
+    failures: Vec<String>,
 }
 
 /// One boot: a kernel, and the source that ctwatch counts by.
@@ -146,8 +148,9 @@ pub fn guests(selection: &Selection) -> Result<()> {
     let tally = tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
     println!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
-    if tally.failed > 0 {
-        bail!("{} guest tests failed", tally.failed);
+    if !tally.failures.is_empty() {
+        // Again at the end: a log that was cut still names them.
+        bail!("{} guest tests failed:\n  {}", tally.failed, tally.failures.join("\n  "));
     }
     if tally.passed == 0 {
         bail!(
@@ -172,6 +175,7 @@ fn add(tally: &Mutex<Tally>, one: Tally) {
     all.passed += one.passed;
     all.failed += one.failed;
     all.skipped += one.skipped;
+    all.failures.extend(one.failures);
 }
 
 fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
@@ -215,6 +219,9 @@ fn report(tally: &mut Tally, place: &str, test: &str, result: Outcome, detail: &
         Outcome::Skipped => (&mut tally.skipped, "skipped"),
     };
     *count += 1;
+    if result == Outcome::Failed {
+        tally.failures.push(format!("{place} {test}"));
+    }
     let mut lines = vec![format!("test guest {place} {test} ... {word} ({seconds:.1} s)")];
     match (result, detail) {
         (_, "") => {}
