@@ -1,7 +1,7 @@
 //! Measures what watching costs, in instructions: the guest's clock counts them (`-icount shift=0,sleep=off`, one CPU).
 
 mod burst;
-mod floor;
+pub(super) mod floor;
 mod listing;
 mod million;
 mod observer;
@@ -173,7 +173,8 @@ impl Bench<'_> {
         let accounted = match observer {
             Observer::Nothing => return Ok(()),
             Observer::Floor => {
-                let [_, confirmed, _, removed] = running.floor.as_ref().context("the floor")?.counts()?;
+                let counts = running.floor.as_ref().context("the floor")?.counts()?;
+                let [_, confirmed, _, removed] = counts[..] else { anyhow::bail!("the floor's {counts:?}") };
                 confirmed + removed
             }
             Observer::CtwatchFexit | Observer::CtwatchKprobe => {

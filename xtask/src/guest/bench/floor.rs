@@ -14,8 +14,11 @@ use nix::libc;
 
 use super::super::space::checked;
 
-/// The functions, and whether their return is watched: refusals and failed evictions show only there.
-const HOOKS: [(&str, bool); 4] = [
+/// A function, and whether its return is watched.
+pub(in super::super) type Hook = (&'static str, bool);
+
+/// Refusals and failed evictions show only at a return.
+const HOOKS: [Hook; 4] = [
     ("__nf_conntrack_alloc", true),
     ("__nf_conntrack_confirm", false),
     ("early_drop", true),
@@ -44,14 +47,20 @@ const MODULE_TYPES: &str = "/sys/kernel/btf/nf_conntrack";
 
 /// The programs, attached until dropped.
 #[derive(Debug)]
-pub(super) struct Floor {
+pub(in super::super) struct Floor {
     counters: OwnedFd,
+    programs: usize,
     _held: Vec<OwnedFd>,
 }
 
 impl Floor {
     /// Loads and attaches them.
     pub(super) fn attach() -> anyhow::Result<Self> {
+        Self::on(&HOOKS)
+    }
+
+    /// The same with programs for other functions.
+    pub(in super::super) fn on(hooks: &[Hook]) -> anyhow::Result<Self> {
         let is_module = fs::exists(MODULE_TYPES)?;
         let module = is_module.then(|| module_types("nf_conntrack")).transpose()?;
         let types = if is_module {
@@ -59,9 +68,9 @@ impl Floor {
         } else {
             checked(Command::new("bpftool").args(["btf", "dump", "file", TYPES]))?
         };
-        let counters = create_counters()?;
+        let counters = create_counters(hooks.len())?;
         let mut held = Vec::new();
-        for (number, (function, at_return)) in (0..).zip(HOOKS) {
+        for (number, (function, at_return)) in (0..).zip(hooks.iter().copied()) {
             let id = function_type(&types, function).with_context(|| format!("no type of {function}"))?;
             let program = load(id, at_return, module.as_ref(), &counters, number)
                 .with_context(|| format!("load a program for {function}"))?;
@@ -71,17 +80,17 @@ impl Floor {
             held.push(program);
         }
         held.extend(module);
-        Ok(Self { counters, _held: held })
+        Ok(Self { counters, programs: hooks.len(), _held: held })
     }
 
-    /// How often each ran: refusals and allocations, confirmations, calls of early_drop, removals.
-    pub(super) fn counts(&self) -> anyhow::Result<[u64; HOOKS.len()]> {
-        let mut counts = [0; HOOKS.len()];
+    /// How often each ran, in the order in which they were named.
+    pub(in super::super) fn counts(&self) -> anyhow::Result<Vec<u64>> {
+        let mut counts = vec![0_u64; self.programs];
         let key = 0_u32;
         let mut attr = Attr::default();
         attr.u32(0, self.counters.as_raw_fd().cast_unsigned());
         attr.u64(8, &raw const key as u64);
-        attr.u64(16, &raw mut counts as u64);
+        attr.u64(16, counts.as_mut_ptr() as u64);
         attr.call(uapi::MAP_LOOKUP_ELEM).context("read the counters")?;
         Ok(counts)
     }
@@ -127,11 +136,11 @@ fn function_type(types: &str, function: &str) -> Option<u32> {
 }
 
 /// One array entry with a counter for each program.
-fn create_counters() -> anyhow::Result<OwnedFd> {
+fn create_counters(programs: usize) -> anyhow::Result<OwnedFd> {
     let mut attr = Attr::default();
     attr.u32(0, uapi::MAP_TYPE_ARRAY);
     attr.u32(4, 4);
-    attr.u32(8, u32::try_from(8 * HOOKS.len())?);
+    attr.u32(8, u32::try_from(8 * programs)?);
     attr.u32(12, 1);
     attr.open(uapi::MAP_CREATE).context("create the counters")
 }

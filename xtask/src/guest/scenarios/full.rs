@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::ctwatch::PATIENCE;
-use super::super::state;
+use super::super::bench::floor::Floor;
+use super::super::ctwatch::{self, PATIENCE};
 use super::super::traffic::tcp::{self, End, Held};
 use super::super::traffic::{Family, Flows, spread, udp};
 use super::super::trial::Trial;
 use super::super::witness;
-use super::{Scenario, init, scenario};
+use super::super::{modules, state};
+use super::{Scenario, Skip, init, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("full::unassured", || unassured(1000, 20_000)),
@@ -16,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("full::assured", assured),
     scenario("full::mixed", mixed),
     scenario("full::pressure", pressure),
+    scenario("full::beside_another", beside_another),
 ];
 
 /// Nothing in the table is ASSURED. An entry is hashed into two of 65,536 buckets and early_drop looks at eight, so
@@ -55,6 +57,42 @@ fn few_buckets() -> anyhow::Result<()> {
     finding.equal("drop.table_full and refusals", finding.totals.sum("drop.table_full"), sent.refused)?;
     anyhow::ensure!(finding.kernel("early_drop") > 10_000, "few evictions: {}", finding.sides(0));
     Ok(())
+}
+
+/// Somebody else's program comes to the function where removals are seen, and goes again: the stack that tells who
+/// asked for a removal is laid out differently meanwhile (BPF trampolines, 5.5 to 7.3).
+fn beside_another() -> anyhow::Result<()> {
+    const REMOVAL: &str = "__nf_ct_delete_from_lists";
+    const EACH: u32 = 4000;
+    if ctwatch::source() == "netlink" {
+        return Err(Skip("the netlink source looks at no stack".to_owned()).into());
+    }
+    modules::load()?;
+    // Shown by running, since no kernel says that it can: a trampoline on a module's function (5.11).
+    if let Err(why) = Floor::on(&[(REMOVAL, true)]) {
+        return Err(Skip(format!("no trampoline on {REMOVAL}: {why:#}")).into());
+    }
+    let space = init();
+    let trial = Trial::start(&[&space], &[], || {
+        state::buckets(512)?;
+        state::set("nf_conntrack_max", 1000)
+    })?;
+    let flood = |lot| spread(Flows::new(Family::V4, EACH).from(lot * EACH), 2, udp::send);
+    let mut sent = flood(0)?;
+    let mut seen = 0;
+    for (lot, hooks) in
+        (1..).zip([&[(REMOVAL, true)][..], &[(REMOVAL, false)], &[(REMOVAL, true), (REMOVAL, false)]])
+    {
+        let other = Floor::on(hooks)?;
+        sent += flood(lot)?;
+        seen += other.counts()?.iter().sum::<u64>();
+    }
+    sent += flood(4)?;
+    let finding = trial.finish()?;
+    anyhow::ensure!(seen > u64::from(EACH), "the other programs saw only {seen} removals");
+    finding.equal("inserts", finding.totals.sum("insert"), sent.passed)?;
+    finding.equal("evicted", finding.totals.sum("delete.early_drop"), finding.kernel("early_drop"))?;
+    finding.equal("for no known reason", finding.totals.sum("delete.other"), 0)
 }
 
 /// All entries are ASSURED and open: every newcomer is refused, nobody is evicted.
