@@ -16,7 +16,10 @@ use crate::{
     trace::{self, TUPLE_DST, TUPLE_SRC},
 };
 
-/// Whether any filter below is set.
+/// Whether anything is filtered, so that what is not is told by one look.
+#[unsafe(no_mangle)]
+static FILTERED: Global<u8> = Global::new(0);
+/// Whether any of the three below is set.
 #[unsafe(no_mangle)]
 static FILTER: Global<u8> = Global::new(0);
 /// The only address family to count, or 0 for both.
@@ -140,7 +143,7 @@ fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
 /// Whether the user's filter lets a flow through whose original tuple lies where `tuple` says.
 #[inline(always)]
 fn passes(flow: FlowType, tuple: impl FnOnce() -> u64) -> bool {
-    type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple()))
+    FILTERED.load() == 0 || type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple()))
 }
 
 /// Whether it lets a flow type through.

@@ -222,20 +222,6 @@ pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) ->
 /// How many address ranges of callers fit.
 pub const CALLERS: usize = 24;
 
-/// The text addresses of one caller of `nf_ct_delete`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct CallerRange {
-    /// First address.
-    pub start: u64,
-    /// First address after it; 0 ends the list.
-    pub end: u64,
-    /// A [`Caller`] as its number.
-    pub caller: u32,
-    /// Keeps the layout free of hidden padding.
-    pub reserved: u32,
-}
-
 /// What the programs know of their own work. Userspace makes `lost` of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -291,12 +277,7 @@ pub const FRAME_LIMIT: u64 = 2048;
 pub const CONN_READ: usize = 160;
 
 const _: () = assert!(size_of::<Counters>() == 136);
-const _: () = assert!(size_of::<CallerRange>() == 24);
 const _: () = assert!(size_of::<HealthCounters>() == 48);
-
-#[cfg(feature = "user")]
-// SAFETY: repr(C) with its padding spelled out, and every bit pattern is a value.
-unsafe impl aya::Pod for CallerRange {}
 
 #[cfg(feature = "user")]
 // SAFETY: a transparent array of u64 has no padding, and every bit pattern is a value.

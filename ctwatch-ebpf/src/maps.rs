@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use ctwatch_ebpf::{
-    CALLERS, CallerRange, Counters, HealthCounters, ROWS,
+    Counters, HealthCounters, ROWS,
     loss::{Budget, TraceFilter},
     tally::{Addresses, Deletes, DropPorts, Inserts},
 };
@@ -62,11 +62,6 @@ pub static ROW_OWNERS: HashMap<u32, u64> = HashMap::with_max_entries(ROWS, 0);
 /// that meet in one slot while both are inside a watched function are counted as lost.
 #[map]
 pub static CONTEXT: Array<Context> = Array::with_max_entries(CONTEXTS, 0);
-
-/// Text ranges of the callers of `nf_ct_delete`, most frequent first. Written once by userspace
-/// before anything is attached, read by the delete hook; one entry that holds them all.
-#[map]
-pub static CALLER_RANGES: Array<[CallerRange; CALLERS]> = Array::with_max_entries(1, 0);
 
 /// What the programs know they missed. Written by every hook on its own CPU, summed by
 /// userspace; one entry.

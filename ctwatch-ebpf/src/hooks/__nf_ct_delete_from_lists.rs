@@ -16,11 +16,9 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{Caller, FRAME_LIMIT, Health, delete_event};
 
-use super::{
-    entry_sp, fentry_sp,
-    nf_ct_delete::{TEXT, caller},
-};
+use super::{entry_sp, fentry_sp};
 use crate::{
+    callers::{TEXT, caller},
     conn::{Direct, Memory as _, Probed, number, read},
     context,
     count::{self, health},

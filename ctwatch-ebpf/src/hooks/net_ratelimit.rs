@@ -13,8 +13,9 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{Caller, Event, Health};
 
-use super::{entry_sp, fentry_sp, nf_ct_delete::caller};
+use super::{entry_sp, fentry_sp};
 use crate::{
+    callers::caller,
     conn::{Memory as _, Probed, number, read},
     context,
     count::{health, refuse},

@@ -15,10 +15,10 @@ use ctwatch_ebpf::{Caller, Health, delete_event};
 
 use super::{entry_sp, returned, trampoline_sp};
 use crate::{
+    callers::{TEXT, caller},
     conn::{Direct, Memory as _, read},
     context,
     count::{self, health},
-    maps::CALLER_RANGES,
     trace,
 };
 
@@ -27,9 +27,6 @@ use crate::{
 /// `nf_ct_delete` that called the trampoline, unless the kernel jumps there (7.3), then the
 /// address that called `nf_ct_delete`.
 const RETURNS_AT: u64 = 8 * (3 + 1 + 1);
-
-/// Kernel and module text on x86-64 lies in the uppermost 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
-pub const TEXT: u64 = 0xffff_ffff_8000_0000;
 
 /// Returns true exactly once for each entry that leaves the table, so that a trampoline program,
 /// which sees result and caller together, needs no second hook.
@@ -85,21 +82,6 @@ fn delete(ctx: ProbeContext) -> u32 {
         slot.delete_ct = ct;
         slot.delete_caller = caller;
         slot.delete_portid = portid;
-    }
-    0
-}
-
-/// The code of the [`Caller`] whose text holds `address`, 0 where none does.
-#[inline(always)]
-pub fn caller(address: u64) -> u32 {
-    let Some(ranges) = CALLER_RANGES.get(0) else { return 0 };
-    for range in ranges {
-        if range.end == 0 {
-            break;
-        }
-        if address >= range.start && address < range.end {
-            return range.caller;
-        }
     }
     0
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead};
 
-use ctwatch_ebpf::{CALLERS, Caller, CallerRange};
+use ctwatch_ebpf::Caller;
 use serde::{Deserialize, Serialize};
 
 use super::{frame, kcore};
@@ -219,16 +219,6 @@ impl Symbols {
         let text = self.callers.iter().find(|text| text.symbol == "__nf_conntrack_alloc")?;
         let [net, zone, orig, ..] = frame::arguments(&text.code()?, text.start, known(self.ratelimit)?);
         Some(Newcomer { net: net?, zone: zone?, orig: orig? })
-    }
-
-    /// The callers as the programs want them; what does not fit is counted as `other`.
-    pub fn ranges(&self) -> [CallerRange; CALLERS] {
-        let mut ranges = [CallerRange::default(); CALLERS];
-        for (range, text) in ranges.iter_mut().zip(&self.callers) {
-            *range =
-                CallerRange { start: text.start, end: text.end, caller: text.caller as u32, reserved: 0 };
-        }
-        ranges
     }
 }
 

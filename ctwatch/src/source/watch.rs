@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
-    CALLERS, CallerRange, Counters, Event, FlowType,
+    CALLERS, Counters, Event, FlowType,
     field::Field,
     loss::{Budget, TraceFilter},
 };
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
-        kallsyms::Newcomer,
+        kallsyms::{CallerText, Newcomer},
         plan::{Hook, Plan, When},
     },
     model::{
@@ -85,8 +85,6 @@ impl Watch {
         // Before 5.11 maps count against RLIMIT_MEMLOCK; later kernels ignore it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         let mut object = Object::parse(&globals(facts, plan, wishes))?;
-        let mut ranges: Array<_, [CallerRange; CALLERS]> = object.map("CALLER_RANGES")?;
-        ranges.set(0, facts.symbols.ranges(), 0).context("cannot write map CALLER_RANGES")?;
         if wishes.trace.is_some() {
             object.resize("TRACE_RING", RING_BYTES)?;
         }
@@ -230,6 +228,16 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
             globals.field(field, offset);
         }
     }
+    // What does not fit is counted as `other`.
+    let column = |of: fn(&CallerText) -> u64| -> Vec<u8> {
+        let mut words: Vec<u64> = facts.symbols.callers.iter().map(of).collect();
+        words.resize(CALLERS, 0);
+        words.into_iter().flat_map(u64::to_ne_bytes).collect()
+    };
+    globals
+        .set("CALLER_STARTS", &column(|text| text.start))
+        .set("CALLER_ENDS", &column(|text| text.end))
+        .set("CALLER_CODES", &column(|text| (text.caller as u32).into()));
     if let Some(Newcomer { net, zone, orig }) = facts.newcomer {
         globals
             .set("REFUSED_BY_REGISTERS", &[1])
@@ -238,6 +246,7 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
             .set("REFUSED_ORIG", &orig.to_ne_bytes());
     }
     globals
+        .set("FILTERED", &[u8::from(by_type || ends.is_some())])
         .set("FILTER", &[u8::from(by_type)])
         .set("FILTER_FAMILY", &[family.unwrap_or(0)])
         .set("FILTER_NETNS", &netns.unwrap_or(0).to_ne_bytes())
