@@ -132,6 +132,8 @@ pub struct Report {
     pub lost: u64,
     /// What watching cost, where the source can tell.
     pub cost: Option<CostReport>,
+    /// Processor time of our own process in it, where the source can tell.
+    pub own: Option<Duration>,
     /// Ports and addresses ranked over the interval, worst first, where the source ranks them.
     pub top: Option<Vec<Top>>,
     /// Single losses of the interval, where the source tells them.
@@ -155,6 +157,7 @@ pub struct Tracker {
     watched: Duration,
     lost: u64,
     cost: Option<Cost>,
+    own_ns: Option<u64>,
     top: Option<Vec<Top>>,
 }
 
@@ -168,6 +171,7 @@ impl Tracker {
             watched: Duration::ZERO,
             lost: 0,
             cost: None,
+            own_ns: None,
             top: None,
         }
     }
@@ -185,6 +189,9 @@ impl Tracker {
         self.lost = self.lost.max(sample.lost);
         let cost = sample.cost.map(|now| self.cost_since(now, elapsed));
         self.cost = sample.cost;
+        // The first interval has our start in it.
+        let own = sample.own_ns.map(|now| now.saturating_sub(self.own_ns.unwrap_or(0)));
+        self.own_ns = sample.own_ns;
         let top =
             sample.top.as_deref().map(|now| ranking::since(self.top.as_deref().unwrap_or_default(), now));
         self.top = sample.top;
@@ -213,6 +220,7 @@ impl Tracker {
             names: self.names.clone(),
             lost: self.lost,
             cost,
+            own: own.map(Duration::from_nanos),
             top,
             losses: sample.losses,
         }

@@ -125,6 +125,15 @@ fn a_moment_makes_no_peak() {
 }
 
 #[test]
+fn own_time_is_of_the_interval_and_the_first_has_our_start_in_it() {
+    let mut tracker = Tracker::new(0);
+    let own = |mono_ns, own_ns| Sample { own_ns, ..sample(mono_ns, &[]) };
+    assert_eq!(tracker.advance(own(SECOND, Some(90_000_000))).own, Some(Duration::from_millis(90)));
+    assert_eq!(tracker.advance(own(2 * SECOND, Some(90_600_000))).own, Some(Duration::from_micros(600)));
+    assert_eq!(tracker.advance(own(3 * SECOND, None)).own, None);
+}
+
+#[test]
 fn cost_is_of_the_interval() {
     let mut tracker = Tracker::new(0);
     let with_cost =

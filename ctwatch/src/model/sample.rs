@@ -21,6 +21,8 @@ pub struct Sample {
     pub lost: u64,
     /// What watching cost, where the source can tell.
     pub cost: Option<Cost>,
+    /// Processor time of our own process since it started, nanoseconds, where the source tells.
+    pub own_ns: Option<u64>,
     /// Ports and addresses ranked, where the source ranks them.
     pub top: Option<Vec<Top>>,
     /// Losses since the sample before, where the source tells them singly. Bounded by the source.

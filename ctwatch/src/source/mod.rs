@@ -134,6 +134,16 @@ pub fn now() -> anyhow::Result<(i128, u64)> {
     Ok((wall.into(), before + apart / 2))
 }
 
+/// Processor time of this process since it started, nanoseconds.
+fn own_time() -> Option<u64> {
+    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()
+}
+
+/// The same of the calling thread alone; 0 where it cannot be read.
+fn thread_time() -> u64 {
+    clock(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap_or(0)
+}
+
 fn clock(id: ClockId) -> anyhow::Result<u64> {
     let time = clock_gettime(id)?;
     Ok(u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?)

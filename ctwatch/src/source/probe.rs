@@ -12,7 +12,7 @@ use ctwatch_ebpf::{Counters, FlowType, ROWS};
 use super::{
     Source, Status,
     demand::{Reckoning, near_full},
-    now,
+    now, own_time,
     tables::Tables,
     watch::{Events, Reading, Watch},
 };
@@ -308,7 +308,17 @@ impl Source for Probe {
         cost.runs += self.past.cost.runs;
         self.met = rows.keys().map(|flow| flow.netns).collect();
         let cost = self.stats.is_some().then_some(cost);
-        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost, top: Some(top), losses: None })
+        Ok(Sample {
+            wall_ns,
+            mono_ns,
+            rows,
+            tables,
+            lost,
+            cost,
+            own_ns: own_time(),
+            top: Some(top),
+            losses: None,
+        })
     }
 }
 

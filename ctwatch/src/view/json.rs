@@ -170,6 +170,9 @@ struct CostObject {
     cpu_pct: f64,
     events: u64,
     ns_per_event: Option<u64>,
+    /// Milliseconds of processor time that ctwatch's own process took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own_ms: Option<f64>,
 }
 
 impl<'a> Object<'a> {
@@ -204,6 +207,7 @@ impl<'a> Object<'a> {
                 cpu_pct: rounded(cost.cpu_pct, 1000.0),
                 events: cost.events,
                 ns_per_event: cost.ns_per_event,
+                own_ms: report.own.map(|own| rounded(own.as_secs_f64() * 1e3, 1000.0)),
             }),
         }
     }

@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd as _;
 
+use super::super::thread_time;
 use super::lock;
 use super::socket::Batch;
 use super::watched::Watched;
@@ -94,16 +94,6 @@ impl Watching {
         self.cost.run_ns += thread_time().saturating_sub(start);
         self.cost.runs += taken;
     }
-}
-
-/// Processor time of the calling thread, nanoseconds.
-pub(super) fn thread_time() -> u64 {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
-        .ok()
-        .and_then(|time| {
-            Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
-        })
-        .unwrap_or(0)
 }
 
 /// The thread. It ends when this is dropped.

@@ -25,12 +25,12 @@ use anyhow::Context as _;
 use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
 
-use self::listener::{Listener, thread_time};
+use self::listener::Listener;
 use self::presence::Missing;
 use self::watched::{Announced, Watched};
 use super::namespaces::{self, Found, Roots};
 use super::tables::Tables;
-use super::{Source, Status, now};
+use super::{Source, Status, now, own_time, thread_time};
 use crate::kernel::plan::{Obstacle, Refusal};
 use crate::model::{Cost, Filter, Sample, SourceInfo, SourceKind};
 
@@ -359,7 +359,17 @@ impl Source for Netlink {
         }
         let (wall_ns, mono_ns) = now()?;
         let tables = self.tables.read(rows.keys().map(|flow| flow.netns));
-        Ok(Sample { wall_ns, mono_ns, rows, tables, lost, cost: Some(cost), top: None, losses: None })
+        Ok(Sample {
+            wall_ns,
+            mono_ns,
+            rows,
+            tables,
+            lost,
+            cost: Some(cost),
+            own_ns: own_time(),
+            top: None,
+            losses: None,
+        })
     }
 }
 

@@ -222,6 +222,12 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
                 cost.cpu_pct, cost.events
             ));
         }
+        if let Some(own) = report.own {
+            said.push(format!(
+                "this report took ctwatch {:.1} ms of processor time",
+                own.as_secs_f64() * 1e3
+            ));
+        }
         said.push(format!("watched for {}", text::span(report.watched)));
     }
     said.iter().flat_map(|line| wrap(line, width)).map(Line::raw).collect()

@@ -44,6 +44,7 @@ fn at(second: u64, count: u64, rows: Vec<(FlowType, Counters)>) -> Sample {
         rows: rows.into_iter().collect(),
         tables: vec![table(INIT, "init", count), table(BLUE, "blue", 12)],
         cost: Some(Cost { run_ns: second * 2_124_200, runs: second * 16_340 }),
+        own_ns: Some(90_000_000 + second * 640_000),
         ..Sample::default()
     }
 }
