@@ -258,10 +258,12 @@ impl HealthCounters {
 
     /// How many events were missed, or could not be told whose they were.
     pub const fn lost(&self) -> u64 {
-        self.0[Health::NoEntry as usize]
-            + self.0[Health::NoReturn as usize]
-            + self.0[Health::ReadFailed as usize]
-            + self.refused_unknown()
+        self.unpaired() + self.0[Health::ReadFailed as usize] + self.refused_unknown()
+    }
+
+    /// How often only one end of a call was seen.
+    pub const fn unpaired(&self) -> u64 {
+        self.0[Health::NoEntry as usize] + self.0[Health::NoReturn as usize]
     }
 
     /// How many refusals there were whose flow nobody looked at.

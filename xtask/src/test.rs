@@ -69,7 +69,7 @@ const COUNTING: [&str; 10] = [
 ];
 
 /// Beside it, by kprobes.
-const BY_KPROBE: [&str; 1] = ["generators::"];
+const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 
 /// Beside it, by netlink: how it behaves.
 const BY_NETLINK: [&str; 2] = ["manners::waits_for_conntrack", "manners::sigint"];

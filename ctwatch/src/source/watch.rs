@@ -129,11 +129,11 @@ impl Watch {
         let (due, waiting): (Vec<Hook>, Vec<Hook>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|hook| hook.when == when);
         self.waiting = waiting;
-        let before = self.counts.health()?.lost();
+        let before = self.counts.health()?.unpaired();
         self.attached.hook(&self.facts, &due)?;
         // While only one hook of a pair is there, it meets calls that it cannot follow. What they may have
         // told shows in the kernel's own counters.
-        self.missed_before += self.counts.health()?.lost() - before;
+        self.missed_before += self.counts.health()?.unpaired() - before;
         Ok(())
     }
 

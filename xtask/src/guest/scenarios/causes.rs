@@ -26,7 +26,7 @@ fn short_timeouts() -> anyhow::Result<()> {
 }
 
 /// Entries of several types whose time runs out.
-fn timeout() -> anyhow::Result<()> {
+pub(super) fn timeout() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], short_timeouts)?;
     let wanted = [
@@ -67,7 +67,7 @@ fn timeout_by_traffic() -> anyhow::Result<()> {
 }
 
 /// A RST as the answer to the SYN removes the entry at once.
-fn tcp_refused() -> anyhow::Result<()> {
+pub(super) fn tcp_refused() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || Ok(()))?;
     let v4 = tcp::refused(Flows::new(Family::V4, 300))?;
@@ -90,7 +90,7 @@ fn tcp_reopened() -> anyhow::Result<()> {
 }
 
 /// `conntrack -D`: some are removed one by one, the others stay.
-fn netlink() -> anyhow::Result<()> {
+pub(super) fn netlink() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || Ok(()))?;
     let udp = udp::send(Flows::new(Family::V4, 300))?;
@@ -104,7 +104,7 @@ fn netlink() -> anyhow::Result<()> {
 }
 
 /// `conntrack -F`: all at once.
-fn flush() -> anyhow::Result<()> {
+pub(super) fn flush() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || Ok(()))?;
     let udp = udp::send(Flows::new(Family::V4, 3000))?;

@@ -22,7 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// Nothing in the table is ASSURED. An entry is hashed into two of 65,536 buckets and early_drop looks at eight, so
 /// most newcomers find nobody to evict: both outcomes are many.
-fn unassured(max: u32, flows: u32) -> anyhow::Result<()> {
+pub(super) fn unassured(max: u32, flows: u32) -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || state::set("nf_conntrack_max", max))?;
     let mut sent = spread(Flows::new(Family::V4, flows), 2, udp::send)?;
@@ -45,7 +45,7 @@ fn unassured(max: u32, flows: u32) -> anyhow::Result<()> {
 }
 
 /// With few buckets early_drop always finds victims, often several at once.
-fn few_buckets() -> anyhow::Result<()> {
+pub(super) fn few_buckets() -> anyhow::Result<()> {
     let space = init();
     let trial = Trial::start(&[&space], &[], || {
         state::buckets(512)?;

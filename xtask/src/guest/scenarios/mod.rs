@@ -8,6 +8,7 @@ mod filters;
 mod footprint;
 mod full;
 mod generators;
+mod hidden_code;
 mod manners;
 mod modules;
 mod netlink;
@@ -63,6 +64,7 @@ pub(super) fn all() -> Vec<Scenario> {
         traffic::SCENARIOS,
         full::SCENARIOS,
         causes::SCENARIOS,
+        hidden_code::SCENARIOS,
         netlink::SCENARIOS,
         events::SCENARIOS,
         clash::SCENARIOS,

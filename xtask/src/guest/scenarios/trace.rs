@@ -35,7 +35,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// A table-full burst in both families from two CPUs: what happened to each flow, whom it evicted, who did it.
-fn burst(source: &str) -> anyhow::Result<()> {
+pub(super) fn burst(source: &str) -> anyhow::Result<()> {
     const V4: u32 = 1500;
     const V6: u32 = 700;
     modules::load()?;
