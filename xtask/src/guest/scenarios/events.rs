@@ -255,8 +255,10 @@ fn many_namespaces() -> anyhow::Result<()> {
     watch.wait_sum("insert", first + flows)?;
     let totals = watch.stop()?;
     totals.check().with_context(|| totals.to_string())?;
-    equal("inserts in late", totals.sum_in(late.inode, "insert"), flows)
-        .with_context(|| totals.to_string())?;
+    // Found while flows come, it may tell of those twice that were on their way: one a CPU.
+    let told = totals.sum_in(late.inode, "insert");
+    let twice = if totals.lost()? > 0 { 2 } else { 0 };
+    anyhow::ensure!((flows..=flows + twice).contains(&told), "{told} inserts in late of {flows}: {totals}");
     equal("inserts in init", totals.sum_in(space.inode, "insert"), first).with_context(|| totals.to_string())
 }
 
