@@ -147,17 +147,35 @@ pub fn offset_names() -> impl Iterator<Item = &'static str> {
 /// Where connection tracking is, without causing it to be loaded: only /sys and /proc are read.
 pub fn presence() -> Presence {
     let module = Path::new("/sys/module/nf_conntrack");
-    if module.join("initstate").exists() {
-        // `coming` until its init function has returned, `going` while it leaves.
-        match fs::read_to_string(module.join("initstate")) {
-            Ok(state) if state.trim() == "live" => Presence::Module,
-            _ => Presence::Absent,
-        }
-    } else if module.exists() || Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+    let state = module.join("initstate");
+    if state.exists() {
+        return by_state(fs::read_to_string(state).ok().as_deref());
+    }
+    if module.exists() {
+        let listed = fs::read_to_string("/proc/modules").is_ok_and(|modules| lists(&modules, "nf_conntrack"));
+        return without_state(listed, module.exists());
+    }
+    if Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
         Presence::BuiltIn
     } else {
         Presence::Absent
     }
+}
+
+/// `coming` until its init function has returned, `going` while it leaves.
+fn by_state(state: Option<&str>) -> Presence {
+    if state.map(str::trim) == Some("live") { Presence::Module } else { Presence::Absent }
+}
+
+/// A directory without a state is what built-in code has that takes parameters. A module has it too for a moment while
+/// it comes or goes, but is listed then, or gone (`mod_sysfs_setup` and `free_module`, 5.10 to 7.3).
+const fn without_state(listed: bool, still_there: bool) -> Presence {
+    if listed || !still_there { Presence::Absent } else { Presence::BuiltIn }
+}
+
+/// Whether `/proc/modules` lists it, in whatever state.
+fn lists(modules: &str, name: &str) -> bool {
+    modules.lines().any(|line| line.split(' ').next() == Some(name))
 }
 
 impl Facts {
@@ -349,6 +367,18 @@ mod tests {
         assert_eq!(built_in("Linux version 5.10 #1 SMP Debian", None).as_deref(), Some("voluntary"));
         assert_eq!(built_in("Linux version 6.1 #1 SMP PREEMPT_RT Debian", None).as_deref(), Some("full"));
         assert_eq!(built_in("", None), None);
+    }
+
+    #[test]
+    fn a_module_that_comes_or_goes_is_not_built_in() {
+        assert_eq!(by_state(Some("live\n")), Presence::Module);
+        assert_eq!(by_state(Some("coming\n")), Presence::Absent);
+        assert_eq!(by_state(None), Presence::Absent);
+        let modules = "nf_conntrack_netlink 53248 0 - Live 0x0\nnf_conntrack 172032 1 - Loading 0x0\n";
+        assert!(lists(modules, "nf_conntrack") && !lists(modules, "nf_conn") && !lists("", "nf_conntrack"));
+        assert_eq!(without_state(true, true), Presence::Absent);
+        assert_eq!(without_state(false, false), Presence::Absent);
+        assert_eq!(without_state(false, true), Presence::BuiltIn);
     }
 
     #[test]
