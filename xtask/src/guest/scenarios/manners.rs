@@ -70,6 +70,8 @@ fn waits() -> anyhow::Result<()> {
         modules::unload()?;
     }
     let mut watch = Watch::spawn(&[])?;
+    // The modules come one after the other: a source that opens between them rightly refuses to run.
+    watch.wait_said()?;
     modules::load()?;
     let space = init();
     // Nothing is tracked yet, so nothing can be missed before the first object says that it watches.
