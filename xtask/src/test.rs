@@ -187,17 +187,28 @@ fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
     let mut tally = Tally::default();
     let began = Instant::now();
     say(format!("booting {} for the tests by source {}", kernel.release, run.source));
-    let end = guest.boot(Terminal::None, |line| match line {
-        Line::Test { test, result, detail, seconds } => {
-            report(&mut tally, &place, &test, result, &detail, seconds);
-        }
-        Line::Figure { .. } | Line::End { .. } => {}
-    });
-    let died = match end {
-        Ok(end) if end.complete => None,
-        Ok(end) => Some(end.explain()),
-        Err(error) => Some(format!("{error:#}")),
+    let mut boot = || {
+        let mut told = false;
+        let end = guest.boot(Terminal::None, |line| match line {
+            Line::Test { test, result, detail, seconds } => {
+                told = true;
+                report(&mut tally, &place, &test, result, &detail, seconds);
+            }
+            Line::Figure { .. } | Line::End { .. } => {}
+        });
+        let died = match end {
+            Ok(end) if end.complete => None,
+            Ok(end) => Some(end.explain()),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        (died, told)
     };
+    let (mut died, told) = boot();
+    if let Some(why) = died.as_ref().filter(|_| !told) {
+        // An emulated machine on a busy one does not always come up: once more, and what it was is told.
+        say(format!("{place}: the guest died before its first test and is booted again: {why}"));
+        (died, _) = boot();
+    }
     if let Some(why) = died {
         let detail = format!("the guest died: {why}");
         report(&mut tally, &place, "guest", Outcome::Failed, &detail, began.elapsed().as_secs_f64());
