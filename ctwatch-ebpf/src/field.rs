@@ -52,9 +52,9 @@ impl Field {
         Self::ALL.get(usize::try_from(offset.checked_sub(NOTES)?).ok()?).copied()
     }
 
-    /// Whether an instruction may hold this offset.
-    pub const fn fits(offset: u32) -> bool {
-        offset < NOTES as u32
+    /// An offset as an instruction holds it, where it fits and is no note.
+    pub fn written(offset: u32) -> Option<i16> {
+        i16::try_from(offset).ok().filter(|offset| *offset < NOTES)
     }
 }
 
@@ -70,6 +70,7 @@ mod tests {
         for offset in [i16::MIN, -1, 0, 5000, NOTES - 1, NOTES + 8, i16::MAX] {
             assert_eq!(Field::noted(offset), None, "{offset}");
         }
-        assert!(Field::fits(5000) && !Field::fits(0x7f00));
+        assert_eq!((Field::written(5000), Field::written(0x7f00)), (Some(5000), None));
+        assert_eq!(Field::written(40_000), None);
     }
 }

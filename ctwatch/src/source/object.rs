@@ -214,9 +214,8 @@ fn write_fields(code: &mut [bpf_insn], fields: &BTreeMap<Field, u32>) -> Result<
         if let Some(field) = noted(*insn)
             && let Some(offset) = fields.get(&field)
         {
-            let fits = Some(*offset).filter(|offset| Field::fits(*offset));
-            let fits = fits.and_then(|offset| i16::try_from(offset).ok());
-            insn.off = fits.with_context(|| format!("{field:?} lies too far behind: at {offset}"))?;
+            insn.off = Field::written(*offset)
+                .with_context(|| format!("{field:?} lies too far behind: at {offset}"))?;
         }
     }
     Ok(())

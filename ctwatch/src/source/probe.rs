@@ -317,7 +317,7 @@ impl Source for Probe {
             cost,
             own_ns: own_time(),
             top: Some(top),
-            losses: None,
+            ..Sample::default()
         })
     }
 }

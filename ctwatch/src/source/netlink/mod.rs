@@ -367,8 +367,7 @@ impl Source for Netlink {
             lost,
             cost: Some(cost),
             own_ns: own_time(),
-            top: None,
-            losses: None,
+            ..Sample::default()
         })
     }
 }
