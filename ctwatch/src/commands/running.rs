@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -24,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Runs it on an event loop of its own. What still hangs at its end, as a write on a reader that does not read or a
 /// reading under way, is not waited for.
 pub(super) fn run_to_end<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    // khugepaged makes a huge page of a heap of which half was never touched, and that half resident with it: half
+    // a megabyte, at any time (mm/khugepaged.c, max_ptes_none; THP "always", as Debian has it). Without the call
+    // only that changes.
+    let _ = prctl::set_thp_disable(true);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -41,9 +41,9 @@ pub(super) fn run(names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// How much ctwatch's memory may grow while 900,000 more flows come, KiB: a buffer that was not yet at its
-/// largest, and nothing for each flow.
-const GROWTH: u64 = 512;
+/// How much ctwatch's memory may grow while 900,000 more flows come, KiB: a few pages that were not needed yet, and
+/// nothing for each flow.
+const GROWTH: u64 = 64;
 
 /// Prints both sides; whether they are equal, or differ in sum by exactly what ctwatch knows it lost, and
 /// memory did not grow.

@@ -151,10 +151,18 @@ impl Watch {
 
     /// A line of its `/proc/PID/status` that tells an amount of memory, in KiB.
     pub(super) fn memory_kib(&self, name: &str) -> anyhow::Result<u64> {
+        let amount = self.status(name)?;
+        amount
+            .strip_suffix(" kB")
+            .and_then(|amount| amount.parse().ok())
+            .with_context(|| format!("{name} of ctwatch: {amount}"))
+    }
+
+    /// A line of its `/proc/PID/status`.
+    pub(super) fn status(&self, name: &str) -> anyhow::Result<String> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let amount = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-        amount.with_context(|| format!("{name} of ctwatch"))
+        Ok(line.with_context(|| format!("no {name} of ctwatch"))?.trim().to_owned())
     }
 
     /// Ctrl-C, then everything it counted; fails unless it ends well.
