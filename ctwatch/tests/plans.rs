@@ -53,6 +53,24 @@ fn code_that_cannot_be_followed_brings_more_hooks() {
     insta::assert_snapshot!("code_not_followed_kprobes", shown(plan::kprobes(&facts)));
 }
 
+/// A miss of a hook that tells only what the kernel's counters tell as well must not be lost twice.
+#[test]
+fn some_hooks_tell_nothing_but_failures_that_the_kernel_counts_too() {
+    for name in ["debian-6.1", "debian-6.12", "debian-7.3"] {
+        let facts = captured(name);
+        for plan in [plan::trampolines(&facts).unwrap(), plan::kprobes(&facts).unwrap()] {
+            for hook in plan.hooks {
+                let failures = ["net_ratelimit", "__nf_conntrack_alloc", "__nf_conntrack_confirm"];
+                assert_eq!(
+                    hook.failures_only(),
+                    failures.contains(&hook.symbol.as_str()),
+                    "{name}: {hook:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn without_kprobes_trampolines_do_all() {
     let mut facts = captured("debian-6.1");

@@ -47,6 +47,12 @@ impl Hook {
     pub fn always(program: &'static str, symbol: &str, method: Method) -> Self {
         Self { program, symbol: symbol.to_owned(), method, when: When::Always }
     }
+
+    /// Whether all that it tells are failures that the kernel's own counters tell of as well: there what it missed
+    /// shows, and only what was an event.
+    pub fn failures_only(&self) -> bool {
+        self.when != When::Always || self.symbol == "net_ratelimit"
+    }
 }
 
 /// What a hook waits for. Each hook costs every new flow some hundred instructions, so those that

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
-        plan::{Hook, Method, When},
+        plan::{Hook, Method},
     },
     model::Cost,
 };
@@ -35,11 +35,10 @@ pub struct Attached {
 /// What programs did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// How often the kernel skipped one that is always attached, as far as it tells.
+    /// How often the kernel skipped one that tells of more than failures, as far as it tells.
     pub missed: u64,
-    /// How often one that is attached on demand: what it would have told shows in the kernel's own
-    /// counters as well.
-    pub missed_on_demand: u64,
+    /// How often one of the others ([`Hook::failures_only`]).
+    pub missed_failures: u64,
     /// What they cost.
     pub cost: Cost,
 }
@@ -47,7 +46,7 @@ pub struct Runs {
 #[derive(Debug)]
 struct Program {
     name: &'static str,
-    when: When,
+    failures_only: bool,
     fd: OwnedFd,
     links: Vec<Link>,
 }
@@ -78,7 +77,8 @@ impl Attached {
                 continue;
             }
             let fd = self.load(facts, hook).with_context(|| format!("cannot watch {}", hook.symbol))?;
-            loaded.push((Program { name: hook.program, when: hook.when, fd, links: Vec::new() }, vec![hook]));
+            let failures_only = hook.failures_only();
+            loaded.push((Program { name: hook.program, failures_only, fd, links: Vec::new() }, vec![hook]));
         }
         // In the order asked for, which is not that of the programs where one serves several hooks.
         for hook in hooks {
@@ -102,16 +102,16 @@ impl Attached {
     pub fn runs(&self) -> Result<Runs> {
         let mut sum = Runs::default();
         // The kernel counts a call that it skips for each kprobe on the function, and a pair sees one call.
-        let mut skipped: BTreeMap<&str, (When, u64)> = BTreeMap::new();
+        let mut skipped: BTreeMap<&str, (bool, u64)> = BTreeMap::new();
         for program in &self.programs {
             sum.add(program.runs()?);
             for (symbol, missed) in program.links_missed()? {
-                let entry = skipped.entry(symbol).or_insert((program.when, 0));
+                let entry = skipped.entry(symbol).or_insert((program.failures_only, 0));
                 entry.1 = entry.1.max(missed);
             }
         }
-        for (when, missed) in skipped.into_values() {
-            sum.add(Runs::missed(when, missed));
+        for (failures_only, missed) in skipped.into_values() {
+            sum.add(Runs::missed(failures_only, missed));
         }
         Ok(sum)
     }
@@ -170,21 +170,22 @@ impl Program {
     fn runs(&self) -> Result<Runs> {
         let ProgramStats { run_ns, runs, missed, .. } =
             program_stats(self.fd.as_fd()).context("cannot read a program's statistics")?;
-        Ok(Runs { cost: Cost { run_ns, runs }, ..Runs::missed(self.when, missed) })
+        Ok(Runs { cost: Cost { run_ns, runs }, ..Runs::missed(self.failures_only, missed) })
     }
 }
 
 impl Runs {
-    fn missed(when: When, missed: u64) -> Self {
-        match when {
-            When::Always => Self { missed, ..Self::default() },
-            When::NearFull | When::Unexplained => Self { missed_on_demand: missed, ..Self::default() },
+    fn missed(failures_only: bool, missed: u64) -> Self {
+        if failures_only {
+            Self { missed_failures: missed, ..Self::default() }
+        } else {
+            Self { missed, ..Self::default() }
         }
     }
 
     fn add(&mut self, other: Self) {
         self.missed += other.missed;
-        self.missed_on_demand += other.missed_on_demand;
+        self.missed_failures += other.missed_failures;
         self.cost.run_ns += other.cost.run_ns;
         self.cost.runs += other.cost.runs;
     }

@@ -70,7 +70,7 @@ pub struct Watch {
     /// Hooks that are not due yet.
     waiting: Vec<Hook>,
     by: Vec<By>,
-    /// Whether what is missed on demand is found by comparing with the kernel's counters.
+    /// Whether missed failures are found by comparing with the kernel's counters.
     reckoned: bool,
     logger: Option<EbpfLogger<Stderr>>,
     subtract_netlink: bool,
@@ -185,8 +185,8 @@ impl Watch {
     fn missed(&mut self) -> Result<(u64, u64, Cost)> {
         let runs = self.attached.runs()?;
         let health = self.counts.health()?;
-        let on_demand = if self.reckoned { 0 } else { runs.missed_on_demand };
-        Ok((runs.missed + on_demand + health.lost(), health.refused_unknown(), runs.cost))
+        let failures = if self.reckoned { 0 } else { runs.missed_failures };
+        Ok((runs.missed + failures + health.lost(), health.refused_unknown(), runs.cost))
     }
 }
 
