@@ -1,14 +1,8 @@
 //! The traffic and the state of the table that cost is measured with.
 
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
-
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
-
 use super::super::space::Space;
 use super::super::state;
-use super::super::traffic::{Family, Flows, Sent, tcp, udp};
+use super::super::traffic::{Flows, Sent, raw, udp};
 
 /// One kind of traffic on one state of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +17,8 @@ pub(super) enum Workload {
     TcpFull,
 }
 
+/// Where nobody listens on a guest.
+const CLOSED: u16 = 7;
 /// Where a TCP flow of [`Workload::TcpFull`] finds no answer.
 const SILENT: u16 = 9;
 
@@ -90,24 +86,10 @@ impl Workload {
         flows.first += count;
         match self {
             Self::UdpSteady | Self::UdpFull => udp::send(these),
-            Self::TcpSteady => tcp::refused(these),
-            Self::TcpFull => unanswered(these),
+            Self::TcpSteady => raw::syn(these, CLOSED),
+            Self::TcpFull => raw::syn(these, SILENT),
         }
     }
-}
-
-/// One SYN to each destination; nobody answers, and nobody waits.
-fn unanswered(flows: Flows) -> anyhow::Result<Sent> {
-    let mut sent = Sent::default();
-    for number in flows.first..flows.first + flows.count {
-        let target = SocketAddr::new(Family::V4.target(number), SILENT);
-        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
-        match connect(fd.as_raw_fd(), &SockaddrStorage::from(target)) {
-            Err(Errno::EINPROGRESS) => sent.passed += 1,
-            other => anyhow::bail!("connect to the silent {target}: {other:?}"),
-        }
-    }
-    Ok(sent)
 }
 
 /// Fails where the table did not do what the workload says.

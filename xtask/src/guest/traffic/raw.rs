@@ -16,6 +16,8 @@ pub(in super::super) const EXPERIMENT: u8 = 253;
 pub(in super::super) const GRE: u8 = 47;
 /// Stream control transmission protocol.
 pub(in super::super) const SCTP: u8 = 132;
+/// Transmission control protocol.
+const TCP: u8 = 6;
 
 /// One echo request for each flow, told apart by id, then by destination. The kernel answers each.
 pub(in super::super) fn echo(flows: Flows) -> anyhow::Result<Sent> {
@@ -52,6 +54,39 @@ pub(in super::super) fn protocol(flows: Flows, proto: u8) -> anyhow::Result<Sent
         one(&socket, flows.family.target(number), &packet, &mut sent)?;
     }
     Ok(sent)
+}
+
+/// A TCP SYN to `port` of each destination. No socket of the sender's remembers it, so what a flow costs is the
+/// network's part alone: a connecting socket of its own costs as much again, and never twice the same.
+pub(in super::super) fn syn(flows: Flows, port: u16) -> anyhow::Result<Sent> {
+    let socket = raw_socket(flows.family, TCP)?;
+    let mut sent = Sent::default();
+    for number in flows.numbers() {
+        let target = flows.family.target(number);
+        one(&socket, target, &tcp_syn(flows.family.home(), target, port), &mut sent)?;
+    }
+    Ok(sent)
+}
+
+/// With a checksum: whoever refuses the connection looks at it.
+fn tcp_syn(source: IpAddr, target: IpAddr, port: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    packet.extend(PORT.to_be_bytes());
+    packet.extend(port.to_be_bytes());
+    packet.extend([0; 8]);
+    // Five words of header; SYN; a window; room for the checksum; nothing urgent.
+    packet.extend([5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let mut summed = Vec::new();
+    for address in [source, target] {
+        match address {
+            IpAddr::V4(address) => summed.extend(address.octets()),
+            IpAddr::V6(address) => summed.extend(address.octets()),
+        }
+    }
+    summed.extend([0, TCP, 0, 20]);
+    summed.extend(&packet);
+    packet[16..18].copy_from_slice(&checksum(&summed).to_be_bytes());
+    packet
 }
 
 /// An SCTP INIT: the only chunk that opens a flow for conntrack. It wants the verification tag 0; the checksum is
@@ -109,7 +144,7 @@ fn checksum(packet: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::checksum;
+    use super::{checksum, tcp_syn};
 
     #[test]
     fn checksum_makes_the_sum_zero() {
@@ -117,5 +152,12 @@ mod tests {
         let sum = checksum(&packet).to_be_bytes();
         packet[2..4].copy_from_slice(&sum);
         assert_eq!(checksum(&packet), 0);
+    }
+
+    #[test]
+    fn a_syn_has_the_checksum_of_its_addresses() {
+        // Of a SYN from 127.0.0.1:6881 to 127.64.0.7:9, as Python's sum over the words of pseudo header and header.
+        let packet = tcp_syn([127, 0, 0, 1].into(), [127, 64, 0, 7].into(), 9);
+        assert_eq!((packet.len(), &packet[16..18]), (20, &[0x96, 0xb0][..]));
     }
 }
