@@ -14,7 +14,7 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use ctwatch_ebpf::{Caller, FRAME_LIMIT, Health, delete_event};
+use ctwatch_ebpf::{Caller, Event, FRAME_LIMIT, Health, delete_event, event_of_caller};
 
 use super::{entry_sp, fentry_sp};
 use crate::{
@@ -63,8 +63,7 @@ fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
     let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
     let expired = conn.expired();
     // Reading the stack is dear, and needed only where the rest does not tell.
-    let (caller, portid) = if expired { (None, 0) } else { asked_bpf(&ctx) };
-    let event = delete_event(caller, expired, portid);
+    let event = if expired { Event::DeleteTimeout } else { asked_bpf(&ctx) };
     count::delete(&conn, ctx.arg(0), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), fentry_sp(&ctx));
@@ -77,23 +76,22 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
     let Some(ct) = ctx.arg::<u64>(0) else { return 0 };
     let Some(conn) = Probed::conn(ct) else { return 0 };
     let expired = conn.expired();
-    let (caller, portid) = if DELETE_FRAME.load() == 0 {
-        noted(ct, entry_sp(&ctx))
+    let event = if DELETE_FRAME.load() == 0 {
+        noted(ct, expired, entry_sp(&ctx))
     } else if expired {
-        (None, 0)
+        Event::DeleteTimeout
     } else {
         asked(entry_sp(&ctx))
     };
-    let event = delete_event(caller, expired, portid);
     count::delete(&conn, ct, event);
     trace::entry(event, &conn, ct, entry_sp(&ctx));
     0
 }
 
-/// Who called `nf_ct_delete`, and with what port id, as the hook there has noted.
+/// Why the entry leaves, as the hook on `nf_ct_delete` has noted.
 #[inline(always)]
-fn noted(ct: u64, sp: u64) -> (Option<Caller>, u32) {
-    match context::inside(sp) {
+fn noted(ct: u64, expired: bool, sp: u64) -> Event {
+    let (caller, portid) = match context::inside(sp) {
         Some(slot) if slot.delete_ct == ct => {
             slot.delete_ct = 0;
             (Caller::from_u32(slot.delete_caller), slot.delete_portid)
@@ -102,41 +100,39 @@ fn noted(ct: u64, sp: u64) -> (Option<Caller>, u32) {
             health(Health::NoEntry);
             (None, 0)
         }
-    }
+    };
+    delete_event(caller, expired, portid)
 }
 
-/// The same from the stack, where `sp` is the stack pointer at this function's entry.
+/// Why an entry with time left leaves, from the stack, where `sp` is the stack pointer at this function's entry.
 #[inline(always)]
-fn asked(sp: u64) -> (Option<Caller>, u32) {
-    told(read(sp + frame()).unwrap_or(0), sp)
+fn asked(sp: u64) -> Event {
+    let address = return_of_delete(sp);
+    told(caller(address), address, sp)
 }
 
-/// Bytes between the two return addresses.
+/// The return address of `nf_ct_delete`, where `sp` is the address of this function's.
 #[inline(always)]
-fn frame() -> u64 {
-    u64::from(DELETE_FRAME.load()) & (FRAME_LIMIT - 1)
+fn return_of_delete(sp: u64) -> u64 {
+    read(sp + (u64::from(DELETE_FRAME.load()) & (FRAME_LIMIT - 1))).unwrap_or(0)
 }
 
 /// What the return address of `nf_ct_delete` tells.
 #[inline(always)]
-fn told(address: u64, sp: u64) -> (Option<Caller>, u32) {
+fn told(code: u32, address: u64, sp: u64) -> Event {
+    if let Some(event) = event_of_caller(code) {
+        return event;
+    }
     if address < TEXT {
         // Not the frame that was relied on: never guess.
         health(Health::NoEntry);
     }
-    let caller = Caller::from_u32(caller(address));
-    (caller, portid(caller, sp))
-}
-
-/// The port id that a caller has passed on.
-#[inline(always)]
-fn portid(caller: Option<Caller>, sp: u64) -> u32 {
-    match caller {
-        Some(Caller::Iterate) => context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid as u32),
-        // ctnetlink deletes for somebody, always.
-        Some(Caller::Netlink) => 1,
-        _ => 0,
-    }
+    let portid = if code == Caller::Iterate as u32 {
+        context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid as u32)
+    } else {
+        0
+    };
+    delete_event(Caller::from_u32(code), false, portid)
 }
 
 /// The same for a trampoline program.
@@ -145,22 +141,27 @@ fn portid(caller: Option<Caller>, sp: u64) -> u32 {
 /// Then registers that `nf_ct_delete` saved lie in that place, or a variable of its caller, and none of
 /// them is an address inside a caller's text, so that nothing else has to be looked at.
 #[inline(always)]
-fn asked_bpf(ctx: &FEntryContext) -> (Option<Caller>, u32) {
+fn asked_bpf(ctx: &FEntryContext) -> Event {
     let behind = ctx.as_ptr() as u64 + 8;
     // The verifier wants a bound to what is added to this pointer.
-    let at = behind + (RETURN_AT.get() & (8 * (FRAME_WORDS as u64 - 1)));
-    let address = read(at + frame()).unwrap_or(0);
-    match Caller::from_u32(caller(address)) {
-        None | Some(Caller::Itself | Caller::Alloc) => {}
-        known => return (known, portid(known, at)),
+    let mut at = behind + (RETURN_AT.get() & (8 * (FRAME_WORDS as u64 - 1)));
+    let mut address = return_of_delete(at);
+    let mut code = caller(address);
+    if let Some(event) = event_of_caller(code) {
+        return event;
     }
-    match return_at(behind) {
-        Some(distance) => {
-            RETURN_AT.set(distance);
-            asked(behind + distance)
+    if code != Caller::Iterate as u32 {
+        match return_at(behind) {
+            Some(distance) => {
+                RETURN_AT.set(distance);
+                at = behind + distance;
+                address = return_of_delete(at);
+            }
+            None => address = 0,
         }
-        None => told(0, behind),
+        code = caller(address);
     }
+    told(code, address, at)
 }
 
 /// How far from `behind` this function's return address into `nf_ct_delete` lies. Not a constant:
