@@ -1,7 +1,7 @@
 //! Whose code an address lies in.
 
 use aya_ebpf::Global;
-use ctwatch_ebpf::CALLERS;
+use ctwatch_ebpf::{CALLERS, Caller};
 
 /// Kernel and module text on x86-64 lies in the uppermost 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
 pub const TEXT: u64 = 0xffff_ffff_8000_0000;
@@ -14,20 +14,35 @@ static CALLER_STARTS: [Global<u64>; CALLERS] = [const { Global::new(0) }; CALLER
 /// The first address after it; 0 ends the list.
 #[unsafe(no_mangle)]
 static CALLER_ENDS: [Global<u64>; CALLERS] = [const { Global::new(0) }; CALLERS];
-/// Its [`ctwatch_ebpf::Caller`] as a number.
+/// Its [`Caller`] as a number.
 #[unsafe(no_mangle)]
 static CALLER_CODES: [Global<u64>; CALLERS] = [const { Global::new(0) }; CALLERS];
 
-/// The code of the [`ctwatch_ebpf::Caller`] whose text holds `address`, 0 where none does.
+/// The code of the [`Caller`] whose text holds `address`, 0 where none does.
 #[inline(always)]
 pub fn caller(address: u64) -> u32 {
+    among(address, |_| true)
+}
+
+/// Whether `address` lies in the text of that caller.
+///
+/// Cheaper for the verifier than [`caller`]: it drops the ranges of all others before it looks at any address
+/// (7.3: a third of the time that the program on removals takes to load).
+#[inline(always)]
+pub fn within(address: u64, wanted: Caller) -> bool {
+    among(address, |code| code == wanted as u32) != 0
+}
+
+/// The code of the caller whose text holds `address` among those that are wanted, 0 where none does.
+#[inline(always)]
+fn among(address: u64, wanted: impl Fn(u32) -> bool) -> u32 {
     for ((start, end), code) in CALLER_STARTS.iter().zip(&CALLER_ENDS).zip(&CALLER_CODES) {
-        let end = end.load();
+        let (end, code) = (end.load(), code.load() as u32);
         if end == 0 {
             break;
         }
-        if address >= start.load() && address < end {
-            return code.load() as u32;
+        if wanted(code) && address >= start.load() && address < end {
+            return code;
         }
     }
     0

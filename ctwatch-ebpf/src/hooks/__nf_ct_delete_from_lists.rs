@@ -18,7 +18,7 @@ use ctwatch_ebpf::{Caller, Event, FRAME_LIMIT, Health, delete_event, event_of_ca
 
 use super::{entry_sp, fentry_sp};
 use crate::{
-    callers::{TEXT, caller},
+    callers::{TEXT, caller, within},
     conn::{Direct, Memory as _, Probed, number, read},
     context,
     count::{self, health},
@@ -169,5 +169,5 @@ fn asked_bpf(ctx: &FEntryContext) -> Event {
 #[inline(always)]
 fn return_at(behind: u64) -> Option<u64> {
     let words = read::<[u64; FRAME_WORDS]>(behind)?;
-    (0..).zip(words).find(|(_, word)| caller(*word) == Caller::Itself as u32).map(|(index, _)| 8 * index)
+    (0..).zip(words).find(|(_, word)| within(*word, Caller::Itself)).map(|(index, _)| 8 * index)
 }
