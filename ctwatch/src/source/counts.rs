@@ -1,6 +1,6 @@
 //! Reads what the programs counted: rows by flow type, rankings, misses.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use ctwatch_ebpf::loss::has_ports;
@@ -22,6 +22,7 @@ pub(super) struct Counts {
     drop_ports: PerCpu<DropPorts>,
     addresses: [PerCpu<Addresses>; 3],
     health: PerCpu<HealthCounters>,
+    admitted: Admitted,
 }
 
 /// One reading.
@@ -50,6 +51,7 @@ impl Counts {
                 PerCpu::new(object, "DROP_ADDRESSES")?,
             ],
             health: PerCpu::new(object, "HEALTH")?,
+            admitted: Admitted::default(),
         })
     }
 
@@ -60,7 +62,7 @@ impl Counts {
         let inserts = self.reader.element(&self.inserts, 0).context("cannot read map INSERTS")?;
         for cpu in inserts {
             for row in cpu.flows.iter().filter(|row| row.flow != 0) {
-                add(&mut rows, row.flow, Event::Insert, row.counts[0])?;
+                *self.admitted.count(&mut rows, row.flow, Event::Insert)? += row.counts[0];
             }
             collect(&mut ports, &cpu.ports, 0);
         }
@@ -68,7 +70,7 @@ impl Counts {
         for cpu in deletes {
             for row in cpu.flows.iter().filter(|row| row.flow != 0) {
                 for (event, count) in Event::DELETES.into_iter().zip(row.counts) {
-                    add(&mut rows, row.flow, event, count)?;
+                    *self.admitted.count(&mut rows, row.flow, event)? += count;
                 }
             }
             collect(&mut ports, &cpu.ports, 1);
@@ -104,32 +106,52 @@ impl Counts {
     fn shared_rows(&mut self) -> anyhow::Result<BTreeMap<FlowType, Counters>> {
         let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
         let owned = owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key)));
-        let mut rows = BTreeMap::new();
+        let mut rows: BTreeMap<FlowType, Counters> = BTreeMap::new();
         for (row, flow) in owned.chain([(OVERFLOW_ROW, FlowType::OVERFLOW)]) {
             let mut sum = Counters::default();
             for cpu in self.reader.element(&self.shared, row).context("cannot read map COUNTERS")? {
                 sum.add(cpu);
             }
             if flow != FlowType::OVERFLOW || sum != Counters::default() {
-                rows.insert(flow, sum);
+                rows.entry(self.admitted.row(flow)).or_default().add(&sum);
             }
         }
         Ok(rows)
     }
 }
 
-/// Adds to a row. The tables of many CPUs together may know more flow types than there shall be rows.
-fn add(rows: &mut BTreeMap<FlowType, Counters>, key: u64, event: Event, count: u64) -> anyhow::Result<()> {
-    let flow = FlowType::unpack(key);
-    anyhow::ensure!(flow.pack() == key, "a map holds the impossible flow type {key:#x}");
-    let many = rows.len() >= ROWS as usize;
-    let row = match rows.entry(flow) {
-        Entry::Vacant(_) if many => rows.entry(FlowType::OVERFLOW).or_default(),
-        Entry::Vacant(free) => free.insert(Counters::default()),
-        Entry::Occupied(row) => row.into_mut(),
-    };
-    row.0[event as usize] += count;
-    Ok(())
+/// The flow types that have a row of their own, first come, first served: the tables of many CPUs together may know
+/// more than there shall be rows.
+///
+/// Who has one keeps it. When each reading chose anew, a flow type that lost its row was in the totals twice: once by
+/// its name, and once more on the overflow row.
+#[derive(Debug, Default)]
+struct Admitted(BTreeSet<FlowType>);
+
+impl Admitted {
+    /// Where a flow type is counted.
+    fn row(&mut self, flow: FlowType) -> FlowType {
+        if self.0.contains(&flow) {
+            return flow;
+        }
+        if flow == FlowType::OVERFLOW || self.0.len() >= ROWS as usize {
+            return FlowType::OVERFLOW;
+        }
+        self.0.insert(flow);
+        flow
+    }
+
+    /// One count of the flow type that a map knows as `key`.
+    fn count<'a>(
+        &mut self,
+        rows: &'a mut BTreeMap<FlowType, Counters>,
+        key: u64,
+        event: Event,
+    ) -> anyhow::Result<&'a mut u64> {
+        let flow = FlowType::unpack(key);
+        anyhow::ensure!(flow.pack() == key, "a map holds the impossible flow type {key:#x}");
+        Ok(&mut rows.entry(self.row(flow)).or_default().0[event as usize])
+    }
 }
 
 fn collect<K: Copy + Ord>(ranks: &mut Ranks<K>, places: &[Place<K>], which: usize) {
@@ -152,4 +174,42 @@ fn address_line(key: AddressKey, counts: [u64; 3]) -> Option<Top> {
 fn line(by: By, flow: FlowType, key: String, [insert, early_drop, drop]: [u64; 3]) -> Top {
     let FlowType { netns, family, proto } = flow;
     Top { by, netns, family, proto, key, insert, early_drop, drop }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(netns: u32) -> FlowType {
+        FlowType { netns, family: 2, proto: 17 }
+    }
+
+    fn counted(admitted: &mut Admitted, flows: impl Iterator<Item = u32>) -> BTreeMap<FlowType, Counters> {
+        let mut rows = BTreeMap::new();
+        for netns in flows {
+            *admitted.count(&mut rows, flow(netns).pack(), Event::Insert).unwrap() += 1;
+        }
+        rows
+    }
+
+    #[test]
+    fn a_flow_type_that_has_a_row_keeps_it_whoever_comes_first_in_a_later_reading() {
+        let mut admitted = Admitted::default();
+        let early = counted(&mut admitted, 100..=ROWS);
+        assert!(!early.contains_key(&FlowType::OVERFLOW));
+        let all = 3 * ROWS;
+        let later = counted(&mut admitted, 1..=all);
+        assert!(early.iter().all(|(flow, row)| later.get(flow) == Some(row)));
+        assert_eq!(later.len(), ROWS as usize + 1, "so many rows, and one for the rest");
+        let sum: u64 = later.values().map(|row| row.get(Event::Insert)).sum();
+        assert_eq!(sum, u64::from(all));
+        assert_eq!(counted(&mut admitted, (1..=all).rev()), later);
+    }
+
+    #[test]
+    fn a_key_that_no_program_writes_is_refused() {
+        let mut rows = BTreeMap::new();
+        assert!(Admitted::default().count(&mut rows, 1 << 20, Event::Insert).is_err());
+        assert!(rows.is_empty());
+    }
 }
