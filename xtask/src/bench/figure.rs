@@ -89,6 +89,8 @@ pub struct Process {
     pub observer: String,
     /// Instructions of its own from its start until it is attached.
     pub attach: u64,
+    /// Time in the guest from its start until it is attached, waiting included, in nanoseconds.
+    pub elapsed: u64,
     /// Instructions of one report, kernel's part included.
     pub report: u64,
     /// `VmHWM`: the most memory it had resident, in KiB.

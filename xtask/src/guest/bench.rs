@@ -204,7 +204,9 @@ impl Bench<'_> {
 
     /// What ctwatch's process does beside the flows.
     fn process(&mut self, observer: Observer, source: &str) -> anyhow::Result<()> {
+        let began = clock()?;
         let mut running = observer::ctwatch(source, "0.2")?;
+        let elapsed = clock()? - began;
         let pid = running.pid().context("its process")?;
         let ran = || -> anyhow::Result<u64> {
             let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
@@ -220,7 +222,7 @@ impl Bench<'_> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let resident = number(&status, "VmHWM:")?;
         running.stop()?;
-        let process = Process { observer: observer.name().to_owned(), attach, report, resident };
+        let process = Process { observer: observer.name().to_owned(), attach, elapsed, report, resident };
         self.report.figure(&Figure::Process(process))
     }
 
