@@ -36,14 +36,35 @@ pub fn within(address: u64, wanted: Caller) -> bool {
 /// The code of the caller whose text holds `address` among those that are wanted, 0 where none does.
 #[inline(always)]
 fn among(address: u64, wanted: impl Fn(u32) -> bool) -> u32 {
-    for ((start, end), code) in CALLER_STARTS.iter().zip(&CALLER_ENDS).zip(&CALLER_CODES) {
-        let (end, code) = (end.load(), code.load() as u32);
-        if end == 0 {
+    // Written out: in a loop, finding the place of each number costs more than comparing it.
+    macro_rules! first {
+        ($($index:literal)*) => {$({
+            let code = at($index, address, &wanted);
+            if code != 0 {
+                return code;
+            }
+        })*};
+    }
+    first!(0 1 2);
+    for index in 3..CALLERS {
+        if CALLER_ENDS[index].load() == 0 {
             break;
         }
-        if wanted(code) && address >= start.load() && address < end {
+        let code = at(index, address, &wanted);
+        if code != 0 {
             return code;
         }
     }
     0
+}
+
+/// The same for one of them. Behind the last, where nothing ends at 0, nothing is found.
+#[inline(always)]
+fn at(index: usize, address: u64, wanted: impl Fn(u32) -> bool) -> u32 {
+    let code = CALLER_CODES[index].load() as u32;
+    if wanted(code) && address >= CALLER_STARTS[index].load() && address < CALLER_ENDS[index].load() {
+        code
+    } else {
+        0
+    }
 }

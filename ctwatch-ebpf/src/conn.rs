@@ -95,10 +95,16 @@ impl Conn {
     /// `nf_ct_is_expired()` of include/net/netfilter/nf_conntrack.h, 5.10 to 7.3.
     #[inline(always)]
     pub fn expired(&self) -> bool {
-        // SAFETY: no arguments.
-        let now = unsafe { bpf_jiffies64() } as u32;
-        self.timeout.wrapping_sub(now) as i32 <= 0
+        over(self.timeout)
     }
+}
+
+/// Whether an entry's timeout is over.
+#[inline(always)]
+fn over(timeout: u32) -> bool {
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_jiffies64() } as u32;
+    timeout.wrapping_sub(now) as i32 <= 0
 }
 
 /// Reads one value of kernel memory.
@@ -170,6 +176,14 @@ impl Memory for Probed {
             family: read::<u16>(tuple + u64::from(TUPLE_L3NUM.load()))? as u8,
             proto: read(tuple + u64::from(TUPLE_PROTONUM.load()))?,
         })
+    }
+}
+
+impl Direct {
+    /// [`Conn::expired`] of the entry at `ct`, for who needs the rest of it only later.
+    #[inline(always)]
+    pub fn expired(ct: u64) -> bool {
+        over(field!(u32, ct, ConnTimeout))
     }
 }
 

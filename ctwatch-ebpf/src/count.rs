@@ -84,16 +84,34 @@ pub fn insert(conn: &Conn, ct: u64) {
 }
 
 /// Counts an entry that left the table. Only the one hook that sees removals may.
+///
+/// The event must be one that the verifier knows in each path, as it does where constants tell it.
 #[inline(always)]
 pub fn delete(conn: &Conn, ct: u64, event: Event) {
+    delete_at(conn, ct, event, place(event));
+}
+
+/// The same for an event that the program has read from memory.
+#[inline(always)]
+pub fn delete_read(conn: &Conn, ct: u64, event: Event) {
+    delete_at(conn, ct, event, bounded(place(event)));
+}
+
+/// Where a removal is counted in its row.
+#[inline(always)]
+fn place(event: Event) -> usize {
+    event as usize - Event::DELETES[0] as usize
+}
+
+#[inline(always)]
+fn delete_at(conn: &Conn, ct: u64, event: Event, place: usize) {
     if !passes(conn.flow, || tuple_of(ct)) {
         return;
     }
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
-    let which = bounded(event as usize - Event::DELETES[0] as usize);
-    if !tally::count(&mut table.flows, conn.flow, which) {
+    if !tally::count(&mut table.flows, conn.flow, place) {
         shared(conn.flow, event);
     }
     if matches!(event, Event::DeleteEarlyDrop) {

@@ -35,7 +35,8 @@ pub fn ebpf() -> Result<()> {
             .args(["build", "--release", "--package", "ctwatch-ebpf", "--bin", "ctwatch-ebpf"])
             .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
             .arg(&directory)
-            .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
+            // v3 has instructions on half registers (5.1), without which each use of one takes two shifts.
+            .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3")
             // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
             // stripping would take the BTF that names the maps' types.
             .env("CARGO_PROFILE_RELEASE_LTO", "false")

@@ -60,10 +60,10 @@ impl Shared {
 
 #[fentry(function = "__nf_ct_delete_from_lists")]
 fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
-    let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
-    let expired = conn.expired();
     // Reading the stack is dear, and needed only where the rest does not tell.
-    let event = if expired { Event::DeleteTimeout } else { asked_bpf(&ctx) };
+    let event = if Direct::expired(ctx.arg(0)) { Event::DeleteTimeout } else { asked_bpf(&ctx) };
+    // Now, because what was read before that would have been kept on the stack meanwhile.
+    let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
     count::delete(&conn, ctx.arg(0), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), fentry_sp(&ctx));
@@ -83,7 +83,7 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
     } else {
         asked(entry_sp(&ctx))
     };
-    count::delete(&conn, ct, event);
+    count::delete_read(&conn, ct, event);
     trace::entry(event, &conn, ct, entry_sp(&ctx));
     0
 }
