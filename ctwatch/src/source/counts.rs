@@ -57,8 +57,10 @@ impl Counts {
 
     /// Everything counted since the maps were made. Ports are ranked always, addresses where `by` names them.
     pub(super) fn read(&mut self, by: &[By]) -> anyhow::Result<Reading> {
-        let mut rows = self.shared_rows()?;
+        let mut rows = BTreeMap::new();
         let mut ports: Ranks<PortKey> = BTreeMap::new();
+        // Inserts come first and what ctnetlink inserted, which is subtracted from them, last: an entry of ctnetlink's
+        // that comes in between must not look like a packet's, since a count that was shown is not taken back.
         let inserts = self.reader.element(&self.inserts, 0).context("cannot read map INSERTS")?;
         for cpu in inserts {
             for row in cpu.flows.iter().filter(|row| row.flow != 0) {
@@ -79,6 +81,7 @@ impl Counts {
         for cpu in drops {
             collect(&mut ports, cpu, 2);
         }
+        self.add_shared(&mut rows)?;
         let mut top: Vec<Top> =
             ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)).collect();
         if by.iter().any(|by| *by != By::Dport) {
@@ -103,10 +106,10 @@ impl Counts {
         Ok(sum)
     }
 
-    fn shared_rows(&mut self) -> anyhow::Result<BTreeMap<FlowType, Counters>> {
+    /// What all CPUs count in rows of the same number.
+    fn add_shared(&mut self, rows: &mut BTreeMap<FlowType, Counters>) -> anyhow::Result<()> {
         let owners = self.reader.entries(&self.owners).context("cannot read map ROW_OWNERS")?;
         let owned = owners.into_iter().map(|(row, key)| (row, FlowType::unpack(key)));
-        let mut rows: BTreeMap<FlowType, Counters> = BTreeMap::new();
         for (row, flow) in owned.chain([(OVERFLOW_ROW, FlowType::OVERFLOW)]) {
             let mut sum = Counters::default();
             for cpu in self.reader.element(&self.shared, row).context("cannot read map COUNTERS")? {
@@ -116,7 +119,7 @@ impl Counts {
                 rows.entry(self.admitted.row(flow)).or_default().add(&sum);
             }
         }
-        Ok(rows)
+        Ok(())
     }
 }
 
