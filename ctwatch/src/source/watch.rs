@@ -10,7 +10,10 @@ use ctwatch_ebpf::{
     field::Field,
     loss::{Budget, TraceFilter},
 };
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::{
+    libc,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 
 use super::{
     attached::Attached,
@@ -108,6 +111,7 @@ impl Watch {
             missed_before: 0,
         };
         watch.attached.hook(facts, &now)?;
+        settle();
         if wishes.verbose {
             watch.logger = logger::of(&watch.attached);
         }
@@ -131,6 +135,7 @@ impl Watch {
         self.waiting = waiting;
         let before = self.counts.health()?.unpaired();
         self.attached.hook(&self.facts, &due)?;
+        settle();
         // While only one hook of a pair is there, it meets calls that it cannot follow. What they may have
         // told shows in the kernel's own counters.
         self.missed_before += self.counts.health()?.unpaired() - before;
@@ -167,8 +172,8 @@ impl Watch {
             if self.subtract_netlink {
                 let netlink = row.get(Event::InsertNetlink);
                 let insert = &mut row.0[Event::Insert as usize];
-                // A reading between the two hooks of one insertion sees the entry as the packet
-                // path's until the next reading.
+                // What is read first is less than what it is subtracted from where a flow type had such
+                // entries only.
                 *insert = insert.saturating_sub(netlink);
             }
             if let Some(before) = self.before.get(flow) {
@@ -188,6 +193,15 @@ impl Watch {
         let failures = if self.reckoned { 0 } else { runs.missed_failures };
         Ok((runs.missed + failures + health.lost(), health.refused_unknown(), runs.cost))
     }
+}
+
+/// Waits until no watched function runs any more that was entered before this: of such a call only the return is seen.
+///
+/// All of them run inside RCU read-side sections (netfilter's hooks, 5.10 to 7.3), and `MEMBARRIER_CMD_GLOBAL` waits for
+/// a grace period (kernel/sched/membarrier.c, 4.3). Where it is refused (nohz_full) such a call counts as lost.
+fn settle() {
+    // SAFETY: the call takes three numbers.
+    let _ = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
 }
 
 /// Members that programs load by single instructions, and the facts whose sum is their offset.
