@@ -95,6 +95,17 @@ impl Told {
     pub(super) fn count(&self, name: &str) -> u64 {
         self.of(name).map(|_| 1).sum()
     }
+
+    /// Compares the number of events of this name with what happened: equal, or less by no more than what is lost,
+    /// which may be events of any name.
+    pub(super) fn covers(&self, name: &str, happened: u64) -> anyhow::Result<()> {
+        let (told, lost) = (self.count(name), self.lost);
+        anyhow::ensure!(
+            (told..=told + lost).contains(&happened),
+            "{name}: {told} told and {lost} lost, {happened} happened"
+        );
+        Ok(())
+    }
 }
 
 /// A fresh table with these bounds, tracing begun, and the markers gone again.
