@@ -138,10 +138,12 @@ impl Finding {
         let entered = watched("insert") + watched("insert_netlink") + watched("clash_reply_only");
         // Entries that entered by their reply alone are among the resolved clashes.
         let unheard = if known("clash_reply_only") { 0 } else { kernel("clash_resolve") };
+        // What programs missed may have come or gone.
+        let missed = self.totals.missed()?;
         let deleted = watched("delete");
-        anyhow::ensure!(deleted <= entered + unheard, "{deleted} deleted, {entered} entered");
-        let most = entered + unheard - deleted;
-        let remaining = entered.saturating_sub(deleted)..=most;
+        let most = entered + unheard + missed;
+        anyhow::ensure!(deleted <= most, "{deleted} deleted, {entered} entered");
+        let remaining = entered.saturating_sub(deleted + missed)..=most - deleted;
         // Equal to the entry, unless the table changed while ctwatch ended: then it lies between the two readings.
         let (earlier, later) = (self.earlier[index], self.counts[index]);
         anyhow::ensure!(
