@@ -227,15 +227,41 @@ fn draw_panels(frame: &mut Frame<'_>, area: Rect, app: &App) {
     let screen = frame.area();
     if screen.width < WIDE.0 || screen.height < WIDE.1 {
         draw_stacked(frame, area, app);
-        return;
+    } else {
+        draw_side_by_side(frame, area, app);
     }
+}
+
+/// Numbers side by side, and below them losses in full width: victim and newcomer of one eviction take 120 columns.
+fn draw_side_by_side(frame: &mut Frame<'_>, area: Rect, app: &App) {
     let all = app.panels();
-    let [left, right] = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).spacing(2).areas(area);
-    draw_panel(frame, left, app, Panel::Detail, app.panel() == Panel::Detail);
-    let others: Vec<Panel> = all.into_iter().filter(|panel| *panel != Panel::Detail).collect();
-    let areas = Layout::vertical(others.iter().map(|_| Constraint::Fill(1))).split(right);
-    for (panel, area) in others.into_iter().zip(areas.iter()) {
-        draw_panel(frame, *area, app, panel, app.panel() == panel);
+    let has = |panel| all.contains(&panel);
+    let half = if has(Panel::Top) { area.width.saturating_sub(2) / 2 } else { area.width };
+    let lines_of = |panel| {
+        let (_, lines) = panel_text(app, panel, usize::from(half));
+        u16::try_from(lines.count() + 1).unwrap_or(u16::MAX)
+    };
+    let (detail, source) = (lines_of(Panel::Detail), lines_of(Panel::Source));
+    let upper = if has(Panel::Losses) {
+        detail.saturating_add(source).saturating_add(1).min(area.height - area.height / 3)
+    } else {
+        area.height
+    };
+    let [upper, losses] = Layout::vertical([Constraint::Length(upper), Constraint::Fill(1)]).areas(area);
+    let [left, right] =
+        Layout::horizontal([Constraint::Length(half), Constraint::Fill(1)]).spacing(2).areas(upper);
+    let one = |frame: &mut Frame<'_>, panel, area| draw_panel(frame, area, app, panel, app.panel() == panel);
+    if upper.height >= detail.saturating_add(source) {
+        let [above, below] = Layout::vertical([Constraint::Fill(1), Constraint::Length(source)]).areas(left);
+        one(frame, Panel::Detail, above);
+        one(frame, Panel::Source, below);
+    } else {
+        one(frame, if app.panel() == Panel::Source { Panel::Source } else { Panel::Detail }, left);
+    }
+    for (panel, area) in [(Panel::Top, right), (Panel::Losses, losses)] {
+        if has(panel) {
+            one(frame, panel, area);
+        }
     }
 }
 
@@ -269,7 +295,7 @@ fn panel_text(app: &App, panel: Panel, width: usize) -> (String, Lines<'_>) {
     match panel {
         Panel::Detail => (detail::title(app), detail::lines(app, width).into()),
         Panel::Top => (panels::top_title(app), panels::top(app, width)),
-        Panel::Losses => ("latest losses".into(), panels::losses(app).into()),
+        Panel::Losses => ("latest losses".into(), panels::losses(app, width).into()),
         Panel::Source => ("source".into(), panels::source(app, width).into()),
     }
 }

@@ -145,14 +145,15 @@ fn flow_of(netns: u32, family: u8, proto: u8) -> FlowType {
 }
 
 /// The latest losses, newest first.
-pub(super) fn losses(app: &App) -> Vec<Line<'static>> {
+pub(super) fn losses(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let lines: Vec<Line<'static>> =
-        app.shown().losses.iter().filter_map(|loss| loss_line(app, loss)).collect();
+        app.shown().losses.iter().flat_map(|loss| loss_lines(app, loss, width)).collect();
     if lines.is_empty() { vec![Line::styled(" none", theme.quiet())] } else { lines }
 }
 
-fn loss_line(app: &App, loss: &Loss) -> Option<Line<'static>> {
+/// One line, or two where a victim and its newcomer do not fit on one.
+fn loss_lines(app: &App, loss: &Loss, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let time = |wall_ns| format!(" {} ", text::time(wall_ns, &app.settings.zone));
     let record = match loss {
@@ -160,11 +161,11 @@ fn loss_line(app: &App, loss: &Loss) -> Option<Line<'static>> {
         Loss::More(count, wall_ns) => {
             let which = if app.filter().is_empty() { "" } else { " of any flow type" };
             let more = format!("+{} more{which}, counted and not shown one by one", text::count(*count));
-            return Some(Line::from(vec![Span::raw(time(*wall_ns)), Span::styled(more, theme.quiet())]));
+            return vec![Line::from(vec![Span::raw(time(*wall_ns)), Span::styled(more, theme.quiet())])];
         }
     };
     if !app.wants(flow_of(record.netns, record.flow.family, record.flow.proto)) {
-        return None;
+        return Vec::new();
     }
     let mut rest = flow_text(&record.flow, theme.arrow());
     rest += match (record.name, record.assured, record.replied) {
@@ -176,21 +177,32 @@ fn loss_line(app: &App, loss: &Loss) -> Option<Line<'static>> {
     if let Some(reason) = record.reason() {
         let _ = write!(rest, ", {reason}");
     }
+    let mut for_whom = String::new();
     if let Some(newcomer) = &record.newcomer {
-        let _ = write!(rest, ", for {}", flow_text(newcomer, theme.arrow()));
+        let _ = write!(for_whom, "for {}", flow_text(newcomer, theme.arrow()));
     }
+    let mut around = String::new();
     let netns = app.netns_name(record.netns);
     if netns != "init" {
-        let _ = write!(rest, ", in {netns}");
+        let _ = write!(around, ", in {netns}");
     }
     if let Some(comm) = &record.comm {
-        let _ = write!(rest, ", by {}", text::clean(comm));
+        let _ = write!(around, ", by {}", text::clean(comm));
     }
-    Some(Line::from(vec![
-        Span::raw(time(record.wall_ns)),
-        Span::styled(text::left(record.name.text(), 13), theme.heading()),
-        Span::raw(format!(" {rest}")),
-    ]))
+    let time = time(record.wall_ns);
+    let name = text::left(record.name.text(), 13);
+    let indent = text::width(&time) + text::width(&name) + 1;
+    let line = |rest: String| {
+        let name = Span::styled(name.clone(), theme.heading());
+        Line::from(vec![Span::raw(time.clone()), name, Span::raw(format!(" {rest}"))])
+    };
+    if for_whom.is_empty() {
+        return vec![line(rest + &around)];
+    }
+    if indent + text::width(&rest) + 2 + text::width(&for_whom) + text::width(&around) <= width {
+        return vec![line(format!("{rest}, {for_whom}{around}"))];
+    }
+    vec![line(rest), Line::raw(format!("{:indent$}{for_whom}{around}", ""))]
 }
 
 /// Where the counts come from, what they miss, what they cannot tell and what they cost.

@@ -57,6 +57,11 @@ fn full_on_a_wide_screen() {
 }
 
 #[test]
+fn full_where_panels_just_stand_side_by_side() {
+    insta::assert_snapshot!(screen(&app_after(COLOR, info(), 9, full), 140, 30));
+}
+
+#[test]
 fn full_on_a_tiny_screen() {
     insta::assert_snapshot!(screen(&app_after(COLOR, info(), 9, full), 20, 5));
 }
