@@ -1,6 +1,6 @@
 //! `cargo xtask test`: unit tests, then every scenario on every kernel of the matrix.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
 use std::sync::Mutex;
 use std::thread;
@@ -42,9 +42,12 @@ pub struct Tally {
     pub failed: usize,
     /// Could not run.
     pub skipped: usize,
-    /// Which failed.
+    /// Which failed, and the beginning of why.
     failures: Vec<String>,
 }
+
+/// How much of a failure is told again at the end, in characters.
+const TOLD_AGAIN: usize = 600;
 
 /// One boot: a kernel, and the source that ctwatch counts by.
 #[derive(Debug)]
@@ -181,35 +184,41 @@ fn add(tally: &Mutex<Tally>, one: Tally) {
 fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
     let kernel = run.kernel;
     let place = format!("{} {}", kernel.name, run.source);
-    let mut args: Vec<String> = ["test", "--source", run.source].map(str::to_owned).to_vec();
-    args.extend(run.filters.iter().cloned());
-    let guest = Guest { limit: GUEST_LIMIT, ..Guest::new(kernel, initramfs, args) };
+    let guest = |filters: &[String]| {
+        let mut args: Vec<String> = ["test", "--source", run.source].map(str::to_owned).to_vec();
+        args.extend(filters.iter().cloned());
+        Guest { limit: GUEST_LIMIT, ..Guest::new(kernel, initramfs, args) }
+    };
     let mut tally = Tally::default();
+    let mut told = BTreeSet::new();
     let began = Instant::now();
     say(format!("booting {} for the tests by source {}", kernel.release, run.source));
-    let mut boot = || {
-        let mut told = false;
-        let end = guest.boot(Terminal::None, |line| match line {
+    let mut boot = |filters: &[String]| {
+        let end = guest(filters).boot(Terminal::None, |line| match line {
             Line::Test { test, result, detail, seconds } => {
-                told = true;
                 report(&mut tally, &place, &test, result, &detail, seconds);
+                told.insert(test);
             }
             Line::Figure { .. } | Line::End { .. } => {}
         });
         let died = match end {
             Ok(end) if end.complete => None,
-            Ok(end) => Some(end.explain()),
-            Err(error) => Some(format!("{error:#}")),
+            Ok(end) => Some((end.crashed(), end.explain())),
+            Err(error) => Some((false, format!("{error:#}"))),
         };
-        (died, told)
+        let left = guest::scenarios_wanted(filters).filter(|name| !told.contains(*name));
+        (died, left.map(|name| format!("={name}")).collect::<Vec<String>>())
     };
-    let (mut died, told) = boot();
-    if let Some(why) = died.as_ref().filter(|_| !told) {
-        // An emulated machine on a busy one does not always come up: once more, and what it was is told.
-        say(format!("{place}: the guest died before its first test and is booted again: {why}"));
-        (died, _) = boot();
+    let (mut died, left) = boot(&run.filters);
+    // A kernel that crashed is a finding. An emulated machine on a busy one does not always live: that is told, and
+    // what it did not come to is run once more.
+    if let Some((false, why)) = &died
+        && !left.is_empty()
+    {
+        say(format!("{place}: the guest died and is booted again for {} tests: {why}", left.len()));
+        (died, _) = boot(&left);
     }
-    if let Some(why) = died {
+    if let Some((_, why)) = died {
         let detail = format!("the guest died: {why}");
         report(&mut tally, &place, "guest", Outcome::Failed, &detail, began.elapsed().as_secs_f64());
     } else {
@@ -223,6 +232,17 @@ fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
     tally
 }
 
+/// The first line of a failure, and of a long one the end, which a guest's console is.
+fn told_again(detail: &str) -> String {
+    let first: String = detail.lines().next().unwrap_or_default().chars().take(TOLD_AGAIN / 2).collect();
+    let rest: Vec<char> = detail.lines().skip(1).collect::<Vec<_>>().join("\n    ").chars().collect();
+    if rest.is_empty() {
+        return first;
+    }
+    let end: String = rest[rest.len().saturating_sub(TOLD_AGAIN / 2)..].iter().collect();
+    format!("{first}\n    […] {}", end.trim_start())
+}
+
 fn report(tally: &mut Tally, place: &str, test: &str, result: Outcome, detail: &str, seconds: f64) {
     let (count, word) = match result {
         Outcome::Ok => (&mut tally.passed, "ok"),
@@ -231,7 +251,7 @@ fn report(tally: &mut Tally, place: &str, test: &str, result: Outcome, detail: &
     };
     *count += 1;
     if result == Outcome::Failed {
-        tally.failures.push(format!("{place} {test}"));
+        tally.failures.push(format!("{place} {test}: {}", told_again(detail)));
     }
     let mut lines = vec![format!("test guest {place} {test} ... {word} ({seconds:.1} s)")];
     match (result, detail) {
@@ -242,4 +262,26 @@ fn report(tally: &mut Tally, place: &str, test: &str, result: Outcome, detail: &
     lines.push(String::new());
     // One write, so that guests side by side do not mix their lines; a closed pipe shows in the exit status.
     let _ = std::io::stdout().lock().write_all(lines.join("\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_told_again_has_its_first_line_and_its_end() {
+        assert_eq!(told_again("inserts: ctwatch 1, witness 2"), "inserts: ctwatch 1, witness 2");
+        let console: Vec<String> = (0..200).map(|line| format!("line {line}")).collect();
+        let told = told_again(&format!("the guest died\n{}", console.join("\n")));
+        assert!(told.starts_with("the guest died\n") && told.ends_with("line 199"), "{told}");
+        assert!(told.chars().count() < TOLD_AGAIN + 20, "{told}");
+    }
+
+    #[test]
+    fn a_whole_name_is_asked_for_without_those_that_begin_alike() {
+        let names = |filter: &str| -> Vec<&str> { guest::scenarios_wanted(&[filter.to_owned()]).collect() };
+        assert_eq!(names("=traffic::udp"), ["traffic::udp"]);
+        assert!(names("traffic::udp").len() > 1);
+        assert_eq!(guest::scenarios_wanted(&[]).count(), guest::scenario_names().count());
+    }
 }

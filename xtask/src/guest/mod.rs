@@ -54,7 +54,7 @@ enum Mode {
         /// The source that ctwatch is told to use where a scenario names none.
         #[arg(long, default_value = "auto")]
         source: String,
-        /// Parts of scenario names.
+        /// Parts of scenario names; whole ones behind `=`.
         filters: Vec<String>,
     },
     /// What watching costs, on a guest whose clock counts instructions.
@@ -106,6 +106,11 @@ enum Mode {
 /// The names of all scenarios, in the order they run.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     scenarios::all().into_iter().map(|scenario| scenario.name)
+}
+
+/// Those that a guest with these filters runs.
+pub fn scenarios_wanted(filters: &[String]) -> impl Iterator<Item = &'static str> {
+    scenario_names().filter(|name| scenarios::wanted(filters, name))
 }
 
 /// Runs one mode; as PID 1 it is the guest's init around it, and never comes back.

@@ -71,6 +71,14 @@ impl End {
         self.timed_out.is_none() && self.status.success()
     }
 
+    /// Whether its kernel said that it crashed.
+    pub fn crashed(&self) -> bool {
+        // oops_begin() and panic() of kernel/panic.c, die() of arch/x86/kernel/dumpstack.c, lockups, 5.10 to 7.3.
+        ["Kernel panic", "Oops", "BUG: ", "general protection fault", "soft lockup", "rcu: INFO:"]
+            .iter()
+            .any(|sign| self.console.contains(sign))
+    }
+
     /// Why a guest that is not complete ended, with what it last said.
     pub fn explain(&self) -> String {
         let why = match self.timed_out {
@@ -141,7 +149,7 @@ impl<'a> Guest<'a> {
             timed_out: timed_out.then_some(self.limit),
             status,
             qemu: step::tail(&qemu, 10),
-            console: step::tail(&printable(&console), 40),
+            console: step::tail(&printable(&console), 60),
         })
     }
 

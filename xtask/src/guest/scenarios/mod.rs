@@ -82,13 +82,20 @@ pub(super) fn all() -> Vec<Scenario> {
     .concat()
 }
 
-/// Runs those that fit one of the filters and reports each.
+/// Whether a scenario of this name is asked for: by a part of its name, by `=` and the whole of it, or by no filter.
+pub(super) fn wanted(filters: &[String], name: &str) -> bool {
+    let asks = |filter: &String| match filter.strip_prefix('=') {
+        Some(whole) => name == whole,
+        None => name.contains(filter.as_str()),
+    };
+    filters.is_empty() || filters.iter().any(asks)
+}
+
+/// Runs those that are asked for and reports each.
 pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
-    let fits =
-        |scenario: &Scenario| filters.is_empty() || filters.iter().any(|part| scenario.name.contains(part));
     let mut failed = false;
-    for scenario in all().into_iter().filter(fits) {
+    for scenario in all().into_iter().filter(|scenario| wanted(filters, scenario.name)) {
         let start = Instant::now();
         let outcome = match std::panic::catch_unwind(scenario.run) {
             Ok(Ok(())) => Outcome::Ok,
