@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{CONN_READ, FlowType, Health, field::Field};
 
-use crate::count::health;
+use crate::health::health;
 
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident;)*) => {

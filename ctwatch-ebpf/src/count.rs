@@ -5,38 +5,20 @@ use core::arch::asm;
 use aya_ebpf::{Global, bindings::BPF_NOEXIST};
 use ctwatch_ebpf::{
     Event, FlowType, Health, OVERFLOW_ROW, ROWS,
-    loss::Tuple,
     tally::{self, AddressKey, Addresses, PortKey, stir},
 };
 
 use crate::{
     conn::{Conn, dport, number, read, tuple_of},
+    filter::passes,
+    health::health,
     maps::{
-        COUNTERS, DELETES, DROP_ADDRESSES, DROP_PORTS, EVICTION_ADDRESSES, HEALTH, INSERT_ADDRESSES, INSERTS,
-        ROW_KEYS, ROW_OWNERS, TRACE_FILTERS,
+        COUNTERS, DELETES, DROP_ADDRESSES, DROP_PORTS, EVICTION_ADDRESSES, INSERT_ADDRESSES, INSERTS,
+        ROW_KEYS, ROW_OWNERS,
     },
-    trace::{self, TUPLE_DST, TUPLE_SRC},
+    tuple::{TUPLE_DST, TUPLE_SRC},
 };
 
-/// Whether anything is filtered, so that what is not is told by one look.
-#[unsafe(no_mangle)]
-static FILTERED: Global<u8> = Global::new(0);
-/// Whether any of the three below is set.
-#[unsafe(no_mangle)]
-static FILTER: Global<u8> = Global::new(0);
-/// The only address family to count, or 0 for both.
-#[unsafe(no_mangle)]
-static FILTER_FAMILY: Global<u8> = Global::new(0);
-/// The only namespace to count, or 0 for all.
-#[unsafe(no_mangle)]
-static FILTER_NETNS: Global<u32> = Global::new(0);
-/// One bit for each L4 protocol number to count.
-#[unsafe(no_mangle)]
-static FILTER_PROTO: Global<[u64; 4]> = Global::new([u64::MAX; 4]);
-
-/// Whether `TRACE_FILTERS` asks for anything.
-#[unsafe(no_mangle)]
-static TRACE_FILTER: Global<u8> = Global::new(0);
 /// Whether addresses are ranked: bit 0 sources, bit 1 destinations.
 #[unsafe(no_mangle)]
 static BY_ADDRESS: Global<u8> = Global::new(0);
@@ -169,24 +151,6 @@ fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
     }
 }
 
-/// Whether the user's filter lets a flow through whose original tuple lies where `tuple` says.
-#[inline(always)]
-fn passes(flow: FlowType, tuple: impl FnOnce() -> u64) -> bool {
-    FILTERED.load() == 0 || type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple()))
-}
-
-/// Whether it lets a flow type through.
-#[inline(always)]
-pub fn type_passes(flow: FlowType) -> bool {
-    FILTER.load() == 0 || wanted(flow.pack())
-}
-
-/// Whether it lets these ends through.
-#[inline(always)]
-pub fn ends_pass(tuple: &Tuple) -> bool {
-    TRACE_FILTER.load() == 0 || TRACE_FILTERS.get(0).is_some_and(|filter| filter.passes(tuple))
-}
-
 /// Adds to the row that all CPUs know by the same number.
 #[inline(always)]
 fn shared(flow: FlowType, event: Event) {
@@ -195,38 +159,6 @@ fn shared(flow: FlowType, event: Event) {
         // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
         unsafe { (*counters).0[event as usize] += 1 };
     }
-}
-
-/// Counts something missed.
-#[inline(always)]
-pub fn health(what: Health) {
-    if let Some(counters) = HEALTH.get_ptr_mut(0) {
-        // SAFETY: the pointer is to this CPU's copy.
-        unsafe { (*counters).0[what as usize] += 1 };
-    }
-}
-
-#[inline(never)]
-fn ends_wanted(flow: FlowType, tuple: u64) -> bool {
-    trace::tuple(flow, number(tuple), 0).is_some_and(|tuple| ends_pass(&tuple))
-}
-
-/// In a frame of its own, so that a program without a filter keeps its values in registers.
-#[inline(never)]
-fn wanted(flow: u64) -> bool {
-    let flow = FlowType::unpack(flow);
-    let family = FILTER_FAMILY.load();
-    let netns = FILTER_NETNS.load();
-    let [a, b, c, d] = FILTER_PROTO.load();
-    let word = match flow.proto >> 6 {
-        0 => a,
-        1 => b,
-        2 => c,
-        _ => d,
-    };
-    (family == 0 || family == flow.family)
-        && (netns == 0 || netns == flow.netns)
-        && word >> (flow.proto & 63) & 1 != 0
 }
 
 /// The row of a packed flow type.

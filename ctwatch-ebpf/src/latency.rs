@@ -8,12 +8,12 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::timing::{Receive, Stage, Timing, bucket};
 
-use crate::context::{CONTEXTS, owner};
+use crate::{context::owner, slot::CONTEXTS};
 
 /// When the functions that a context is in were entered.
 #[repr(C)]
 pub struct Entries {
-    /// As in [`crate::context::Context`].
+    /// As in [`crate::slot::Context`].
     owner: u64,
     /// 0 where the function is not being executed.
     began_ns: [u64; Stage::COUNT],

@@ -12,13 +12,21 @@ mod context;
 #[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
+mod filter;
+#[cfg(target_arch = "bpf")]
+mod health;
+#[cfg(target_arch = "bpf")]
 mod hooks;
 #[cfg(target_arch = "bpf")]
 mod latency;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod slot;
+#[cfg(target_arch = "bpf")]
 mod trace;
+#[cfg(target_arch = "bpf")]
+mod tuple;
 
 /// The kernel refuses tracing helpers to programs that are not GPL-compatible.
 #[cfg(target_arch = "bpf")]

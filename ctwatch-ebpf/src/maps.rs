@@ -10,7 +10,7 @@ use ctwatch_ebpf::{
     tally::{Addresses, Deletes, DropPorts, Inserts},
 };
 
-use crate::context::{CONTEXTS, Context};
+use crate::slot::{CONTEXTS, Context};
 
 /// Inserts by flow type and port. Written by the insert hook on its own CPU, summed by userspace;
 /// one entry of 28 KiB a CPU; what finds no place counts in `COUNTERS`.

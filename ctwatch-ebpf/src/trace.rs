@@ -6,17 +6,18 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use core::{arch::asm, mem::MaybeUninit};
+use core::arch::asm;
 use ctwatch_ebpf::{
     Event, FlowType,
     loss::{Budget, Traced, Tuple},
 };
 
 use crate::{
-    conn::{Conn, Memory as _, Probed, TUPLE_DST_PART, number, read, read_into, status, tuple_of},
+    conn::{Conn, Memory as _, Probed, number, read, status, tuple_of},
     context,
-    count::{ends_pass, type_passes},
+    filter::{ends_pass, type_passes},
     maps::{TRACE_BUDGET, TRACE_RING},
+    tuple::fill,
 };
 
 /// One bit for each [`Event`] to hand over, at its number.
@@ -25,15 +26,6 @@ static TRACE_EVENTS: Global<u32> = Global::new(0);
 /// How many events one CPU may hand over in a second.
 #[unsafe(no_mangle)]
 static TRACE_PER_SECOND: Global<u32> = Global::new(0);
-/// `nf_conntrack_tuple.src.u3`
-#[unsafe(no_mangle)]
-pub static TUPLE_SRC: Global<u32> = Global::new(0);
-/// `nf_conntrack_tuple.src.u`
-#[unsafe(no_mangle)]
-static TUPLE_SRC_PART: Global<u32> = Global::new(0);
-/// `nf_conntrack_tuple.dst.u3`
-#[unsafe(no_mangle)]
-pub static TUPLE_DST: Global<u32> = Global::new(0);
 /// `nf_conn.zone`; 0 where this kernel has no zones.
 #[unsafe(no_mangle)]
 static CONN_ZONE: Global<u32> = Global::new(0);
@@ -202,32 +194,6 @@ fn hold_back(budget: *mut Budget) {
     // Atomic, because this must be exact where a preempted hook and another meet on one CPU (7.3).
     // SAFETY: adds to that field alone, which is aligned; BPF_XADD is older than 5.10.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) suppressed, in(reg) 1_u64) };
-}
-
-/// The tuple at `at`, where all of it can be read.
-#[inline(always)]
-pub fn tuple(flow: FlowType, at: u64, zone_at: u64) -> Option<Tuple> {
-    let mut tuple = Tuple::default();
-    fill(&mut tuple, flow, at, zone_at).then_some(tuple)
-}
-
-/// The same in its place: copies would take room on the stack.
-#[inline(always)]
-fn fill(tuple: &mut Tuple, flow: FlowType, at: u64, zone_at: u64) -> bool {
-    tuple.family = flow.family;
-    tuple.proto = flow.proto;
-    put(&mut tuple.src, at + u64::from(TUPLE_SRC.load()))
-        && put(&mut tuple.dst, at + u64::from(TUPLE_DST.load()))
-        && put(&mut tuple.src_part, at + u64::from(TUPLE_SRC_PART.load()))
-        && put(&mut tuple.dst_part, at + u64::from(TUPLE_DST_PART.load()))
-        && (zone_at == 0 || put(&mut tuple.zone, zone_at))
-}
-
-/// Reads into a value's place, of which the helper leaves zeros where the address is bad.
-#[inline(always)]
-fn put<T>(place: &mut T, address: u64) -> bool {
-    // SAFETY: the bytes of a value that may be written in any order, which its callers know to be integers.
-    read_into(address, unsafe { &mut *core::ptr::from_mut(place).cast::<MaybeUninit<T>>() })
 }
 
 /// The current process, unless a softirq has borrowed its CPU or it is a kernel thread.

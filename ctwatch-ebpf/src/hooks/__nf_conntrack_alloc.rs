@@ -16,7 +16,8 @@ use super::{entry_sp, fentry_sp, net_ratelimit::by_registers, return_sp, returne
 use crate::{
     conn::{Direct, Memory as _, Probed, number},
     context,
-    count::{health, refuse},
+    count::refuse,
+    health::health,
     trace,
 };
 

@@ -14,7 +14,8 @@ use super::{entry_sp, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{IPS_CONFIRMED, IPS_DYING, Memory as _, NFCT_INFO, Probed, nfct, status, tuple_of},
     context,
-    count::{count, health, insert},
+    count::{count, insert},
+    health::health,
     trace,
 };
 

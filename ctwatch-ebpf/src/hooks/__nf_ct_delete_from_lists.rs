@@ -20,8 +20,8 @@ use super::{entry_sp, fentry_sp};
 use crate::{
     callers::{TEXT, caller, within},
     conn::{Direct, Memory as _, Probed, number, read},
-    context,
-    count::{self, health},
+    context, count,
+    health::health,
     trace,
 };
 

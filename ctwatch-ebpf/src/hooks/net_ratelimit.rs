@@ -15,10 +15,11 @@ use ctwatch_ebpf::{Caller, Event, Health};
 
 use super::{entry_sp, fentry_sp};
 use crate::{
-    callers::caller,
+    callers::within,
     conn::{Memory as _, Probed, number, read},
     context,
-    count::{health, refuse},
+    count::refuse,
+    health::health,
     trace,
 };
 
@@ -50,7 +51,7 @@ pub fn by_registers() -> bool {
 #[fentry(function = "net_ratelimit")]
 fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
     let Some(words) = read::<[u64; FRAME_WORDS]>(ctx.as_ptr() as u64) else { return 0 };
-    if !words.iter().any(|word| caller(*word) == Caller::Alloc as u32) {
+    if !words.iter().any(|word| within(*word, Caller::Alloc)) {
         return 0;
     }
     health(Health::Refused);
@@ -64,7 +65,7 @@ fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
 fn ratelimit(ctx: ProbeContext) -> u32 {
     let sp = entry_sp(&ctx);
     let Some(address) = read::<u64>(sp) else { return 0 };
-    if caller(address) != Caller::Alloc as u32 {
+    if !within(address, Caller::Alloc) {
         return 0;
     }
     health(Health::Refused);

@@ -12,7 +12,8 @@ use super::{entry_sp, fentry_sp, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{Direct, Memory as _, Probed, number, tuple_of},
     context,
-    count::{count, health},
+    count::count,
+    health::health,
     trace,
 };
 

@@ -17,8 +17,8 @@ use super::{entry_sp, returned, trampoline_sp};
 use crate::{
     callers::{TEXT, caller},
     conn::{Direct, Memory as _, read},
-    context,
-    count::{self, health},
+    context, count,
+    health::health,
     trace,
 };
 

@@ -15,7 +15,8 @@ use super::{entry_sp, return_sp, returned, trampoline_sp};
 use crate::{
     conn::{Conn, IPS_NAT_CLASH, Memory as _, NFCT_INFO, Probed, nfct, number, status, tuple_of},
     context,
-    count::{count, count_two, health},
+    count::{count, count_two},
+    health::health,
     trace,
 };
 
