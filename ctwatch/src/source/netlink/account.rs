@@ -194,6 +194,11 @@ impl Account {
         }
     }
 
+    /// Inserts without an event in a namespace that was empty at first and holds `count` entries now.
+    pub fn unheard_inserts(&self, count: u64) -> u64 {
+        (count + self.heard_deletes).saturating_sub(self.heard_inserts)
+    }
+
     /// From now on the count is compared with what is heard from now on.
     pub const fn compare_anew(&mut self) {
         (self.heard_inserts, self.heard_deletes, self.unheard_deletes) = (0, 0, 0);

@@ -28,6 +28,8 @@ const KERNEL_COUNTS: Duration = Duration::from_millis(2);
 /// count. Nothing moves only if it does not for longer than a thread that is interrupted there waits for its turn.
 const REST: Duration = Duration::from_millis(20);
 const REST_READINGS: usize = 6;
+/// How often a gap between two flows is looked for, some microseconds each.
+const GAPS_LOOKED_FOR: usize = 100;
 
 /// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +138,27 @@ impl Watched {
         if newborn && watched.sockets.is_some() && watched.statistics.is_some() {
             // The count holds what is allocated and not yet confirmed (5.10 to 7.3), of which an event comes
             // too: at most one insert a CPU is told of twice, far fewer than are said to be lost here.
-            let missed = std::mem::take(&mut watched.count_before);
+            let missed = watched.missed_at_birth()?;
+            watched.count_before = 0;
             watched.account.lose_inserts(missed);
         }
         Ok(watched)
+    }
+
+    /// Entries that nobody has heard come into a namespace that had none when it was made.
+    ///
+    /// Flows come on while the socket is opened: only a count between two looks at it that find nothing tells how many
+    /// came before. Where they come without a gap, the count from before is too low by what came during the opening.
+    fn missed_at_birth(&mut self) -> io::Result<u64> {
+        let mut batch = Batch::default();
+        self.drain(&mut batch)?;
+        for _ in 0..GAPS_LOOKED_FOR {
+            let count = statistics::entries(&mut self.requests)?;
+            if self.drain(&mut batch)? == 0 {
+                return Ok(self.account.unheard_inserts(count));
+            }
+        }
+        Ok(self.count_before)
     }
 
     /// Whether the setting is another one than what [`Self::listen`] has found.
