@@ -10,7 +10,7 @@ use super::{Machine, View, json};
 use crate::model::diff::Sum;
 use crate::model::event::field;
 use crate::model::ranking::{By, Top};
-use crate::model::verdict::filled_pct;
+use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
 
 /// How many lines go by before the header comes again: it must not leave a terminal of 24 lines.
@@ -122,12 +122,14 @@ impl Lines {
             .tables
             .iter()
             .max_by(|a, b| filled_pct(a).unwrap_or(-1.0).total_cmp(&filled_pct(b).unwrap_or(-1.0)));
-        let mut text = format!("{time:<8} calm");
+        // A table that is nearly full is not calm, though nothing happens.
+        let full = fullest.and_then(filled_pct).is_some_and(|pct| pct >= NEARLY_FULL_PCT);
+        let mut text = format!("{time:<8} {}", if full { "idle" } else { "calm" });
         if let Some(table) = fullest {
             let which = if report.tables.len() > 1 { "fullest" } else { "table" };
             let _ = write!(text, "; {which} {} {}", shown(&table.name), occupation(table));
         }
-        self.paint(DIM, &text)
+        self.paint(fullest.filter(|_| full).map_or(DIM, table_style), &text)
     }
 }
 

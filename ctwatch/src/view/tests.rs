@@ -239,7 +239,7 @@ fn missed_events_are_told_once_more_each_time_they_grow() {
 }
 
 #[test]
-fn a_calm_line_names_the_fullest_table() {
+fn a_line_without_events_names_the_fullest_table_and_is_calm_where_that_is_not_full() {
     let tables = [
         table(INIT, "init", Some(10), Some(262_144)),
         table(OTHER, "a-name-that-is-too-long", Some(26_214_400), Some(26_214_400)),
@@ -247,8 +247,10 @@ fn a_calm_line_names_the_fullest_table() {
     ];
     let text = lines(false).report(&report(at(1, &[], &tables)), &info());
     let line = text.lines().last().unwrap();
-    assert_eq!(line, "19:00:01 calm; fullest a-name-that~ 26214400 of 26214400 entries, 100.0 %  !FULL");
+    assert_eq!(line, "19:00:01 idle; fullest a-name-that~ 26214400 of 26214400 entries, 100.0 %  !FULL");
     assert_eq!(line.len(), 80);
+    let text = lines(false).report(&report(at(1, &[], &tables[..1])), &info());
+    assert_eq!(text.lines().last().unwrap(), "19:00:01 calm; table init 10 of 262144 entries, 0.0 %");
 }
 
 proptest! {
