@@ -125,15 +125,31 @@ impl Compiler {
 
 /// Finds the toolchain for the eBPF half, installing what is missing.
 pub fn ensure() -> Result<Toolchain> {
+    // One that is complete is taken before a better one that lacks something: a second run asks no package manager.
+    for find in [nightly_present, system_present] {
+        if let Ok((compiler, llvm)) = find()
+            && let Some(linker) = linker_present(llvm)
+        {
+            return Ok(Toolchain { compiler, linker });
+        }
+    }
     let mut reasons = Vec::new();
     for find in [nightly_present, system_present, nightly_installed, system_installed] {
         match find().and_then(|(compiler, llvm)| Ok(Toolchain { linker: linker(&compiler, llvm)?, compiler }))
         {
             Ok(toolchain) => return Ok(toolchain),
-            Err(reason) => reasons.push(format!("{reason:#}")),
+            Err(reason) => {
+                let reason = format!("{reason:#}");
+                if !reasons.contains(&reason) {
+                    say(format!(
+                        "looking for another compiler: {}",
+                        reason.lines().next().unwrap_or_default().trim_end_matches(':')
+                    ));
+                    reasons.push(reason);
+                }
+            }
         }
     }
-    reasons.dedup();
     bail!(
         "no compiler for the eBPF half:\n  - {}\n\
          Either of these helps:\n  \
@@ -198,16 +214,27 @@ fn system_installed() -> Result<(Compiler, u32)> {
     system_present()
 }
 
-/// bpf-linker for this LLVM: the user's own, the one built here before, or a new one in `target/tools`.
-fn linker(compiler: &Compiler, llvm: u32) -> Result<PathBuf> {
-    let tools = paths::target(&format!("tools/llvm-{llvm}"));
-    let own = tools.join("bin/bpf-linker");
+/// Where bpf-linker for this LLVM is built.
+fn tools(llvm: u32) -> PathBuf {
+    paths::target(&format!("tools/llvm-{llvm}"))
+}
+
+/// bpf-linker for this LLVM: the one built here before, or the user's own.
+fn linker_present(llvm: u32) -> Option<PathBuf> {
+    let own = tools(llvm).join("bin/bpf-linker");
     if works(&own) {
-        return Ok(own);
+        return Some(own);
     }
-    if let Some(theirs) = program("bpf-linker").filter(|path| works(path) && knows(path, llvm)) {
-        return Ok(theirs);
+    program("bpf-linker").filter(|path| works(path) && knows(path, llvm))
+}
+
+/// The same, or a new one in `target/tools`.
+fn linker(compiler: &Compiler, llvm: u32) -> Result<PathBuf> {
+    if let Some(linker) = linker_present(llvm) {
+        return Ok(linker);
     }
+    let tools = tools(llvm);
+    let own = tools.join("bin/bpf-linker");
     if !BPF_LINKER_LLVM.contains(&llvm) {
         bail!("{} uses LLVM {llvm}, which bpf-linker {BPF_LINKER} does not know", compiler.name());
     }
