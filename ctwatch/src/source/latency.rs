@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ctwatch_ebpf::timing::{Receive, Stage, Timing};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::unistd::getppid;
 use tokio::time::sleep;
 
@@ -12,6 +11,7 @@ use super::attached::Attached;
 use super::now;
 use super::object::{Globals, Object};
 use super::reader::{PerCpu, Reader};
+use super::sys::lift_memlock_limit;
 use crate::cli::SourceChoice;
 use crate::kernel::facts::{Facts, Presence};
 use crate::kernel::plan;
@@ -59,8 +59,7 @@ pub async fn measure(
     if choice == SourceChoice::Fexit && plan.kind != SourceKind::Fexit {
         anyhow::bail!("{}", plan.why.unwrap_or_default());
     }
-    // Before 5.11 maps count against RLIMIT_MEMLOCK; later kernels ignore it.
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    lift_memlock_limit();
     let stack = facts.offsets.get("TASK_STACK").context("the kernel's types have no task_struct.stack")?;
     let mut globals = Globals::default();
     globals.set("TASK_STACK", &stack.to_ne_bytes());

@@ -10,10 +10,7 @@ use ctwatch_ebpf::{
     field::Field,
     loss::{Budget, TraceFilter},
 };
-use nix::{
-    libc,
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
-};
+use nix::libc;
 
 use super::{
     attached::Attached,
@@ -22,6 +19,7 @@ use super::{
     now,
     object::{Globals, Object},
     probe::Wishes,
+    sys::lift_memlock_limit,
 };
 use crate::{
     kernel::{
@@ -85,8 +83,7 @@ pub struct Watch {
 impl Watch {
     /// Attaches what the plan names and what is due by now.
     pub fn start(facts: &Facts, plan: &Plan, wishes: &Wishes, due: &[When], reckoned: bool) -> Result<Self> {
-        // Before 5.11 maps count against RLIMIT_MEMLOCK; later kernels ignore it.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        lift_memlock_limit();
         let mut object = Object::parse(&globals(facts, plan, wishes))?;
         if wishes.trace.is_some() {
             object.resize("TRACE_RING", RING_BYTES)?;
