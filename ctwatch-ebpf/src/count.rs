@@ -37,10 +37,7 @@ pub fn count(flow: FlowType, tuple: u64, event: Event) {
 #[inline(always)]
 pub fn count_two(flow: FlowType, tuple: u64, event: Event, other: Option<Event>) {
     if passes(flow, || tuple) {
-        shared(flow, event);
-        if let Some(other) = other {
-            shared(flow, other);
-        }
+        shared(flow, event, other);
     }
 }
 
@@ -54,7 +51,7 @@ pub fn insert(conn: &Conn, ct: u64) {
     // SAFETY: the pointer is to this CPU's copy, and its one writer does not nest on a CPU.
     let table = unsafe { &mut *table };
     if !tally::count(&mut table.flows, conn.flow, 0) {
-        shared(conn.flow, Event::Insert);
+        shared(conn.flow, Event::Insert, None);
     }
     let key = PortKey::new(conn.flow, conn.dport);
     tally::rank(&mut table.ports, key, stir(key.0));
@@ -94,7 +91,7 @@ fn delete_at(conn: &Conn, ct: u64, event: Event, place: usize) {
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
     if !tally::count(&mut table.flows, conn.flow, place) {
-        shared(conn.flow, event);
+        shared(conn.flow, event, None);
     }
     if matches!(event, Event::DeleteEarlyDrop) {
         let key = PortKey::new(conn.flow, conn.dport);
@@ -122,7 +119,7 @@ pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
     if !passes(flow, || tuple) {
         return;
     }
-    shared(flow, event);
+    shared(flow, event, None);
     let Some(ports) = DROP_PORTS.get_ptr_mut(0) else { return };
     let key = PortKey::new(flow, dport(tuple));
     // SAFETY: as in `insert`.
@@ -151,13 +148,15 @@ fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
     }
 }
 
-/// Adds to the row that all CPUs know by the same number.
+/// Adds one or two events to the row that all CPUs know by the same number.
 #[inline(always)]
-fn shared(flow: FlowType, event: Event) {
+fn shared(flow: FlowType, event: Event, other: Option<Event>) {
     if let Some(counters) = COUNTERS.get_ptr_mut(row(flow.pack())) {
-        // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes
-        // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
-        unsafe { (*counters).0[event as usize] += 1 };
+        for event in [Some(event), other].into_iter().flatten() {
+            // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes
+            // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
+            unsafe { (*counters).0[event as usize] += 1 };
+        }
     }
 }
 
