@@ -114,9 +114,10 @@ fn evictions() -> anyhow::Result<()> {
     finding.row(Family::V4, 17, "delete.netlink", flushed)?;
     finding.equal("deletes by eviction", finding.totals.sum("delete.early_drop"), evicted)?;
     let of_udp = finding.get(Family::V4, 17, "early_drop");
-    // On 5.10 an expired entry leaves as an evicted one does, but not in the same interval here, unless it was slow.
+    // On 5.10 an expired entry leaves as an evicted one does, but not in the same interval here, unless it was slow:
+    // then as many evictions are doubtful, and again as many where the removals wait for the next settlement.
     let told_apart = finding.totals.silence.tells_somewhere("delete.timeout");
-    let certain = if told_apart { evicted } else { evicted.saturating_sub(expired) };
+    let certain = if told_apart { evicted } else { evicted.saturating_sub(2 * expired) };
     anyhow::ensure!((certain..=evicted).contains(&of_udp), "{of_udp} of UDP: {}", finding.sides(0));
     finding.equal("deletes", finding.totals.sum("delete"), expired + evicted + flushed)
 }
