@@ -14,14 +14,14 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::guest_protocol::Line;
 use crate::step::{Step, say};
 use crate::vm;
-use crate::vm::boot::{Guest, Terminal};
+use crate::vm::boot::{End, Guest, Terminal};
 use crate::vm::initramfs::Initramfs;
 use crate::vm::kernels::{self, Kernel};
 use figure::Figure;
@@ -161,8 +161,23 @@ fn counting<'a>(kernel: &'a Kernel, initramfs: &'a Initramfs, args: Vec<String>)
     Guest { count_instructions: true, limit: GUEST_LIMIT, ..Guest::new(kernel, initramfs, args) }
 }
 
-/// Boots a guest and collects its figures.
+/// Boots a guest and collects its figures; once more where the emulator failed.
 pub fn one(guest: &Guest<'_>) -> Result<Measured> {
+    match attempt(guest)? {
+        Ok(measured) => Ok(measured),
+        Err(end) if end.emulator_failed() => {
+            say(format!("the guest with {} is booted again: {}", guest.kernel.release, end.explain()));
+            attempt(guest)?.map_err(|end| unfinished(guest, &end))
+        }
+        Err(end) => Err(unfinished(guest, &end)),
+    }
+}
+
+fn unfinished(guest: &Guest<'_>, end: &End) -> anyhow::Error {
+    anyhow::anyhow!("the guest with {} did not finish: {}", guest.kernel.release, end.explain())
+}
+
+fn attempt(guest: &Guest<'_>) -> Result<Result<Measured, End>> {
     let mut figures = Vec::new();
     let name = &guest.kernel.name;
     let end = guest.boot(Terminal::None, |line| {
@@ -178,7 +193,7 @@ pub fn one(guest: &Guest<'_>) -> Result<Measured> {
         }
     })?;
     if !end.complete {
-        bail!("the guest with {} did not finish: {}", guest.kernel.release, end.explain());
+        return Ok(Err(end));
     }
-    Ok(Measured { kernel: name.clone(), release: guest.kernel.release.clone(), figures })
+    Ok(Ok(Measured { kernel: name.clone(), release: guest.kernel.release.clone(), figures }))
 }
