@@ -7,6 +7,7 @@ mod baseline;
 mod burst;
 pub mod figure;
 mod million;
+mod start;
 mod table;
 
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ pub const LISTING: &str = "table";
 const PIPELINE: [crate::packages::Need; 3] = [("mawk", "mawk"), ("sort", "coreutils"), ("uniq", "coreutils")];
 
 /// Flags of `bench`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Clone, Debug, Default, Args)]
 pub struct Options {
     /// Only on this kernel (may be repeated)
@@ -67,6 +69,9 @@ pub struct Options {
     /// namespace of its own, as root; nothing else is changed there
     #[arg(long, value_name = "WHERE", conflicts_with_all = ["check", "only", "write_baseline", "million"])]
     burst: Option<burst::Place>,
+    /// How long ctwatch takes on this machine from its start until it counts, by each source that can run here
+    #[arg(long, conflicts_with_all = ["check", "only", "write_baseline", "million", "burst"])]
+    start: bool,
 }
 
 impl Options {
@@ -89,6 +94,9 @@ pub struct Measured {
 
 /// Measures, shows, and compares where that was asked for.
 pub fn run(options: &Options) -> Result<()> {
+    if options.start {
+        return start::run();
+    }
     if options.million {
         return million::run(&options.kernels);
     }
