@@ -51,6 +51,15 @@ enum Rest {
     Waits,
 }
 
+/// How many events were heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Entries that entered the table.
+    pub inserts: u64,
+    /// Entries that left it.
+    pub deletes: u64,
+}
+
 /// One namespace's book.
 #[derive(Clone, Debug)]
 pub struct Account {
@@ -124,9 +133,9 @@ impl Account {
         self.lost
     }
 
-    /// Inserts heard so far.
-    pub const fn heard_inserts(&self) -> u64 {
-        self.heard_inserts
+    /// What was heard so far.
+    pub const fn heard(&self) -> Heard {
+        Heard { inserts: self.heard_inserts, deletes: self.heard_deletes }
     }
 
     /// An entry entered the table.
@@ -192,11 +201,6 @@ impl Account {
             self.unheard_deletes = unheard;
             self.lost_deletes += new;
         }
-    }
-
-    /// Inserts without an event in a namespace that was empty at first and holds `count` entries now.
-    pub fn unheard_inserts(&self, count: u64) -> u64 {
-        (count + self.heard_deletes).saturating_sub(self.heard_inserts)
     }
 
     /// From now on the count is compared with what is heard from now on.

@@ -28,8 +28,8 @@ const KERNEL_COUNTS: Duration = Duration::from_millis(2);
 /// count. Nothing moves only if it does not for longer than a thread that is interrupted there waits for its turn.
 const REST: Duration = Duration::from_millis(20);
 const REST_READINGS: usize = 6;
-/// How often a gap between two flows is looked for, some microseconds each.
-const GAPS_LOOKED_FOR: usize = 100;
+/// How often entries are counted to know how many came before anybody listened, some microseconds each.
+const MOST_COUNTS: usize = 100;
 
 /// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,18 +147,24 @@ impl Watched {
 
     /// Entries that nobody has heard come into a namespace that had none when it was made.
     ///
-    /// Flows come on while the socket is opened: only a count between two looks at it that find nothing tells how many
-    /// came before. Where they come without a gap, the count from before is too low by what came during the opening.
+    /// Flows come on meanwhile, so each count lies between two looks at the sockets: of the events between these it is
+    /// not known on which side of it they were. Many counts leave one number, or nearly.
     fn missed_at_birth(&mut self) -> io::Result<u64> {
         let mut batch = Batch::default();
         self.drain(&mut batch)?;
-        for _ in 0..GAPS_LOOKED_FOR {
+        let (mut least, mut most) = (0, u64::MAX);
+        for _ in 0..MOST_COUNTS {
+            let before = self.account.heard();
             let count = statistics::entries(&mut self.requests)?;
-            if self.drain(&mut batch)? == 0 {
-                return Ok(self.account.unheard_inserts(count));
+            self.drain(&mut batch)?;
+            let after = self.account.heard();
+            least = least.max((count + before.deletes).saturating_sub(after.inserts));
+            most = most.min((count + after.deletes).saturating_sub(before.inserts));
+            if least >= most {
+                break;
             }
         }
-        Ok(self.count_before)
+        Ok(most)
     }
 
     /// Whether the setting is another one than what [`Self::listen`] has found.
@@ -225,7 +231,7 @@ impl Watched {
     /// Brings the book up to this moment.
     pub fn settle(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let mut taken = self.drain(batch)?;
-        let inserts = self.account.heard_inserts();
+        let inserts = self.account.heard().inserts;
         let Some(statistics) = &mut self.statistics else {
             self.take_drops()?;
             self.account.settle(None, true);
