@@ -117,7 +117,7 @@ fn render(measured: &Measured, text: &mut String) -> std::fmt::Result {
             }
             Figure::Process(process) => writeln!(
                 text,
-                "{}: {:.1} M instructions until attached, {:.1} ms of waiting among them, {:.3} M a report, {:.1} MB resident",
+                "{}: {:.1} M instructions until attached and {:.1} ms of waiting, {:.3} M a report, {:.1} MB resident",
                 process.observer,
                 process.attach as f64 / 1e6,
                 process.elapsed.saturating_sub(process.attach) as f64 / 1e6,
