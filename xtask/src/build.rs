@@ -40,6 +40,9 @@ pub fn ebpf() -> Result<()> {
             // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
             // stripping would take the BTF that names the maps' types.
             .env("CARGO_PROFILE_RELEASE_LTO", "false")
+            // Set here, so that a developer's faster settings for userspace cannot change the programs.
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "4")
             .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
             .env("CARGO_PROFILE_RELEASE_STRIP", "none"),
     )?;
