@@ -58,7 +58,7 @@ struct Run<'a> {
 }
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
-const COUNTING: [&str; 10] = [
+const COUNTING: [&str; 11] = [
     "traffic::",
     "full::unassured",
     "full::assured",
@@ -67,6 +67,7 @@ const COUNTING: [&str; 10] = [
     "netlink::",
     "clash::",
     "netns::",
+    "attacker::",
     "nat::",
     "filter::",
 ];

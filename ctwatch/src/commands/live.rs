@@ -88,6 +88,7 @@ struct Watch<'a, W> {
     out: W,
     stop: watch::Receiver<bool>,
     started: bool,
+    why: Option<String>,
 }
 
 /// The loop itself, on any source, view and writer.
@@ -101,7 +102,7 @@ async fn watch<W: AsyncWrite + Unpin>(
 ) -> anyhow::Result<()> {
     // Counts from between attaching and this moment belong to the first interval.
     let tracker = Tracker::new(source.sample()?.mono_ns);
-    let mut watch = Watch { source, view, tracker, out, stop, started: false };
+    let mut watch = Watch { source, view, tracker, out, stop, started: false, why: None };
     match watch.until_end(options, reader_is_gone).await? {
         End::ReaderGone => Ok(()),
         End::Counted => watch.finish(false).await,
@@ -140,6 +141,7 @@ impl<W: AsyncWrite + Unpin> Watch<'_, W> {
                     }
                     _ => {}
                 }
+                self.tell_news();
                 if status == Status::Watching && self.start().await? == Reader::Gone || reader_is_gone() {
                     return Ok(End::ReaderGone);
                 }
@@ -167,6 +169,18 @@ impl<W: AsyncWrite + Unpin> Watch<'_, W> {
         }
         let text = self.view.start(self.source.info());
         self.print(&text).await
+    }
+
+    /// What the source has said of itself since the start was shown: it may have had to leave something out.
+    fn tell_news(&mut self) {
+        let why = &self.source.info().why;
+        if self.started
+            && *why != self.why
+            && let Some(why) = why
+        {
+            tell(why);
+        }
+        self.why.clone_from(why);
     }
 
     async fn report(&mut self, left: &mut Option<u64>) -> anyhow::Result<Reader> {

@@ -3,6 +3,7 @@
 //! Nothing in here may believe ctwatch: expectations come from the generators' own counts and from the kernel
 //! through `conntrack`, `nft` and `/proc`.
 
+mod attacker;
 mod bench;
 mod ctwatch;
 mod demo;
@@ -90,6 +91,8 @@ enum Mode {
         /// Their names.
         functions: Vec<String>,
     },
+    /// A user without privileges who sends forged messages, started by a scenario.
+    Attack,
     /// The names of all scenarios.
     List,
     /// A bounded flood against a small table, with `ctwatch live` in front.
@@ -145,6 +148,7 @@ fn run(mode: Mode) -> anyhow::Result<ExitCode> {
         Mode::Million { results, sources } => bench::million(&sources, &results),
         Mode::Burst { native, results } => bench::burst(native, &results),
         Mode::Prototypes { results, functions } => prototypes::run(&functions, &results),
+        Mode::Attack => attacker::run(),
         Mode::List => {
             scenario_names().for_each(|name| println!("{name}"));
             Ok(ExitCode::SUCCESS)

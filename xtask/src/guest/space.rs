@@ -32,6 +32,15 @@ impl Space {
         Ok(space)
     }
 
+    /// The one that a process is in, given a name, with its loopback up.
+    pub(super) fn attach(name: &str, pid: u32) -> anyhow::Result<Self> {
+        checked(Command::new("ip").args(["netns", "attach", name, &pid.to_string()]))?;
+        let inode = fs::metadata(format!("/run/netns/{name}")).context("the attached namespace")?.ino();
+        let space = Self { name: Some(name.to_owned()), inode };
+        checked(space.command("ip").args(["link", "set", "lo", "up"]))?;
+        Ok(space)
+    }
+
     /// What errors call it.
     pub(super) fn label(&self) -> &str {
         self.name.as_deref().unwrap_or("init")

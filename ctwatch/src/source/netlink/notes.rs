@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ctwatch_ebpf::Event;
 
-use super::watched::{Announced, Watched};
+use super::listener::Met;
+use super::setting::Announced;
+use super::watched::Watched;
 use crate::model::Filter;
 
 const LISTENING_COSTS: &str = "listening costs each new flow far more than probes";
@@ -13,18 +15,8 @@ const LISTENING_COSTS: &str = "listening costs each new flow far more than probe
 pub(super) struct Listening<'a> {
     /// Each namespace.
     pub(super) watched: Vec<&'a Watched>,
-    /// Why a namespace is not listened to.
-    pub(super) left_out: &'a BTreeMap<u32, String>,
-    /// Whether one was not announced in for a while.
-    pub(super) was_silent: bool,
-}
-
-impl Listening<'_> {
-    /// Nothing is.
-    pub(super) const fn none() -> Self {
-        const NOBODY: &BTreeMap<u32, String> = &BTreeMap::new();
-        Self { watched: Vec::new(), left_out: NOBODY, was_silent: false }
-    }
+    /// What following namespaces has met.
+    pub(super) met: &'a Met,
 }
 
 /// What `why` and `unknown` say. `better` is why no better source runs.
@@ -33,7 +25,7 @@ pub(super) fn notes(
     filter: &Filter,
     listening: &Listening<'_>,
 ) -> (Option<String>, BTreeMap<Event, String>) {
-    let Listening { watched, left_out, was_silent } = listening;
+    let Listening { watched, met: Met { left_out, interrupted, was_silent } } = listening;
     let mut why = vec![better.to_owned(), LISTENING_COSTS.to_owned()];
     let mut unknown = BTreeMap::new();
     let silent: Vec<&Watched> =
@@ -59,6 +51,14 @@ pub(super) fn notes(
         let reasons: BTreeSet<&str> = left_out.values().map(String::as_str).collect();
         let reasons: Vec<&str> = reasons.into_iter().take(3).collect();
         why.push(format!("left out: {} ({})", listed(left_out.keys().copied()), reasons.join("; ")));
+    }
+    // One that is still left out says so already.
+    let back: Vec<u32> = interrupted.iter().filter(|netns| !left_out.contains_key(netns)).copied().collect();
+    if !back.is_empty() {
+        why.push(format!(
+            "listening was interrupted in {}: what came or went then is missing",
+            listed(back.into_iter())
+        ));
     }
     tell_unknown(&mut unknown, filter, watched);
     (Some(why.join("; ")), unknown)

@@ -2,16 +2,21 @@
 //!
 //! Opening one loads `nfnetlink`, and joining a group loads `nf_conntrack_netlink` (`nfnetlink_bind`), where they are
 //! missing: ask [`super::presence`] first. An open socket keeps its namespace alive and `nfnetlink` loaded.
+//!
+//! Every process with CAP_NET_ADMIN in a namespace may send to every netlink socket in it, and a user without privileges
+//! has that capability in namespaces of their own. So every socket here is connected to the kernel, which then refuses
+//! messages from others (`netlink_getsockbyportid`), and the sender is checked at each message: one may have been queued
+//! before, and forged multicast messages are delivered all the same (`do_one_broadcast`).
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recvmsg, send,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
@@ -24,6 +29,11 @@ pub enum Group {
     New = 1,
     /// Entries that left it.
     Destroy = 3,
+}
+
+/// The kernel's address: only the kernel has port 0.
+fn kernel() -> NetlinkAddr {
+    NetlinkAddr::new(0, 0)
 }
 
 /// How long the kernel may think about one part of an answer.
@@ -56,6 +66,7 @@ impl Requests {
         let fd = open(SockFlag::empty())?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        connect(fd.as_raw_fd(), &kernel())?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; ANSWER] })
     }
 
@@ -137,11 +148,17 @@ impl Requests {
 
     fn receive_part(&mut self) -> io::Result<usize> {
         loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Err(nix::Error::EINTR) => {}
-                Ok(length) if length > self.buffer.len() => return Err(malformed()),
-                other => return Ok(other?),
+            let mut slices = [IoSliceMut::new(&mut self.buffer)];
+            let received = recvmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &mut slices, None, MsgFlags::empty());
+            let received = match received {
+                Err(nix::Error::EINTR) => continue,
+                other => other?,
+            };
+            if received.address.is_none_or(|sender| sender.pid() != 0) {
+                continue;
             }
+            let whole = !received.flags.contains(MsgFlags::MSG_TRUNC);
+            return if whole { Ok(received.bytes) } else { Err(malformed()) };
         }
     }
 }
@@ -186,6 +203,7 @@ impl Events {
             events.attach(filter)?;
         }
         bind(events.fd.as_raw_fd(), &NetlinkAddr::new(0, 1 << (group as u32 - 1)))?;
+        connect(events.fd.as_raw_fd(), &kernel())?;
         events.drops = events.drop_counter()?;
         Ok(events)
     }
@@ -267,7 +285,8 @@ const EVENT: usize = 1024;
 /// Room for the events of one system call, used again for each.
 pub struct Batch {
     bytes: Box<[[u8; EVENT]]>,
-    lengths: [usize; BATCH],
+    /// `None` where a message is not the kernel's.
+    lengths: [Option<usize>; BATCH],
     received: usize,
 }
 
@@ -279,7 +298,7 @@ impl std::fmt::Debug for Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { bytes: vec![[0; EVENT]; BATCH].into_boxed_slice(), lengths: [0; BATCH], received: 0 }
+        Self { bytes: vec![[0; EVENT]; BATCH].into_boxed_slice(), lengths: [None; BATCH], received: 0 }
     }
 }
 
@@ -323,15 +342,20 @@ impl Batch {
         self.received = usize::try_from(received).unwrap_or(0);
         for ((length, header), sender) in self.lengths.iter_mut().zip(&headers[..self.received]).zip(&senders)
         {
-            // Another process may send to us (with CAP_NET_ADMIN): only the kernel has port 0.
-            let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0 && sender.nl_pid == 0;
-            *length = if whole { header.msg_len as usize } else { 0 };
+            let whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+            *length = (sender.nl_pid == 0).then_some(if whole { header.msg_len as usize } else { 0 });
         }
         Ok(self.received == BATCH)
     }
 
-    /// What the last call brought; empty where a message was cut or not the kernel's.
+    /// The kernel's messages that the last call brought; empty where one was cut.
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes.iter().zip(&self.lengths[..self.received]).map(|(bytes, length)| &bytes[..*length])
+        let lengths = &self.lengths[..self.received];
+        self.bytes.iter().zip(lengths).filter_map(|(bytes, length)| Some(&bytes[..(*length)?]))
+    }
+
+    /// How many messages of the last call were not the kernel's.
+    pub fn forged(&self) -> usize {
+        self.lengths[..self.received].iter().filter(|length| length.is_none()).count()
     }
 }

@@ -1,10 +1,8 @@
 //! One network namespace that is listened to: its sockets and its book.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
+use std::time::Instant;
 
 use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
@@ -12,6 +10,8 @@ use nix::libc::sock_filter;
 use super::account::Account;
 use super::event::{self, Ending, Event};
 use super::message::{self, Messages};
+use super::setting::{Announced, Setting};
+use super::settlement::Step;
 use super::socket::{Batch, Events, Group, Requests};
 use super::statistics::{self, Statistics};
 use crate::model::{Filter, any_flow};
@@ -20,70 +20,38 @@ use crate::model::{Filter, any_flow};
 /// are taken.
 const MOST_CALLS: usize = 512;
 
-/// How often statistics and events are read until both agree; under a flood of evictions they never do.
-const MOST_READINGS: usize = 3;
-/// Between announcing a removal and counting it lie some microseconds, but a preemption too where there are few CPUs.
-const KERNEL_COUNTS: Duration = Duration::from_millis(2);
-/// A packet between its entry's allocation and its announcement, or an entry between its end and its release, is in the
-/// count. Nothing moves only if it does not for longer than a thread that is interrupted there waits for its turn.
-const REST: Duration = Duration::from_millis(20);
-const REST_READINGS: usize = 6;
 /// How often entries are counted to know how many came before anybody listened, some microseconds each.
 const MOST_COUNTS: usize = 100;
 
-/// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Announced {
-    /// For every entry, or since 5.19 for those made while somebody listens.
-    On,
-    /// Switched off.
-    Off,
-    /// The kernel was built without CONFIG_NF_CONNTRACK_EVENTS.
-    Never,
-}
+/// What is said of a namespace where forged events left no room for real ones.
+pub const FORGED: &str = "a process in it sends forged events, and real ones found no room";
 
-/// The setting of one namespace, kept open: the file stays that of the namespace it was opened in.
+/// The sockets that events come from.
 #[derive(Debug)]
-enum Setting {
-    File(File),
-    /// A namespace that hides its settings (an unprivileged user's may) is taken to have the default.
-    Fixed(Announced),
-}
-
-impl Setting {
-    /// The calling thread's namespace.
-    fn here() -> Self {
-        const DIRECTORY: &str = "/proc/sys/net/netfilter";
-        match File::open(format!("{DIRECTORY}/nf_conntrack_events")) {
-            Ok(file) => Self::File(file),
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    && fs::exists(format!("{DIRECTORY}/nf_conntrack_count")).unwrap_or(false) =>
-            {
-                Self::Fixed(Announced::Never)
-            }
-            Err(_) => Self::Fixed(Announced::On),
-        }
-    }
-
-    fn read(&self) -> Announced {
-        let file = match self {
-            Self::Fixed(announced) => return *announced,
-            Self::File(file) => file,
-        };
-        let mut text = [0; 8];
-        match file.read_at(&mut text, 0) {
-            Ok(length) if text[..length].trim_ascii() == b"0" => Announced::Off,
-            // Unreadable once the namespace or the module is gone, which is seen elsewhere.
-            _ => Announced::On,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Sockets {
+pub struct Sockets {
     new: Events,
     destroy: Events,
+    /// Entries that were there before.
+    pub(super) count_before: u64,
+}
+
+impl Sockets {
+    /// Opens them in the calling thread's namespace.
+    ///
+    /// Removals are heard before the count is read and inserts after it: what happens in between makes the book expect
+    /// too few removals, never too many.
+    pub fn open(program: &[sock_filter], buffer: usize) -> io::Result<Self> {
+        let mut requests = Requests::open()?;
+        let destroy = Events::open(Group::Destroy, buffer, program)?;
+        let count_before = statistics::entries(&mut requests)?;
+        let new = Events::open(Group::New, buffer, program)?;
+        Ok(Self { new, destroy, count_before })
+    }
+
+    /// Both.
+    pub fn each(&self) -> [&Events; 2] {
+        [&self.new, &self.destroy]
+    }
 }
 
 /// A namespace with what listens in it.
@@ -96,12 +64,20 @@ pub struct Watched {
     /// What was counted.
     pub account: Account,
     setting: Setting,
-    sockets: Option<Sockets>,
-    requests: Requests,
+    pub(super) sockets: Option<Sockets>,
+    pub(super) requests: Requests,
     /// `None` where only some flow types are listened to, with which no statistic can be compared.
-    statistics: Option<Statistics>,
-    count_before: u64,
+    pub(super) statistics: Option<Statistics>,
     filter: Filter,
+    /// A settlement under way, and when it goes on.
+    pub(super) settling: Option<(Instant, Step)>,
+    /// How many settlements have ended.
+    pub(super) settled: u64,
+    /// Events taken since that was last asked.
+    taken: u64,
+    /// Whether others than the kernel sent events since dropped ones were last counted.
+    forged: bool,
+    pub(super) failed: Option<io::Error>,
 }
 
 impl Watched {
@@ -123,23 +99,35 @@ impl Watched {
         if statistics.has_chaintoolong {
             account.set_tells_time_left();
         }
+        let setting = Setting::here();
+        let announced = setting.read();
+        let sockets = match announced {
+            Announced::On => Some(Sockets::open(program, buffer)?),
+            Announced::Off | Announced::Never => None,
+        };
         let mut watched = Self {
             netns,
-            announced: Announced::Off,
+            announced,
             account,
-            setting: Setting::here(),
-            sockets: None,
+            setting,
+            sockets,
             requests,
             statistics: (!by_type).then_some(statistics),
-            count_before: 0,
             filter: *filter,
+            settling: None,
+            settled: 0,
+            taken: 0,
+            forged: false,
+            failed: None,
         };
-        watched.listen(program, buffer)?;
-        if newborn && watched.sockets.is_some() && watched.statistics.is_some() {
+        if newborn
+            && watched.statistics.is_some()
+            && let Some(sockets) = &mut watched.sockets
+        {
             // The count holds what is allocated and not yet confirmed (5.10 to 7.3), of which an event comes
             // too: at most one insert a CPU is told of twice, far fewer than are said to be lost here.
+            sockets.count_before = 0;
             let missed = watched.missed_at_birth()?;
-            watched.count_before = 0;
             watched.account.lose_inserts(missed);
         }
         Ok(watched)
@@ -151,12 +139,12 @@ impl Watched {
     /// not known on which side of it they were. Many counts leave one number, or nearly.
     fn missed_at_birth(&mut self) -> io::Result<u64> {
         let mut batch = Batch::default();
-        self.drain(&mut batch)?;
+        self.try_drain(&mut batch)?;
         let (mut least, mut most) = (0, u64::MAX);
         for _ in 0..MOST_COUNTS {
             let before = self.account.heard();
             let count = statistics::entries(&mut self.requests)?;
-            self.drain(&mut batch)?;
+            self.try_drain(&mut batch)?;
             let after = self.account.heard();
             least = least.max((count + before.deletes).saturating_sub(after.inserts));
             most = most.min((count + after.deletes).saturating_sub(before.inserts));
@@ -167,31 +155,27 @@ impl Watched {
         Ok(most)
     }
 
-    /// Whether the setting is another one than what [`Self::listen`] has found.
-    pub fn has_changed(&self) -> bool {
-        self.setting.read() != self.announced
+    /// The setting, where it is another one than what was found when listening began.
+    pub fn changed(&self) -> Option<Announced> {
+        Some(self.setting.read()).filter(|now| *now != self.announced)
     }
 
-    /// Listens, or no longer, as the kernel announces or not; in the namespace itself.
-    pub fn listen(&mut self, program: &[sock_filter], buffer: usize) -> io::Result<()> {
-        self.announced = self.setting.read();
+    /// Listens no longer: the kernel announces nothing any more.
+    pub fn fall_silent(&mut self, announced: Announced) {
+        self.announced = announced;
         self.sockets = None;
-        if self.announced != Announced::On {
-            return Ok(());
-        }
-        // Removals are heard before the count is read and inserts after it: what happens in between makes the book
-        // expect too few removals, never too many.
-        let destroy = Events::open(Group::Destroy, buffer, program)?;
-        self.count_before = statistics::entries(&mut self.requests)?;
+    }
+
+    /// Listens again, to these.
+    pub fn listen_to(&mut self, sockets: Sockets) {
+        self.announced = Announced::On;
         self.account.compare_anew();
-        let new = Events::open(Group::New, buffer, program)?;
-        self.sockets = Some(Sockets { new, destroy });
-        Ok(())
+        self.sockets = Some(sockets);
     }
 
     /// The sockets that events come from.
     pub fn events(&self) -> impl Iterator<Item = &Events> {
-        self.sockets.iter().flat_map(|sockets| [&sockets.new, &sockets.destroy])
+        self.sockets.iter().flat_map(Sockets::each)
     }
 
     /// Whether the kernel counts resolved clashes (5.9).
@@ -209,15 +193,26 @@ impl Watched {
         rows
     }
 
-    /// Takes the events that wait, and tells how many there were.
-    pub fn drain(&mut self, batch: &mut Batch) -> io::Result<u64> {
+    /// Takes the events that wait, and tells how many there were. What fails is kept for [`Self::failed`].
+    pub fn drain(&mut self, batch: &mut Batch) -> u64 {
+        match self.try_drain(batch) {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                0
+            }
+        }
+    }
+
+    pub(super) fn try_drain(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let Some(sockets) = &self.sockets else { return Ok(0) };
-        let mut taken = 0;
+        let before = self.taken;
         for (events, group) in [(&sockets.destroy, Group::Destroy), (&sockets.new, Group::New)] {
             for _ in 0..MOST_CALLS {
                 let more = batch.receive(events)?;
+                self.forged |= batch.forged() > 0;
                 for datagram in batch.datagrams() {
-                    taken += 1;
+                    self.taken += 1;
                     take(&mut self.account, &self.filter, group, datagram);
                 }
                 if !more {
@@ -225,92 +220,47 @@ impl Watched {
                 }
             }
         }
-        Ok(taken)
+        Ok(self.taken - before)
     }
 
-    /// Brings the book up to this moment.
-    pub fn settle(&mut self, batch: &mut Batch) -> io::Result<u64> {
-        let mut taken = self.drain(batch)?;
-        let inserts = self.account.heard().inserts;
-        let Some(statistics) = &mut self.statistics else {
-            self.take_drops()?;
-            self.account.settle(None, true);
-            return Ok(taken);
-        };
-        let count = statistics::entries(&mut self.requests)?;
-        let mut sums = statistics.read(&mut self.requests)?;
-        let before = taken;
-        let mut calm = false;
-        // The kernel announces a removal before it counts it as an eviction: so both are read until they agree, and
-        // where evictions are fewer than removals that could be some, the kernel gets the time to count.
-        for reading in 1.. {
-            taken += self.drain(batch)?;
-            if self.account.is_undecided(sums) {
-                std::thread::sleep(if reading <= MOST_READINGS { KERNEL_COUNTS } else { REST });
-            }
-            let Some(statistics) = &mut self.statistics else { break };
-            let now = statistics.read(&mut self.requests)?;
-            calm = now == sums;
-            sums = now;
-            let enough = if calm { MOST_READINGS + REST_READINGS } else { MOST_READINGS };
-            if reading >= enough || calm && !self.account.is_undecided(sums) {
-                break;
-            }
-        }
-        if !calm {
-            taken += self.drain(batch)?;
-        }
-        self.take_drops()?;
-        if self.sockets.is_some() {
-            self.account.compare_with_count(inserts, self.count_before, count);
-        }
-        self.account.settle(Some(sums), calm);
-        if self.sockets.is_some() && calm && taken == before {
-            taken += self.settle_at_rest(batch, count)?;
-        }
-        Ok(taken)
+    /// How many events were taken since it was last asked.
+    pub const fn take_taken(&mut self) -> u64 {
+        std::mem::replace(&mut self.taken, 0)
     }
 
-    /// Nothing has come since `count` was read: where that is more than what was heard of, it waits whether it stays so.
-    fn settle_at_rest(&mut self, batch: &mut Batch, count: u64) -> io::Result<u64> {
-        let unannounced = self.account.unannounced(self.count_before, count);
-        if unannounced == 0 {
-            return Ok(0);
-        }
-        for _ in 0..REST_READINGS {
-            std::thread::sleep(REST);
-            let taken = self.drain(batch)?;
-            if taken > 0 || statistics::entries(&mut self.requests)? != count {
-                return Ok(taken);
-            }
-        }
-        self.account.miss_inserts(unannounced);
-        Ok(0)
+    /// Why it can no longer be listened to.
+    pub const fn failed(&self) -> Option<&io::Error> {
+        self.failed.as_ref()
     }
 
-    /// Brings the book to its end: whatever the namespace still holds goes with it.
-    pub fn end(&mut self, batch: &mut Batch) -> io::Result<u64> {
-        let taken = self.settle(batch)?;
+    /// Brings a book that was just settled to its end: what the namespace still holds goes with it.
+    pub fn end(&mut self, batch: &mut Batch) -> io::Result<()> {
+        self.try_drain(batch)?;
         if self.sockets.is_some() && self.statistics.is_some() {
             let left = statistics::entries(&mut self.requests)?;
             self.account.end(left);
         }
-        Ok(taken)
+        Ok(())
     }
 
     /// Ends the book without the kernel's statistics, which can no longer be asked for.
     pub fn give_up(&mut self, batch: &mut Batch) {
         // An error here has nobody left to act on it: the sockets are about to be closed.
-        let _ = self.drain(batch);
+        let _ = self.try_drain(batch);
         let _ = self.take_drops();
         self.account.settle(None, true);
     }
 
-    fn take_drops(&mut self) -> io::Result<()> {
-        if let Some(Sockets { new, destroy }) = &mut self.sockets {
-            self.account.lose_inserts(new.take_drops()?.into());
-            self.account.lose_deletes(destroy.take_drops()?.into());
+    pub(super) fn take_drops(&mut self) -> io::Result<()> {
+        let forged = std::mem::take(&mut self.forged);
+        let Some(Sockets { new, destroy, .. }) = &mut self.sockets else { return Ok(()) };
+        let (inserts, deletes) = (new.take_drops()?, destroy.take_drops()?);
+        if forged && inserts | deletes != 0 {
+            // How many of these the kernel had sent cannot be known.
+            return Err(io::Error::other(FORGED));
         }
+        self.account.lose_inserts(inserts.into());
+        self.account.lose_deletes(deletes.into());
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The scenarios, one function each: every count compared with what the kernel and the generators say.
 
+mod attacker;
 mod causes;
 mod clash;
 mod doctor;
@@ -76,6 +77,7 @@ pub(super) fn all() -> Vec<Scenario> {
         table::SCENARIOS,
         screen::SCENARIOS,
         manners::SCENARIOS,
+        attacker::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
     ]

@@ -1,0 +1,7 @@
+//! A user without privileges on the same machine, in namespaces of their own: ctwatch lives and counts exactly.
+
+mod netlink;
+
+use super::{Scenario, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[scenario("attacker::netlink", netlink::forged_messages)];
