@@ -61,8 +61,8 @@ impl Kernel {
     }
 }
 
-/// Finds a kernel by the beginning of its release (`6.12`), its whole release or its package's name; fetches it
-/// once from the machine's package mirror.
+/// Finds a kernel by the beginning of its release (`6.12`), with its flavour (`6.12-rt`, `6.12-amd64`), by its whole
+/// release or by its package's name; fetches it once from the machine's package mirror.
 pub fn ensure(wanted: &str) -> Result<Kernel> {
     let name = wanted.strip_prefix("linux-image-").unwrap_or(wanted);
     if !name.starts_with(|first: char| first.is_ascii_digit()) {
@@ -132,20 +132,49 @@ fn releases(suite: &Suite) -> Result<Vec<String>> {
     let release = |name: &String| {
         let release = name.strip_prefix("linux-image-")?;
         let concrete = order(release).len() > 2 && release.starts_with(|c: char| c.is_ascii_digit());
-        let stock = concrete && release.ends_with("-amd64") && !release.contains("-rt-");
-        stock.then(|| release.to_owned())
+        (concrete && release.ends_with("-amd64")).then(|| release.to_owned())
     };
     Ok(names.iter().filter_map(release).collect())
 }
 
-/// Whether a release answers to a name; a name that leaves the flavour open means the cloud kernels.
-fn matches(release: &str, name: &str) -> bool {
-    if release == name {
-        return true;
+/// Debian's builds of one release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavour {
+    Cloud,
+    /// For machines of every kind.
+    Plain,
+    /// Fully preemptible (PREEMPT_RT).
+    RealTime,
+}
+
+impl Flavour {
+    fn of(release: &str) -> Self {
+        if is_cloud(release) {
+            Self::Cloud
+        } else if release.ends_with("-rt-amd64") {
+            Self::RealTime
+        } else {
+            Self::Plain
+        }
     }
-    release
-        .strip_prefix(name)
-        .is_some_and(|rest| is_cloud(release) && !rest.starts_with(|next: char| next.is_ascii_digit()))
+
+    /// What a short name says after the number; a name that leaves the flavour open means the cloud kernels.
+    fn asked(name: &str) -> (&str, Self) {
+        [("-rt", Self::RealTime), ("-amd64", Self::Plain)]
+            .iter()
+            .find_map(|(end, flavour)| Some((name.strip_suffix(end)?, *flavour)))
+            .unwrap_or((name, Self::Cloud))
+    }
+}
+
+/// Whether a release answers to a name: `6.12`, `6.12-rt`, `6.12-amd64`, or the whole release.
+fn matches(release: &str, name: &str) -> bool {
+    let (number, flavour) = Flavour::asked(name);
+    release == name
+        || Flavour::of(release) == flavour
+            && release
+                .strip_prefix(number)
+                .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
 }
 
 fn is_cloud(release: &str) -> bool {
@@ -241,6 +270,16 @@ mod tests {
         assert!(!matches("6.1.0-56-amd64", "6.1"));
         assert!(matches("6.1.0-56-amd64", "6.1.0-56-amd64"));
         assert!(matches("6.18.15+deb13-cloud-amd64", "6.18.15"));
+    }
+
+    #[test]
+    fn a_name_may_say_the_flavour() {
+        let releases = ["6.12.117+deb13-cloud-amd64", "6.12.117+deb13-amd64", "6.12.117+deb13-rt-amd64"];
+        let answering = |name: &str| releases.map(|release| matches(release, name));
+        assert_eq!(answering("6.12"), [true, false, false]);
+        assert_eq!(answering("6.12-amd64"), [false, true, false]);
+        assert_eq!(answering("6.12-rt"), [false, false, true]);
+        assert!(!matches("6.1.0-56-rt-amd64", "6.12-rt"));
     }
 
     #[test]
