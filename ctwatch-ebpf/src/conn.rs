@@ -35,6 +35,8 @@ offsets! {
     TUPLE_DST_PART;
     /// `sk_buff._nfct`
     SKB_NFCT;
+    /// How many bytes of an entry are read: no more than `CONN_READ`.
+    CONN_LENGTH;
 }
 
 /// `IPS_CONFIRMED`, `IPS_DYING`, `IPS_NAT_CLASH` of uapi/linux/netfilter/nf_conntrack_common.h.
@@ -124,9 +126,16 @@ pub fn read<T>(address: u64) -> Option<T> {
 /// where it is large. False, and nothing filled, where the address is bad.
 #[inline(always)]
 pub fn read_into<T>(address: u64, buffer: &mut MaybeUninit<T>) -> bool {
-    // SAFETY: the buffer is that long, and bytes need no alignment; nothing reads it unless the helper
-    // has filled all of it.
-    let bytes = unsafe { core::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
+    read_beginning(address, buffer, size_of::<T>())
+}
+
+/// The same for the first `length` bytes, no more than the buffer has. The caller reads no others.
+#[inline(always)]
+fn read_beginning<T>(address: u64, buffer: &mut MaybeUninit<T>, length: usize) -> bool {
+    let length = length.min(size_of::<T>());
+    // SAFETY: the buffer is at least that long, and bytes need no alignment; nothing reads it unless the
+    // helper has filled that part.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), length) };
     // SAFETY: the helper checks the source address.
     let read = unsafe { bpf_probe_read_kernel_buf(address as *const u8, bytes) }.is_ok();
     if !read {
@@ -161,7 +170,7 @@ impl Memory for Probed {
     fn conn(ct: u64) -> Option<Conn> {
         let mut bytes = MaybeUninit::<[u64; CONN_READ / 8]>::uninit();
         // One long read is cheaper than several.
-        if !read_into(ct, &mut bytes) {
+        if !read_beginning(ct, &mut bytes, CONN_LENGTH.load() as usize) {
             return None;
         }
         let base = bytes.as_ptr() as u64;

@@ -289,8 +289,8 @@ impl HealthCounters {
 /// How far from the entry of `__nf_ct_delete_from_lists` the return address of `nf_ct_delete` may lie on the stack.
 pub const FRAME_LIMIT: u64 = 2048;
 
-/// How many bytes of `nf_conn` a kprobe program reads at once: every member it needs lies below.
-pub const CONN_READ: usize = 160;
+/// How many bytes of `nf_conn` a kprobe program can read at once: every member it needs lies below (PREEMPT_RT: 176).
+pub const CONN_READ: usize = 184;
 
 const _: () = assert!(size_of::<Counters>() == 136);
 const _: () = assert!(size_of::<HealthCounters>() == 48);

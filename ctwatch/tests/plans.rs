@@ -102,6 +102,26 @@ fn a_kernel_that_does_not_tell_counts_as_preemptible() {
 }
 
 #[test]
+fn a_real_time_kernel_gets_kprobes_alone() {
+    // There code with softirqs off can be preempted too.
+    let plan = plan::best(&captured("debian-6.12-rt")).unwrap();
+    assert_eq!(plan.kind, SourceKind::Kprobe);
+    assert!(!plan.has_trampolines());
+    assert!(plan.unknown.is_empty());
+    insta::assert_snapshot!(plan.why.unwrap());
+}
+
+#[test]
+fn kprobes_take_over_where_trampolines_are_refused_at_attaching() {
+    let facts = captured("debian-6.1");
+    assert!(plan::best(&facts).unwrap().has_trampolines());
+    let plan = plan::after_trampolines(&facts, "cannot attach x: errno 524\nmore").unwrap();
+    assert_eq!(plan.kind, SourceKind::Kprobe);
+    assert!(!plan.has_trampolines());
+    assert_eq!(plan.why.as_deref(), Some("the kernel refused BPF trampolines: cannot attach x: errno 524"));
+}
+
+#[test]
 fn lockdown_refuses_both() {
     let facts = captured("debian-6.12-lockdown");
     insta::assert_snapshot!(shown(plan::best(&facts)));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     btf::Btf,
     kallsyms::{self, Newcomer, Symbols, WATCHED},
+    preemption,
 };
 
 /// Everything a plan depends on.
@@ -23,9 +24,11 @@ pub struct Facts {
     pub kprobes: bool,
     /// `none`, `integrity` or `confidentiality`; `None` where the kernel has no lockdown.
     pub lockdown: Option<String>,
-    /// How kernel code is preempted: `none`, `voluntary`, `full`, `lazy`; `None` where the
-    /// kernel does not tell.
+    /// How kernel code is preempted: `none`, `voluntary`, `full`, `lazy`, `rt`; `None` where no source says it.
     pub preemption: Option<String>,
+    /// The source that said it.
+    #[serde(default)]
+    pub preemption_from: Option<String>,
     /// Type information of vmlinux: absent, or why it could not be read.
     pub btf: Availability,
     /// Type information of nf_conntrack where it is a module.
@@ -189,16 +192,32 @@ impl Facts {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|text| lockdown(&text)),
-            preemption: preemption(),
             symbols: fs::File::open("/proc/kallsyms")
                 .and_then(|file| kallsyms::read(io::BufReader::with_capacity(KALLSYMS_BUFFER, file)))
                 .unwrap_or_default(),
             ..Self::default()
         };
         facts.read_btf(Path::new("/sys/kernel/btf"));
+        if let Some(found) = preemption::read(&facts.release, facts.symbols.preemption_variable()) {
+            facts.preemption = Some(found.mode);
+            facts.preemption_from = Some(found.from.to_owned());
+        }
         facts.delete_frame = facts.symbols.delete_frame();
         facts.newcomer = facts.symbols.newcomer();
         Ok(facts)
+    }
+
+    /// How many bytes of an entry the programs read at once: up to the end of the last member that they need.
+    ///
+    /// PREEMPT_RT and lock debugging make the lock at the beginning of `nf_conn` larger.
+    pub fn conn_length(&self) -> usize {
+        // The tuple's part that is needed ends with `dir`, 40 bytes in (5.10 to 7.3); a pointer and a u32 have their size.
+        [("CONN_TUPLE", 40), ("CONN_NET", 8), ("CONN_TIMEOUT", 4)]
+            .iter()
+            .filter_map(|(name, size)| Some(*self.offsets.get(*name)? as usize + size))
+            .max()
+            .unwrap_or(0)
+            .next_multiple_of(8)
     }
 
     /// Whether a function, by its number in BTF, lives in the module of connection tracking.
@@ -296,55 +315,8 @@ fn parsed<'a>(
 
 /// The mode in force, which the file marks with brackets.
 fn lockdown(text: &str) -> Option<String> {
-    between(text, '[', ']')
-}
-
-fn between(text: &str, open: char, close: char) -> Option<String> {
-    let (_, rest) = text.split_once(open)?;
-    let (mode, _) = rest.split_once(close)?;
+    let (mode, _) = text.split_once('[')?.1.split_once(']')?;
     Some(mode.to_owned())
-}
-
-/// From what tells best to what tells least: the scheduler's own file (5.12, needs debugfs), the
-/// boot parameter, the kernel's configuration.
-fn preemption() -> Option<String> {
-    if let Ok(text) = fs::read_to_string("/sys/kernel/debug/sched/preempt") {
-        return between(&text, '(', ')');
-    }
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if let Some(mode) = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("preempt=")) {
-        return Some(mode.to_owned());
-    }
-    let version = fs::read_to_string("/proc/version").unwrap_or_default();
-    let release = nix::sys::utsname::uname().ok()?;
-    let release = release.release().to_string_lossy();
-    let configuration = [format!("/boot/config-{release}"), format!("/lib/modules/{release}/config")]
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok());
-    preemption_built_in(&version, configuration.as_deref())
-}
-
-/// The mode that a kernel was built with. `/proc/version` names preemption models other than
-/// `none` and `voluntary`; `PREEMPT_DYNAMIC` leaves the choice to the configuration.
-fn preemption_built_in(version: &str, configuration: Option<&str>) -> Option<String> {
-    let model = version.split_ascii_whitespace().find(|word| word.starts_with("PREEMPT"));
-    if let Some(configuration) = configuration {
-        let set = |option: &str| configuration.lines().any(|line| line == option);
-        let options = [
-            ("CONFIG_PREEMPT_RT=y", "full"),
-            ("CONFIG_PREEMPT_LAZY=y", "lazy"),
-            ("CONFIG_PREEMPT=y", "full"),
-            ("CONFIG_PREEMPT_VOLUNTARY=y", "voluntary"),
-            ("CONFIG_PREEMPT_NONE=y", "none"),
-        ];
-        return options.iter().find_map(|(option, mode)| set(option).then(|| (*mode).to_owned()));
-    }
-    match model {
-        None if !version.is_empty() => Some("voluntary".to_owned()),
-        Some("PREEMPT" | "PREEMPT_RT") => Some("full".to_owned()),
-        Some("PREEMPT_LAZY") => Some("lazy".to_owned()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -355,18 +327,6 @@ mod tests {
     fn the_lockdown_mode_is_the_one_in_brackets() {
         assert_eq!(lockdown("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
         assert_eq!(lockdown(""), None);
-    }
-
-    #[test]
-    fn the_built_in_preemption_model_comes_from_the_configuration_where_it_is_left_open() {
-        let open = "Linux version 6.1.0-56-cloud-amd64 #1 SMP PREEMPT_DYNAMIC Debian";
-        let built_in = |version, configuration| preemption_built_in(version, configuration);
-        assert_eq!(built_in(open, None), None);
-        let voluntary = "CONFIG_PREEMPT_BUILD=y\nCONFIG_PREEMPT_VOLUNTARY=y\n# CONFIG_PREEMPT is not set\n";
-        assert_eq!(built_in(open, Some(voluntary)).as_deref(), Some("voluntary"));
-        assert_eq!(built_in("Linux version 5.10 #1 SMP Debian", None).as_deref(), Some("voluntary"));
-        assert_eq!(built_in("Linux version 6.1 #1 SMP PREEMPT_RT Debian", None).as_deref(), Some("full"));
-        assert_eq!(built_in("", None), None);
     }
 
     #[test]

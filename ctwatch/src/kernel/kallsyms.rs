@@ -67,6 +67,9 @@ pub struct Symbols {
     /// Where `net_ratelimit` begins; 0 where unknown.
     #[serde(default)]
     pub ratelimit: u64,
+    /// Where the variable with the preemption mode lies; 0 where unknown. Of use only while facts are read.
+    #[serde(skip)]
+    pub preemption: u64,
     /// Whether the kernel hid the addresses (`kernel.kptr_restrict`, or no CAP_SYSLOG).
     pub hidden: bool,
 }
@@ -131,6 +134,9 @@ pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
                 note(address, name, &mut found, &mut callers);
             }
         }
+        if let Some(address) = preemption_variable(&line) {
+            found.preemption = address;
+        }
         line.clear();
     }
     callers.sort();
@@ -173,6 +179,13 @@ fn function(line: &[u8]) -> Option<(u64, &[u8])> {
     }
 }
 
+/// The address of `preempt_dynamic_mode`. Its kind differs: data, or text where its section lies there (7.3).
+fn preemption_variable(line: &[u8]) -> Option<u64> {
+    let line = line.trim_ascii_end().strip_suffix(b" preempt_dynamic_mode")?;
+    let digits = str::from_utf8(line.get(..line.iter().position(|byte| *byte == b' ')?)?).ok()?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
 /// Keeps a function that is looked for, with its address; `line` is its name and its module.
 fn note(address: u64, line: &str, found: &mut Symbols, callers: &mut Vec<(usize, String, u64)>) {
     let mut words = line.split_ascii_whitespace();
@@ -205,6 +218,11 @@ impl Symbols {
     /// Whether a function exists under its plain name, with the registers its prototype says.
     pub fn has(&self, function: &str) -> bool {
         self.watched.iter().any(|symbol| symbol == function)
+    }
+
+    /// Where the preemption mode can be read.
+    pub(super) fn preemption_variable(&self) -> Option<u64> {
+        known(self.preemption)
     }
 
     /// See [`super::facts::Facts::delete_frame`]. Only where the function is in one piece.
@@ -242,6 +260,8 @@ ffffffffc0001340 t gc_worker.cold\t[nf_conntrack]
 ffffffffc0001380 d gc_worker_data\t[nf_conntrack]
 ffffffffc0001400 T nf_conntrack_hash_check_insert\t[nf_conntrack]
 ffffffffc0009000 t early_drop\t[some_driver]
+ffffffff82000010 D preempt_dynamic_mode
+ffffffff82000020 D not_preempt_dynamic_mode
 ";
 
     #[test]
@@ -269,6 +289,17 @@ ffffffffc0009000 t early_drop\t[some_driver]
         );
         assert!(!symbols.has("__nf_conntrack_hash_insert"));
         assert!(!symbols.hidden);
+    }
+
+    #[test]
+    fn the_preemption_mode_is_found_whatever_kind_of_symbol_it_is() {
+        assert_eq!(parse(TEXT).preemption_variable(), Some(0xffff_ffff_8200_0010));
+        assert_eq!(
+            parse("ffffffff84070388 T preempt_dynamic_mode\n").preemption_variable(),
+            Some(0xffff_ffff_8407_0388)
+        );
+        assert_eq!(parse("0000000000000000 D preempt_dynamic_mode\n").preemption_variable(), None);
+        assert_eq!(parse(" preempt_dynamic_mode\n").preemption_variable(), None);
     }
 
     #[test]

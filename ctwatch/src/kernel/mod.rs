@@ -10,3 +10,4 @@ pub mod plan;
 mod plan_kprobe;
 pub mod plan_latency;
 pub mod plan_trace;
+mod preemption;

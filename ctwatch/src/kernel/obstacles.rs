@@ -102,13 +102,9 @@ pub fn obstacles(kind: SourceKind, facts: &Facts) -> Vec<Obstacle> {
                 "a kernel whose nf_conntrack carries type information",
             );
         }
-        let far = ["CONN_TIMEOUT", "CONN_STATUS", "CONN_NET"]
-            .iter()
-            .filter_map(|name| facts.offsets.get(*name))
-            .any(|offset| *offset as usize + 8 > CONN_READ);
-        if far {
+        if facts.conn_length() > CONN_READ {
             add(
-                format!("a struct nf_conn whose status lies in its first {CONN_READ} bytes"),
+                format!("a struct nf_conn with all that ctwatch reads in its first {CONN_READ} bytes"),
                 "a kernel without lock debugging, which makes the structure larger",
             );
         }

@@ -97,20 +97,41 @@ pub fn best(facts: &Facts) -> Result<Plan, Refusal> {
     }
 }
 
+/// The plan where the kernel refused the trampolines of [`best`] when they were loaded or attached.
+pub fn after_trampolines(facts: &Facts, error: &str) -> Result<Plan, Refusal> {
+    let mut plan = kprobes(facts)?;
+    let cause = error.lines().next().unwrap_or_default();
+    plan.why = Some(format!("the kernel refused BPF trampolines: {cause}"));
+    Ok(plan)
+}
+
+impl Plan {
+    /// Whether a part of it needs BPF trampolines.
+    pub fn has_trampolines(&self) -> bool {
+        self.hooks.iter().any(|hook| matches!(hook.method, Method::Fentry | Method::Fexit))
+    }
+}
+
 /// Why trampoline programs could be skipped here: the kernel runs no program inside itself on one
 /// CPU, so where one can be preempted, the next call there is not counted (7.3, `full`: 5,599 of
 /// 300,000 runs in a flood).
 fn preemptible(facts: &Facts) -> Option<String> {
     match facts.preemption.as_deref() {
         Some("none" | "voluntary") => None,
+        Some(REAL_TIME) => {
+            Some("this is a real-time kernel (PREEMPT_RT): fexit programs would miss events".to_owned())
+        }
         Some(mode) => Some(format!("this kernel is preemptible ({mode}): fexit programs would miss events")),
         None => Some(
-            "this kernel does not tell whether it is preemptible, where fexit programs would miss \
-             events; mount debugfs for it to tell"
+            "ctwatch could not find out whether this kernel is preemptible, and there fexit programs would \
+             miss events; mount debugfs, or give ctwatch CAP_SYS_RAWIO to read /proc/kcore"
                 .to_owned(),
         ),
     }
 }
+
+/// The preemption mode of PREEMPT_RT, where code with softirqs off can be preempted too.
+const REAL_TIME: &str = "rt";
 
 /// Programs at the entry of functions that run with softirqs off (5.10 to 7.3): the kprobe, the
 /// trampoline program, the function's number of arguments.
@@ -122,6 +143,10 @@ const HELD: [(&str, &str, usize); 2] =
 fn mixed(facts: &Facts, why: String) -> Result<Plan, Refusal> {
     let mut plan = kprobes(facts)?;
     plan.why = Some(why);
+    // The kernel runs kprobe programs with preemption off on PREEMPT_RT as well (trace_call_bpf, 6.1 to 7.3).
+    if facts.preemption.as_deref() == Some(REAL_TIME) {
+        return Ok(plan);
+    }
     for hook in &mut plan.hooks {
         let held = HELD.iter().find(|(kprobe, ..)| *kprobe == hook.program);
         if let Some((_, program, arguments)) = held

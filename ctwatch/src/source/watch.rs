@@ -268,6 +268,8 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         .set("TRACE_PER_SECOND", &per_second.to_ne_bytes())
         .set("TRACE_FILTER", &[u8::from(ends.is_some())])
         .set("DELETE_FRAME", &delete_frame.to_ne_bytes())
+        // At most CONN_READ, or the plan was refused.
+        .set("CONN_LENGTH", &u32::try_from(facts.conn_length()).unwrap_or(0).to_ne_bytes())
         .set("BY_ADDRESS", &[u8::from(wishes.addresses.src) | u8::from(wishes.addresses.dst) << 1])
         .set(aya_log::LEVEL, &[log_level]);
     globals
