@@ -154,10 +154,7 @@ impl Probe {
             Some(facts) => facts,
             None => Facts::read()?,
         };
-        let mut plan = self.wishes.mechanism.plan(&facts)?;
-        if let Some(wanted) = &self.wishes.trace {
-            plan = plan.tracing(&facts, wanted);
-        }
+        let plan = self.wishes.mechanism.plan(&facts)?;
         // Before the programs hang on it, so that a load of the module in between is noticed.
         let module = module_identity();
         self.seen = self.tables.read([]);
@@ -171,7 +168,24 @@ impl Probe {
         if !comparable {
             due.push(When::Unexplained);
         }
-        let mut attached = Watch::start(&facts, &plan, &self.wishes, &due, comparable)?;
+        let start = |plan: Plan| {
+            let plan = match &self.wishes.trace {
+                Some(wanted) => plan.tracing(&facts, wanted),
+                None => plan,
+            };
+            anyhow::Ok((Watch::start(&facts, &plan, &self.wishes, &due, comparable)?, plan))
+        };
+        let trampolines = plan.has_trampolines();
+        let (mut attached, plan) = match start(plan) {
+            // What keeps trampolines from running does not always show beforehand (a kernel without BPF JIT, or one
+            // that cannot hook a function directly).
+            Err(error) if trampolines && self.wishes.mechanism == Mechanism::Best => {
+                let kprobes = plan::after_trampolines(&facts, &format!("{error:#}"))
+                    .map_err(|refusal| anyhow::anyhow!("{error:#}\n{refusal}"))?;
+                start(kprobes).map_err(|second| anyhow::anyhow!("{error:#}\n{second:#}"))?
+            }
+            started => started?,
+        };
         self.events = self.wishes.trace.map(|_| attached.events()).transpose()?;
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
         self.attached = Some(attached);
