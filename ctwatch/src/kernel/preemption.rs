@@ -122,10 +122,6 @@ mod tests {
         Sources { version: DYNAMIC.to_owned(), ..Sources::default() }
     }
 
-    fn expected(mode: &str, from: &'static str) -> Option<(String, &'static str)> {
-        Some((mode.to_owned(), from))
-    }
-
     #[test]
     fn the_source_nearest_to_the_running_kernel_decides() {
         let mut sources = Sources {
@@ -135,13 +131,13 @@ mod tests {
             configuration: Some("CONFIG_PREEMPT_LAZY=y\n".into()),
             ..dynamic()
         };
-        assert_eq!(decided(&sources), expected("voluntary", "debugfs"));
+        assert_eq!(decided(&sources), Some(("voluntary".to_owned(), "debugfs")));
         sources.debugfs = None;
-        assert_eq!(decided(&sources), expected("full", "kernel memory"));
+        assert_eq!(decided(&sources), Some(("full".to_owned(), "kernel memory")));
         sources.memory = Some(-1);
-        assert_eq!(decided(&sources), expected("none", "command line"));
+        assert_eq!(decided(&sources), Some(("none".to_owned(), "command line")));
         sources.command_line = "preempt=whatever".into();
-        assert_eq!(decided(&sources), expected("lazy", "kernel configuration"));
+        assert_eq!(decided(&sources), Some(("lazy".to_owned(), "kernel configuration")));
         sources.configuration = None;
         assert_eq!(decided(&sources), None);
     }
@@ -154,7 +150,7 @@ mod tests {
             memory: Some(3),
             ..Sources::default()
         };
-        assert_eq!(decided(&sources), expected("rt", "kernel version"));
+        assert_eq!(decided(&sources), Some(("rt".to_owned(), "kernel version")));
     }
 
     #[test]
@@ -162,11 +158,11 @@ mod tests {
         let version = |text: &str| Sources { version: text.to_owned(), ..Sources::default() };
         assert_eq!(
             decided(&version("Linux version 5.10 #1 SMP Debian")),
-            expected("voluntary", "kernel version")
+            Some(("voluntary".to_owned(), "kernel version"))
         );
         assert_eq!(
             decided(&version("Linux version 6.1 #1 SMP PREEMPT Debian")),
-            expected("full", "kernel version")
+            Some(("full".to_owned(), "kernel version"))
         );
         assert_eq!(decided(&version("")), None);
     }
