@@ -8,6 +8,8 @@ mod guest_protocol;
 mod packages;
 mod paths;
 mod prototypes;
+#[cfg(test)]
+mod quoted;
 mod step;
 mod test;
 mod toolchain;
