@@ -33,9 +33,22 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn facts() -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(&Facts::read()?)?;
+    let mut text = serde_json::to_vec_pretty(&without_addresses(Facts::read()?))?;
     text.push(b'\n');
     print(&text)
+}
+
+/// Facts are meant for bug reports: where the kernel lies in memory (KASLR) must not stand in them. Sizes stay, and
+/// whether an address is known.
+fn without_addresses(mut facts: Facts) -> Facts {
+    let symbols = &mut facts.symbols;
+    for text in &mut symbols.callers {
+        text.end = text.end.saturating_sub(text.start) + 1;
+        text.start = 1;
+    }
+    symbols.removal = symbols.removal.min(1);
+    symbols.ratelimit = symbols.ratelimit.min(1);
+    facts
 }
 
 /// Writes all of it to stdout. A reader that went away had enough: no error.
@@ -71,4 +84,23 @@ fn machine() -> anyhow::Result<Machine> {
         host: host.to_string_lossy().into_owned(),
         kernel: system.release().to_string_lossy().into_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_hold_sizes_and_no_addresses() {
+        let captured = include_str!("../../tests/facts/debian-6.12.json");
+        let facts: Facts = serde_json::from_str(captured).unwrap();
+        let sizes = |facts: &Facts| -> Vec<u64> {
+            facts.symbols.callers.iter().map(|text| text.end - text.start).collect()
+        };
+        let shown = without_addresses(facts.clone());
+        assert_eq!(sizes(&shown), sizes(&facts));
+        assert!(!sizes(&shown).is_empty());
+        assert_eq!(shown.symbols.removal != 0, facts.symbols.removal != 0);
+        assert!(shown.symbols.callers.iter().all(|text| text.start == 1));
+    }
 }
