@@ -7,10 +7,13 @@
     reason = "a call in a BPF program costs more than what these do, and the verifier follows it anew each time"
 )]
 
+pub mod event;
 pub mod field;
 pub mod loss;
 pub mod tally;
 pub mod timing;
+
+pub use event::{Event, Group};
 
 /// Address family of an IPv4 flow, as in `nf_conntrack_tuple.src.l3num`.
 pub const AF_INET: u8 = 2;
@@ -21,91 +24,6 @@ pub const AF_INET6: u8 = 10;
 pub const ROWS: u32 = 1024;
 /// The row that counts what found no row of its own.
 pub const OVERFLOW_ROW: u32 = 0;
-
-/// One counter of a flow type. The names are the kernel's own; each event happens to exactly one flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[repr(u32)]
-pub enum Event {
-    /// An entry entered the hash table from the packet path.
-    Insert = 0,
-    /// An entry entered the hash table through ctnetlink or a BPF helper.
-    InsertNetlink,
-    /// Two packets raced for one flow and both live: merged, or entered reply-only.
-    ClashResolve,
-    /// The part of [`Event::ClashResolve`] that entered the table reply-only (`IPS_NAT_CLASH`).
-    ClashReplyOnly,
-    /// A packet dropped because another packet's entry took its tuple.
-    FailedClash,
-    /// A packet dropped because its hash chain was too long.
-    FailedChaintoolong,
-    /// A packet dropped because its entry was already dying.
-    FailedDying,
-    /// A packet dropped at confirmation for any other reason.
-    FailedOther,
-    /// A new flow refused because the table was full and nothing could be evicted.
-    DropTableFull,
-    /// A new flow refused because the entry could not be allocated.
-    DropNoMemory,
-    /// An entry removed after its timeout.
-    DeleteTimeout,
-    /// An entry removed because TCP reset or reused it.
-    DeleteClosed,
-    /// A live entry evicted by `early_drop` to make room.
-    DeleteEarlyDrop,
-    /// An entry evicted by the collector while the table was above 95 %.
-    DeletePressure,
-    /// An entry removed through ctnetlink (delete or flush).
-    DeleteNetlink,
-    /// An entry removed with its namespace or interface.
-    DeleteCleanup,
-    /// An entry removed for any other reason.
-    DeleteOther,
-}
-
-impl Event {
-    /// How many events there are.
-    pub const COUNT: usize = 17;
-
-    /// Every event, in the order of its counter.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Insert,
-        Self::InsertNetlink,
-        Self::ClashResolve,
-        Self::ClashReplyOnly,
-        Self::FailedClash,
-        Self::FailedChaintoolong,
-        Self::FailedDying,
-        Self::FailedOther,
-        Self::DropTableFull,
-        Self::DropNoMemory,
-        Self::DeleteTimeout,
-        Self::DeleteClosed,
-        Self::DeleteEarlyDrop,
-        Self::DeletePressure,
-        Self::DeleteNetlink,
-        Self::DeleteCleanup,
-        Self::DeleteOther,
-    ];
-
-    /// A packet was dropped because its entry could not enter, by reason.
-    pub const FAILURES: [Self; 4] =
-        [Self::FailedClash, Self::FailedChaintoolong, Self::FailedDying, Self::FailedOther];
-
-    /// A new flow was refused, by reason.
-    pub const DROPS: [Self; 2] = [Self::DropTableFull, Self::DropNoMemory];
-
-    /// An entry left the table, by cause; numbered without a gap.
-    pub const DELETES: [Self; 7] = [
-        Self::DeleteTimeout,
-        Self::DeleteClosed,
-        Self::DeleteEarlyDrop,
-        Self::DeletePressure,
-        Self::DeleteNetlink,
-        Self::DeleteCleanup,
-        Self::DeleteOther,
-    ];
-}
 
 /// The counters of one flow type on one CPU, indexed by [`Event`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,6 +98,12 @@ pub enum Caller {
     Netlink = Event::DeleteNetlink as u32,
 }
 
+const TIMEOUT: u32 = Event::DeleteTimeout as u32;
+const CLOSED: u32 = Event::DeleteClosed as u32;
+const EARLY_DROP: u32 = Event::DeleteEarlyDrop as u32;
+const PRESSURE: u32 = Event::DeletePressure as u32;
+const NETLINK: u32 = Event::DeleteNetlink as u32;
+
 impl Caller {
     /// From the number that maps hold.
     pub const fn from_u32(code: u32) -> Option<Self> {
@@ -187,11 +111,11 @@ impl Caller {
             1 => Self::Itself,
             2 => Self::Iterate,
             3 => Self::Alloc,
-            10 => Self::Expiry,
-            11 => Self::Closed,
-            12 => Self::EarlyDrop,
-            13 => Self::Collector,
-            14 => Self::Netlink,
+            TIMEOUT => Self::Expiry,
+            CLOSED => Self::Closed,
+            EARLY_DROP => Self::EarlyDrop,
+            PRESSURE => Self::Collector,
+            NETLINK => Self::Netlink,
             _ => return None,
         })
     }
@@ -203,11 +127,11 @@ impl Caller {
 #[inline(always)]
 pub const fn event_of_caller(code: u32) -> Option<Event> {
     Some(match code {
-        10 => Event::DeleteTimeout,
-        11 => Event::DeleteClosed,
-        12 => Event::DeleteEarlyDrop,
-        13 => Event::DeletePressure,
-        14 => Event::DeleteNetlink,
+        TIMEOUT => Event::DeleteTimeout,
+        CLOSED => Event::DeleteClosed,
+        EARLY_DROP => Event::DeleteEarlyDrop,
+        PRESSURE => Event::DeletePressure,
+        NETLINK => Event::DeleteNetlink,
         _ => return None,
     })
 }
@@ -292,7 +216,7 @@ pub const FRAME_LIMIT: u64 = 2048;
 /// How many bytes of `nf_conn` a kprobe program can read at once: every member it needs lies below (PREEMPT_RT: 176).
 pub const CONN_READ: usize = 184;
 
-const _: () = assert!(size_of::<Counters>() == 136);
+const _: () = assert!(size_of::<Counters>() == 8 * Event::COUNT);
 const _: () = assert!(size_of::<HealthCounters>() == 48);
 
 #[cfg(feature = "user")]
@@ -315,16 +239,6 @@ mod tests {
             FlowType::OVERFLOW,
         ] {
             assert_eq!(FlowType::unpack(flow.pack()), flow);
-        }
-    }
-
-    #[test]
-    fn events_are_numbered_as_listed() {
-        for (index, event) in Event::ALL.into_iter().enumerate() {
-            assert_eq!(event as usize, index);
-        }
-        for (index, event) in Event::DELETES.into_iter().enumerate() {
-            assert_eq!(event as usize, Event::DELETES[0] as usize + index);
         }
     }
 

@@ -2,9 +2,11 @@
 
 use clap::Args;
 
+use ctwatch_ebpf::Group;
+
 use super::{ABOUT_FILTERS, CommonArgs, Format, SourceChoice};
 use crate::model::Filter;
-use crate::model::trace::{Name, Names, Wanted};
+use crate::model::trace::{Names, Wanted};
 
 /// Flags of `trace`, as typed.
 #[derive(Clone, Debug, Args)]
@@ -71,14 +73,14 @@ fn parse_events(text: &str) -> Result<Names, String> {
     let mut names = Names::default();
     for part in text.split(',').map(str::trim) {
         let (text, leave_out) = part.strip_prefix('-').map_or((part, false), |rest| (rest, true));
-        let meant = |name: &Name| text == "all" || text == name.text();
+        let meant = |name: &Group| text == "all" || text == name.name();
         let mut found = false;
-        for name in Name::ALL.into_iter().filter(meant) {
+        for name in Group::ALL.into_iter().filter(meant) {
             found = true;
             if leave_out { names.remove(name) } else { names.insert(name) }
         }
         if !found {
-            let known = Name::ALL.map(Name::text).join(", ");
+            let known = Group::ALL.map(Group::name).join(", ");
             return Err(format!("no event `{text}`; there are {known}, and `all`"));
         }
     }
@@ -108,17 +110,17 @@ mod tests {
         assert_eq!(defaults.format, Format::Plain);
         let more = options(&["--events", "insert,delete"]).unwrap().wanted.names;
         for (name, asked) in [
-            (Name::Insert, true),
-            (Name::Delete, true),
-            (Name::Drop, true),
-            (Name::EarlyDrop, true),
-            (Name::InsertFailed, true),
-            (Name::ClashResolve, false),
+            (Group::Insert, true),
+            (Group::Delete, true),
+            (Group::Drop, true),
+            (Group::EarlyDrop, true),
+            (Group::InsertFailed, true),
+            (Group::ClashResolve, false),
         ] {
             assert_eq!(more.contains(name), asked, "{name:?}");
         }
         let alone = options(&["--events", "-all,insert"]).unwrap().wanted.names;
-        assert_eq!(alone.iter().collect::<Vec<_>>(), [Name::Insert]);
+        assert_eq!(alone.iter().collect::<Vec<_>>(), [Group::Insert]);
     }
 
     #[test]

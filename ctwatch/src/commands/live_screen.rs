@@ -18,8 +18,9 @@ use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use ctwatch_ebpf::Group;
+
 use super::running::{self, LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, every, stopped};
-use crate::model::diff::Sum;
 use crate::model::live::{Baseline, Dump};
 use crate::model::{Filter, Report, Sample, SourceKind, Tracker};
 use crate::source::{Source, Status, census};
@@ -323,7 +324,7 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
     fn count_entries(&mut self, before: Sample) {
         let info = self.source.info();
         let exact = matches!(info.kind, SourceKind::Fexit | SourceKind::Kprobe)
-            && [Sum::Insert, Sum::Delete]
+            && [Group::Insert, Group::Delete]
                 .iter()
                 .flat_map(|sum| sum.parts())
                 .all(|event| !info.unknown.contains_key(event));

@@ -2,13 +2,15 @@
 
 use tokio::sync::watch;
 
+use ctwatch_ebpf::Group;
+
 use super::running::{
     LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, Reader, every, print, run_to_end, stdout_is_closed,
     stop_on_signals, stopped,
 };
 use super::{color, tell};
 use crate::cli::{Format, TraceOptions};
-use crate::model::trace::{Name, Record};
+use crate::model::trace::Record;
 use crate::source::Status;
 use crate::source::trace::Tracer;
 use crate::view::trace_json;
@@ -146,7 +148,7 @@ impl Trace {
                 let info = self.tracer.info();
                 for name in options.wanted.names.iter() {
                     if let Some(why) = unknown(info, name) {
-                        tell(&format!("{} cannot be told here: {why}", name.text()));
+                        tell(&format!("{} cannot be told here: {why}", name.name()));
                     }
                 }
                 let text = match &self.view {
@@ -210,6 +212,6 @@ impl Trace {
 }
 
 /// Why an event cannot be told on this kernel, or not all of it.
-fn unknown(info: &crate::model::SourceInfo, name: Name) -> Option<&str> {
+fn unknown(info: &crate::model::SourceInfo, name: Group) -> Option<&str> {
     name.events().iter().find_map(|event| info.unknown.get(event)).map(String::as_str)
 }

@@ -96,9 +96,11 @@ impl Plan {
 mod tests {
     use std::collections::BTreeMap;
 
+    use ctwatch_ebpf::Group;
+
     use super::*;
     use crate::kernel::kallsyms::Symbols;
-    use crate::model::trace::{Name, Names};
+    use crate::model::trace::Names;
 
     const KPROBES: [&str; 14] = [
         "alloc_ret",
@@ -126,7 +128,12 @@ mod tests {
         "hash_insert_bpf",
     ];
 
-    fn programs(kind: SourceKind, all: &[&'static str], subtract: bool, asked: &[Name]) -> Vec<&'static str> {
+    fn programs(
+        kind: SourceKind,
+        all: &[&'static str],
+        subtract: bool,
+        asked: &[Group],
+    ) -> Vec<&'static str> {
         programs_wanted(kind, all, subtract, asked, false)
     }
 
@@ -134,11 +141,11 @@ mod tests {
         kind: SourceKind,
         all: &[&'static str],
         subtract: bool,
-        asked: &[Name],
+        asked: &[Group],
         counting: bool,
     ) -> Vec<&'static str> {
         let mut names = Names::default();
-        for name in Name::ALL {
+        for name in Group::ALL {
             names.remove(name);
         }
         for name in asked {
@@ -165,31 +172,31 @@ mod tests {
 
     #[test]
     fn each_event_brings_its_hooks_and_no_other() {
-        let kprobes = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES, true, asked);
-        assert_eq!(kprobes(&Name::ALL), KPROBES);
-        assert_eq!(kprobes(&[Name::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
+        let kprobes = |asked: &[Group]| programs(SourceKind::Kprobe, &KPROBES, true, asked);
+        assert_eq!(kprobes(&Group::ALL), KPROBES);
+        assert_eq!(kprobes(&[Group::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
         assert_eq!(
-            kprobes(&[Name::EarlyDrop]),
+            kprobes(&[Group::EarlyDrop]),
             ["alloc", "iterate_ret", "iterate", "delete_from_lists", "delete"]
         );
         assert_eq!(
-            kprobes(&[Name::InsertFailed]),
+            kprobes(&[Group::InsertFailed]),
             ["resolve_clash_ret", "resolve_clash", "confirm_ret", "confirm"]
         );
-        assert_eq!(kprobes(&[Name::Insert]), ["check_insert_ret", "check_insert", "hash_insert"]);
+        assert_eq!(kprobes(&[Group::Insert]), ["check_insert_ret", "check_insert", "hash_insert"]);
     }
 
     #[test]
     fn inserts_at_confirmation_bring_confirmation() {
-        let inlined = |asked: &[Name]| programs(SourceKind::Kprobe, &KPROBES[..13], false, asked);
+        let inlined = |asked: &[Group]| programs(SourceKind::Kprobe, &KPROBES[..13], false, asked);
         // From check_insert_ret to confirm.
-        assert_eq!(inlined(&[Name::Insert]), KPROBES[7..13]);
-        assert_eq!(inlined(&[Name::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
+        assert_eq!(inlined(&[Group::Insert]), KPROBES[7..13]);
+        assert_eq!(inlined(&[Group::Drop]), ["alloc_ret", "alloc", "ratelimit"]);
     }
 
     #[test]
     fn beside_counting_no_hook_is_left_out() {
-        let losses = [Name::Drop, Name::EarlyDrop, Name::InsertFailed];
+        let losses = [Group::Drop, Group::EarlyDrop, Group::InsertFailed];
         let all = |kind, hooks| programs_wanted(kind, hooks, true, &losses, true);
         assert_eq!(all(SourceKind::Kprobe, &KPROBES), KPROBES);
         let mut trampolines = TRAMPOLINES.to_vec();
@@ -199,9 +206,12 @@ mod tests {
 
     #[test]
     fn trampolines_learn_the_newcomer_at_an_entry_of_their_own() {
-        let fexit = |asked: &[Name]| programs(SourceKind::Fexit, &TRAMPOLINES, true, asked);
-        assert_eq!(fexit(&[Name::Drop]), ["alloc_bpf", "ratelimit_bpf"]);
-        assert_eq!(fexit(&[Name::EarlyDrop]), ["alloc_bpf", "delete_bpf", "alloc_enter_bpf"]);
-        assert_eq!(fexit(&[Name::Insert]), ["check_insert_bpf", "hash_insert_bpf", "check_insert_enter_bpf"]);
+        let fexit = |asked: &[Group]| programs(SourceKind::Fexit, &TRAMPOLINES, true, asked);
+        assert_eq!(fexit(&[Group::Drop]), ["alloc_bpf", "ratelimit_bpf"]);
+        assert_eq!(fexit(&[Group::EarlyDrop]), ["alloc_bpf", "delete_bpf", "alloc_enter_bpf"]);
+        assert_eq!(
+            fexit(&[Group::Insert]),
+            ["check_insert_bpf", "hash_insert_bpf", "check_insert_enter_bpf"]
+        );
     }
 }

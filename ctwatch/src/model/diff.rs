@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ctwatch_ebpf::{Counters, Event, FlowType};
+use ctwatch_ebpf::{Counters, FlowType, Group};
 
 use super::ranking::{self, Losses, Top};
 use super::sample::{Cost, Sample, Table};
@@ -12,73 +12,25 @@ use super::{family_name, protocol_name};
 /// Below this a single event would read as a peak of hundreds a second.
 pub(super) const SHORTEST_FOR_PEAK: Duration = Duration::from_millis(50);
 
-/// The sums that users watch, from the counters of one flow type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
-    /// Entries from the packet path.
-    Insert,
-    /// Evictions to make room.
-    EarlyDrop,
-    /// New flows refused.
-    Drop,
-    /// Packets dropped at confirmation.
-    InsertFailed,
-    /// Entries removed, by any cause.
-    Delete,
-}
-
-impl Sum {
-    /// The events added up.
-    pub const fn parts(self) -> &'static [Event] {
-        match self {
-            Self::Insert => &[Event::Insert],
-            Self::EarlyDrop => &[Event::DeleteEarlyDrop],
-            Self::Drop => &Event::DROPS,
-            Self::InsertFailed => &Event::FAILURES,
-            Self::Delete => &Event::DELETES,
-        }
-    }
-
-    /// The sum over one set of counters.
-    pub fn of(self, counters: &Counters) -> u64 {
-        self.parts().iter().fold(0, |sum, event| sum.saturating_add(counters.get(*event)))
-    }
-}
-
-/// Events per second.
+/// Events per second, of each group.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rates {
-    /// Entries from the packet path.
-    pub insert: f64,
-    /// Evictions to make room.
-    pub early_drop: f64,
-    /// New flows refused.
-    pub drop: f64,
-    /// Packets dropped at confirmation.
-    pub insert_failed: f64,
-    /// Entries removed, by any cause.
-    pub delete: f64,
-}
+pub struct Rates([f64; Group::COUNT]);
 
 impl Rates {
     /// The rates of counts that took `elapsed`; all 0 where no time passed.
     pub fn new(counts: &Counters, elapsed: Duration) -> Self {
-        let rate = |sum: Sum| per_second(sum.of(counts), elapsed);
-        Self {
-            insert: rate(Sum::Insert),
-            early_drop: rate(Sum::EarlyDrop),
-            drop: rate(Sum::Drop),
-            insert_failed: rate(Sum::InsertFailed),
-            delete: rate(Sum::Delete),
-        }
+        Self(Group::ALL.map(|group| per_second(group.of(counts), elapsed)))
+    }
+
+    /// The rate of one group.
+    pub const fn get(&self, group: Group) -> f64 {
+        self.0[group as usize]
     }
 
     fn raise(&mut self, other: &Self) {
-        self.insert = self.insert.max(other.insert);
-        self.early_drop = self.early_drop.max(other.early_drop);
-        self.drop = self.drop.max(other.drop);
-        self.insert_failed = self.insert_failed.max(other.insert_failed);
-        self.delete = self.delete.max(other.delete);
+        for (rate, other) in self.0.iter_mut().zip(other.0) {
+            *rate = rate.max(other);
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ctwatch_ebpf::{Counters, Event, FlowType};
+use ctwatch_ebpf::{Counters, Event, FlowType, Group};
 
-use super::diff::{Report, SHORTEST_FOR_PEAK, Sum, per_second};
+use super::diff::{Report, SHORTEST_FOR_PEAK, per_second};
 use super::forecast::Occupancy;
 
 /// The windows that rates are given over, where the interval is not longer.
@@ -18,8 +18,9 @@ const SPACING: Duration = Duration::from_millis(500);
 const JITTER: Duration = Duration::from_millis(90);
 /// The longest window at the closest spacing, the one before it, and one to spare.
 const MARKS: usize = 123;
-/// The sums whose run is kept.
-pub const SUMS: [Sum; 5] = [Sum::Insert, Sum::Delete, Sum::EarlyDrop, Sum::Drop, Sum::InsertFailed];
+/// The groups whose run is kept, in the order in which people read them.
+pub const SUMS: [Group; 5] =
+    [Group::Insert, Group::Delete, Group::EarlyDrop, Group::Drop, Group::InsertFailed];
 
 /// Totals at one moment of the time watched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,12 +98,12 @@ impl FlowHistory {
     }
 
     /// The rate of each interval, oldest first.
-    pub fn run(&self, sum: Sum) -> &VecDeque<f64> {
+    pub fn run(&self, sum: Group) -> &VecDeque<f64> {
         &self.runs[place(sum)]
     }
 
     /// The highest rate of any interval since the last reset.
-    pub fn peak(&self, sum: Sum) -> f64 {
+    pub fn peak(&self, sum: Group) -> f64 {
         self.peaks[place(sum)]
     }
 
@@ -181,7 +182,7 @@ impl History {
     }
 }
 
-fn place(sum: Sum) -> usize {
+fn place(sum: Group) -> usize {
     SUMS.iter().position(|kept| *kept == sum).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-use ctwatch_ebpf::AF_INET;
+use ctwatch_ebpf::{AF_INET, Group};
 use proptest::prelude::*;
 
 use super::*;
@@ -37,8 +37,8 @@ fn windows_tell_the_burst_from_the_mean() {
     assert!((rate(&history, 10) - 109.0).abs() < 1e-9);
     assert!((rate(&history, 60) - 26.5).abs() < 1e-9);
     let flow = history.flow(UDP).unwrap();
-    assert!((flow.peak(Sum::Insert) - 1000.0).abs() < 1e-9);
-    assert_eq!(flow.run(Sum::Insert).len(), 101);
+    assert!((flow.peak(Group::Insert) - 1000.0).abs() < 1e-9);
+    assert_eq!(flow.run(Group::Insert).len(), 101);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn reset_forgets_all_but_the_present() {
     assert_eq!(history.total(), Counters::default());
     assert!(rate(&history, 60).abs() < f64::EPSILON);
     let flow = history.flow(UDP).unwrap();
-    assert!(flow.run(Sum::Insert).is_empty() && flow.peak(Sum::Insert).abs() < f64::EPSILON);
+    assert!(flow.run(Group::Insert).is_empty() && flow.peak(Group::Insert).abs() < f64::EPSILON);
 }
 
 proptest! {
@@ -96,12 +96,19 @@ proptest! {
         let readings: Vec<(u64, u64)> = steps.iter().map(|step| { now += step; (now, now) }).collect();
         let history = history(&readings);
         let flow = history.flow(UDP).unwrap();
-        prop_assert!(flow.marks.len() <= MARKS && flow.run(Sum::Insert).len() <= RUN);
+        prop_assert!(flow.marks.len() <= MARKS && flow.run(Group::Insert).len() <= RUN);
         for window in WINDOWS {
             let covered = flow.since(window).1;
             prop_assert!(covered >= window.saturating_sub(JITTER).min(Duration::from_millis(now)), "{covered:?} of {window:?}");
             // The mark before the window may be as far as a step and the spacing.
             prop_assert!(covered <= window + Duration::from_millis(4_500), "{covered:?} of {window:?}");
         }
+    }
+}
+
+#[test]
+fn every_total_has_a_run() {
+    for group in Group::TOTALS {
+        assert!(SUMS.contains(&group), "{group:?}");
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ctwatch_ebpf::{Counters, Event, FlowType};
+use ctwatch_ebpf::{Counters, Event, FlowType, Group};
 
-use super::diff::{Report, Sum};
+use super::diff::Report;
 use super::sample::Sample;
 
 /// Entries that a count read a moment later may have and ours not: the kernel counts an entry before it is in the table.
@@ -49,7 +49,7 @@ fn entered(counts: &Counters) -> u64 {
 }
 
 fn left(counts: &Counters) -> u64 {
-    Sum::Delete.of(counts)
+    Group::Delete.of(counts)
 }
 
 fn net(counts: &Counters) -> i128 {

@@ -3,7 +3,6 @@
 //! Nothing here reads a clock, a file or the kernel.
 
 pub mod diff;
-pub mod event;
 pub mod filter;
 pub mod forecast;
 pub mod group_by;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use ctwatch_ebpf::loss::has_ports;
-use ctwatch_ebpf::{Counters, FlowType};
+use ctwatch_ebpf::{Counters, FlowType, Group};
 
-use super::diff::Sum;
 use super::trace::Record;
 
 /// What a ranking is by.
@@ -104,7 +103,7 @@ pub fn unranked<'a>(
     // What has no port has no place in a ranking of ports, and what shares the last row is of no known kind.
     let ranked = |flow: &FlowType| flow.family != 0 && (by != By::Dport || has_ports(flow.proto));
     for (_, counts) in flows.into_iter().filter(|(flow, _)| ranked(flow)) {
-        let sums = [Sum::Insert, Sum::EarlyDrop, Sum::Drop].map(|sum| sum.of(counts));
+        let sums = [Group::Insert, Group::EarlyDrop, Group::Drop].map(|sum| sum.of(counts));
         left = std::array::from_fn(|which| left[which] + sums[which]);
     }
     for row in top.into_iter().filter(|row| row.by == by) {

@@ -3,71 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctwatch_ebpf::Event;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
+use ctwatch_ebpf::{Event, Group};
 
-use super::event::reason;
 use super::filter::{ip, words};
 use super::table::status::{ASSURED, SEEN_REPLY};
-
-/// An event as users name it. Several of the kernel's share a name and differ in their reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Name {
-    /// An entry entered from the packet path.
-    Insert,
-    /// An entry entered through ctnetlink or a BPF helper.
-    InsertNetlink,
-    /// A packet dropped because its entry could not enter.
-    InsertFailed,
-    /// Two packets raced for one flow and both live.
-    ClashResolve,
-    /// A new flow refused.
-    Drop,
-    /// A live entry evicted to make room.
-    EarlyDrop,
-    /// An entry left the table.
-    Delete,
-}
-
-impl Name {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Insert,
-        Self::InsertNetlink,
-        Self::InsertFailed,
-        Self::ClashResolve,
-        Self::Drop,
-        Self::EarlyDrop,
-        Self::Delete,
-    ];
-
-    /// As flags and JSON spell it.
-    pub const fn text(self) -> &'static str {
-        match self {
-            Self::Insert => "insert",
-            Self::InsertNetlink => "insert_netlink",
-            Self::InsertFailed => "insert_failed",
-            Self::ClashResolve => "clash_resolve",
-            Self::Drop => "drop",
-            Self::EarlyDrop => "early_drop",
-            Self::Delete => "delete",
-        }
-    }
-
-    /// The kernel events behind it. An eviction is a delete too.
-    pub const fn events(self) -> &'static [Event] {
-        match self {
-            Self::Insert => &[Event::Insert],
-            Self::InsertNetlink => &[Event::InsertNetlink],
-            Self::InsertFailed => &Event::FAILURES,
-            Self::ClashResolve => &[Event::ClashResolve, Event::ClashReplyOnly],
-            Self::Drop => &Event::DROPS,
-            Self::EarlyDrop => &[Event::DeleteEarlyDrop],
-            Self::Delete => &Event::DELETES,
-        }
-    }
-}
 
 /// Which events are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +17,7 @@ impl Default for Names {
     /// What is lost: refusals, evictions, failed inserts.
     fn default() -> Self {
         let mut names = Self(0);
-        for name in [Name::Drop, Name::EarlyDrop, Name::InsertFailed] {
+        for name in Group::ALL.into_iter().filter(|group| group.is_loss()) {
             names.insert(name);
         }
         names
@@ -86,17 +26,17 @@ impl Default for Names {
 
 impl Names {
     /// Asks for one more.
-    pub const fn insert(&mut self, name: Name) {
+    pub const fn insert(&mut self, name: Group) {
         self.0 |= 1 << name as u8;
     }
 
     /// Asks for one less.
-    pub const fn remove(&mut self, name: Name) {
+    pub const fn remove(&mut self, name: Group) {
         self.0 &= !(1 << name as u8);
     }
 
     /// Whether it is asked for.
-    pub const fn contains(self, name: Name) -> bool {
+    pub const fn contains(self, name: Group) -> bool {
         self.0 >> name as u8 & 1 != 0
     }
 
@@ -106,34 +46,20 @@ impl Names {
     }
 
     /// Those asked for.
-    pub fn iter(self) -> impl Iterator<Item = Name> {
-        Name::ALL.into_iter().filter(move |name| self.contains(*name))
+    pub fn iter(self) -> impl Iterator<Item = Group> {
+        Group::ALL.into_iter().filter(move |name| self.contains(*name))
     }
 
     /// The kernel events behind them, one bit each.
     pub fn events(self) -> u32 {
-        self.iter().flat_map(Name::events).fold(0, |bits, event| bits | 1 << *event as u32)
+        self.iter().flat_map(Group::events).fold(0, |bits, event| bits | 1 << *event as u32)
     }
 
     /// What an event is shown as. An eviction is one line, even where deletes are asked for as well.
-    const fn name_of(self, event: Event) -> Name {
-        match event {
-            Event::Insert => Name::Insert,
-            Event::InsertNetlink => Name::InsertNetlink,
-            Event::ClashResolve | Event::ClashReplyOnly => Name::ClashResolve,
-            Event::FailedClash | Event::FailedChaintoolong | Event::FailedDying | Event::FailedOther => {
-                Name::InsertFailed
-            }
-            Event::DropTableFull | Event::DropNoMemory => Name::Drop,
-            Event::DeleteEarlyDrop if self.contains(Name::EarlyDrop) => Name::EarlyDrop,
-            Event::DeleteTimeout
-            | Event::DeleteClosed
-            | Event::DeleteEarlyDrop
-            | Event::DeletePressure
-            | Event::DeleteNetlink
-            | Event::DeleteCleanup
-            | Event::DeleteOther => Name::Delete,
-        }
+    fn name_of(self, event: Event) -> Group {
+        // The first is the one that its field belongs to; a narrower one comes behind it.
+        let mut groups = event.groups().iter().rev().copied();
+        groups.find(|group| self.contains(*group)).unwrap_or(event.group())
     }
 }
 
@@ -154,7 +80,7 @@ pub struct Record {
     /// When, in nanoseconds since the Unix epoch.
     pub wall_ns: i128,
     /// As users name it.
-    pub name: Name,
+    pub name: Group,
     /// As the kernel half names it.
     pub event: Event,
     /// Inode of the network namespace.
@@ -217,14 +143,14 @@ impl Record {
         match self.event {
             Event::ClashResolve => Some("merged"),
             Event::ClashReplyOnly => Some("reply_only"),
-            event if Event::FAILURES.contains(&event) || Event::DROPS.contains(&event) => Some(reason(event)),
-            _ => None,
+            event if event.group() == Group::Delete => None,
+            event => event.field().contains('.').then(|| event.reason()),
         }
     }
 
     /// Why an entry left, where the record is shown as a delete.
     pub fn cause(&self) -> Option<&'static str> {
-        (self.name == Name::Delete).then(|| reason(self.event))
+        (self.name == Group::Delete).then(|| self.event.reason())
     }
 }
 

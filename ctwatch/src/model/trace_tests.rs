@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use ctwatch_ebpf::{AF_INET, AF_INET6};
+use ctwatch_ebpf::{AF_INET, AF_INET6, Group};
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn tuple(src: &str, dst: &str, proto: u8, src_part: [u8; 2], dst_part: [u8; 2]) 
 
 fn everything() -> Names {
     let mut names = Names::default();
-    for name in Name::ALL {
+    for name in Group::ALL {
         names.insert(name);
     }
     names
@@ -69,7 +69,7 @@ fn an_eviction_names_victim_newcomer_and_process() {
     let record = decode(&bytes(&traced), Names::default(), 100).unwrap();
     assert_eq!(record.wall_ns, 105);
     assert_eq!(record.age, Some(Duration::from_nanos(7)));
-    assert_eq!((record.name, record.reason(), record.cause()), (Name::EarlyDrop, None, None));
+    assert_eq!((record.name, record.reason(), record.cause()), (Group::EarlyDrop, None, None));
     assert_eq!((record.assured, record.replied), (false, true));
     assert_eq!(record.flow.src.to_string(), "10.0.0.1");
     assert_eq!(record.flow.detail, Detail::Ports(3333, 6881));
@@ -94,10 +94,10 @@ fn an_eviction_is_a_delete_where_only_deletes_are_asked_for() {
         ..Traced::default()
     };
     let mut names = Names::default();
-    names.remove(Name::EarlyDrop);
-    names.insert(Name::Delete);
+    names.remove(Group::EarlyDrop);
+    names.insert(Group::Delete);
     let record = decode(&bytes(&traced), names, 0).unwrap();
-    assert_eq!((record.name, record.cause()), (Name::Delete, Some("early_drop")));
+    assert_eq!((record.name, record.cause()), (Group::Delete, Some("early_drop")));
     assert_eq!(record.flow.detail, Detail::None);
     assert_eq!(record.newcomer, None);
     assert_eq!(record.comm, None);
@@ -110,9 +110,9 @@ fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
     for event in Event::ALL {
         assert!(names.name_of(event).events().contains(&event), "{event:?}");
     }
-    for name in Name::ALL {
+    for name in Group::ALL {
         let mut one = Names::default();
-        for other in Name::ALL {
+        for other in Group::ALL {
             one.remove(other);
         }
         assert!(one.is_empty());
@@ -121,7 +121,7 @@ fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
             assert_eq!(one.name_of(*event), name, "{event:?}");
         }
     }
-    assert!(!Names::default().contains(Name::Insert) && !Names::default().contains(Name::Delete));
+    assert!(!Names::default().contains(Group::Insert) && !Names::default().contains(Group::Delete));
 }
 
 proptest! {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ctwatch_ebpf::Event;
+use ctwatch_ebpf::{Event, Group};
 
-use super::diff::{Report, Sum};
+use super::diff::Report;
 use super::forecast::Occupancy;
 use super::history::{History, WINDOWS};
 use super::sample::Table;
@@ -65,10 +65,10 @@ pub fn troubles(report: &Report, history: &History) -> Vec<Trouble> {
         [WINDOWS[0], RECENT].into_iter().map(|window| history.rate(events, window)).find(|rate| *rate > 0.0)
     };
     let mut found: Vec<Trouble> = [
-        rate(Sum::Drop.parts()).map(Trouble::Drop),
-        rate(Sum::EarlyDrop.parts()).map(Trouble::EarlyDrop),
+        rate(Group::Drop.parts()).map(Trouble::Drop),
+        rate(Group::EarlyDrop.parts()).map(Trouble::EarlyDrop),
         rate(&[Event::DeletePressure]).map(Trouble::Pressure),
-        rate(Sum::InsertFailed.parts()).map(Trouble::InsertFailed),
+        rate(Group::InsertFailed.parts()).map(Trouble::InsertFailed),
     ]
     .into_iter()
     .flatten()

@@ -114,10 +114,10 @@ impl Source for Lossy {
 
 #[cfg(test)]
 mod tests {
-    use ctwatch_ebpf::{AF_INET, Event};
+    use ctwatch_ebpf::{AF_INET, Event, Group};
 
     use super::*;
-    use crate::model::trace::{Detail, Flow, Name};
+    use crate::model::trace::{Detail, Flow};
 
     #[test]
     fn the_newest_are_kept_and_the_rest_are_counted() {
@@ -131,7 +131,7 @@ mod tests {
         };
         let record = |at| Record {
             wall_ns: i128::from(at),
-            name: Name::Drop,
+            name: Group::Drop,
             event: Event::DropTableFull,
             netns: 7,
             flow: flow(at),

@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ctwatch_ebpf::{Event, FlowType};
+use ctwatch_ebpf::{Event, FlowType, Group};
 use serde::Serialize;
 
 use super::{Machine, View};
-use crate::model::diff::Sum;
-use crate::model::event::field;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
 
@@ -93,57 +91,46 @@ struct FlowObject {
     netns: u32,
     family: &'static str,
     proto: String,
-    insert: Option<u64>,
-    insert_netlink: Option<u64>,
-    clash_resolve: Option<u64>,
-    clash_reply_only: Option<u64>,
-    early_drop: Option<u64>,
-    insert_failed: Failed,
-    drop: Drop,
-    delete: Delete,
-    rate: RateObject,
-    total: TotalObject,
+    #[serde(flatten)]
+    counts: Fields<Count>,
+    rate: Fields<Option<f64>>,
+    total: Fields<Option<u64>>,
 }
 
+/// The count of a group, or of each of its events by reason or cause; unknown where there is none.
 #[derive(Serialize)]
-struct Failed {
-    clash: Option<u64>,
-    chaintoolong: Option<u64>,
-    dying: Option<u64>,
-    other: Option<u64>,
+#[serde(untagged)]
+enum Count {
+    One(Option<u64>),
+    ByReason(Fields<Option<u64>>),
 }
 
-#[derive(Serialize)]
-struct Drop {
-    table_full: Option<u64>,
-    no_memory: Option<u64>,
+/// An object whose fields come from the table of events, in this order.
+struct Fields<T>(Vec<(&'static str, T)>);
+
+impl<T: Serialize> Serialize for Fields<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
 
-#[derive(Serialize)]
-struct Delete {
-    timeout: Option<u64>,
-    closed: Option<u64>,
-    early_drop: Option<u64>,
-    pressure: Option<u64>,
-    netlink: Option<u64>,
-    cleanup: Option<u64>,
-    other: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct RateObject {
-    insert: Option<f64>,
-    early_drop: Option<f64>,
-    drop: Option<f64>,
-    delete: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct TotalObject {
-    insert: Option<u64>,
-    early_drop: Option<u64>,
-    drop: Option<u64>,
-    delete: Option<u64>,
+/// The counts of a row, in the order of the groups.
+fn counts(count: impl Fn(Event) -> Option<u64>) -> Fields<Count> {
+    let mut fields = Vec::new();
+    for group in Group::ALL {
+        let own = || group.events().iter().copied().filter(|event| event.group() == group);
+        let by_reason = own().any(|event| event.field().contains('.'));
+        if by_reason {
+            let reasons = own().map(|event| (event.reason(), count(event))).collect();
+            fields.push((group.name(), Count::ByReason(Fields(reasons))));
+        } else if own().next().is_some() {
+            fields.extend(own().map(|event| (event.field(), Count::One(count(event)))));
+        } else {
+            // A part of another group that has a field of its own as well.
+            fields.extend(group.parts().iter().map(|event| (group.name(), Count::One(count(*event)))));
+        }
+    }
+    Fields(fields)
 }
 
 #[derive(Serialize)]
@@ -187,7 +174,7 @@ impl<'a> Object<'a> {
                 kind: info.kind,
                 why: info.why.as_deref(),
                 lost: report.lost,
-                unknown: info.unknown.iter().map(|(event, note)| (field(*event), note.as_str())).collect(),
+                unknown: info.unknown.iter().map(|(event, note)| (event.field(), note.as_str())).collect(),
                 by_namespace: by_namespace(info).collect(),
             },
             table: report
@@ -254,55 +241,25 @@ impl<'a> TopObject<'a> {
 impl FlowObject {
     fn new(flow: &Flow, info: &SourceInfo) -> Self {
         let count = |event: Event| info.tells(flow.key, event).then(|| flow.counts.get(event));
-        let rate = |sum: Sum, rate: f64| known(sum, flow.key, info).then(|| rounded(rate, 10.0));
-        let total = |sum: Sum| known(sum, flow.key, info).then(|| sum_of_known(sum, flow, info));
+        let rate = |group: Group| known(group, flow.key, info).then(|| rounded(flow.rates.get(group), 10.0));
+        let total = |group: Group| known(group, flow.key, info).then(|| sum_of_known(group, flow, info));
         Self {
             netns: flow.key.netns,
             family: family_name(flow.key.family),
             proto: protocol_name(flow.key).into_owned(),
-            insert: count(Event::Insert),
-            insert_netlink: count(Event::InsertNetlink),
-            clash_resolve: count(Event::ClashResolve),
-            clash_reply_only: count(Event::ClashReplyOnly),
-            early_drop: count(Event::DeleteEarlyDrop),
-            insert_failed: Failed {
-                clash: count(Event::FailedClash),
-                chaintoolong: count(Event::FailedChaintoolong),
-                dying: count(Event::FailedDying),
-                other: count(Event::FailedOther),
-            },
-            drop: Drop { table_full: count(Event::DropTableFull), no_memory: count(Event::DropNoMemory) },
-            delete: Delete {
-                timeout: count(Event::DeleteTimeout),
-                closed: count(Event::DeleteClosed),
-                early_drop: count(Event::DeleteEarlyDrop),
-                pressure: count(Event::DeletePressure),
-                netlink: count(Event::DeleteNetlink),
-                cleanup: count(Event::DeleteCleanup),
-                other: count(Event::DeleteOther),
-            },
-            rate: RateObject {
-                insert: rate(Sum::Insert, flow.rates.insert),
-                early_drop: rate(Sum::EarlyDrop, flow.rates.early_drop),
-                drop: rate(Sum::Drop, flow.rates.drop),
-                delete: rate(Sum::Delete, flow.rates.delete),
-            },
-            total: TotalObject {
-                insert: total(Sum::Insert),
-                early_drop: total(Sum::EarlyDrop),
-                drop: total(Sum::Drop),
-                delete: total(Sum::Delete),
-            },
+            counts: counts(count),
+            rate: Fields(Group::TOTALS.map(|group| (group.name(), rate(group))).into()),
+            total: Fields(Group::TOTALS.map(|group| (group.name(), total(group))).into()),
         }
     }
 }
 
 /// A sum is unknown only when all its parts are; a part that is unknown shows as `null` beside it.
-pub(super) fn known(sum: Sum, flow: FlowType, info: &SourceInfo) -> bool {
+pub(super) fn known(sum: Group, flow: FlowType, info: &SourceInfo) -> bool {
     sum.parts().iter().any(|event| info.tells(flow, *event))
 }
 
-fn sum_of_known(sum: Sum, flow: &Flow, info: &SourceInfo) -> u64 {
+fn sum_of_known(sum: Group, flow: &Flow, info: &SourceInfo) -> u64 {
     let parts = sum.parts().iter().filter(|event| info.tells(flow.key, **event));
     parts.fold(0, |sum, event| sum.saturating_add(flow.total.get(*event)))
 }
@@ -310,7 +267,7 @@ fn sum_of_known(sum: Sum, flow: &Flow, info: &SourceInfo) -> u64 {
 /// What the source tells by namespace alone, by its field.
 pub(super) fn by_namespace(info: &SourceInfo) -> impl Iterator<Item = &'static str> {
     let known = info.by_namespace().iter().filter(|event| !info.unknown.contains_key(event));
-    known.map(|event| field(*event))
+    known.map(|event| event.field())
 }
 
 /// RFC 3339, UTC, milliseconds.

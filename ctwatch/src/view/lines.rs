@@ -2,13 +2,11 @@
 
 use std::fmt::Write as _;
 
-use ctwatch_ebpf::{Counters, Event, FlowType};
+use ctwatch_ebpf::{Counters, Event, FlowType, Group};
 use jiff::tz::TimeZone;
 
 use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, rate, table_style, time};
 use super::{Machine, View, json};
-use crate::model::diff::Sum;
-use crate::model::event::field;
 use crate::model::ranking::{By, Top};
 use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
@@ -42,12 +40,12 @@ enum Weight {
 }
 
 /// The columns, in their order.
-const COLUMNS: [(&str, usize, Sum, Weight); 5] = [
-    ("insert", 9, Sum::Insert, Weight::Ordinary),
-    ("delete", 9, Sum::Delete, Weight::Ordinary),
-    ("early_drop", 11, Sum::EarlyDrop, Weight::Warning),
-    ("drop", 8, Sum::Drop, Weight::Loss),
-    ("failed", 8, Sum::InsertFailed, Weight::Loss),
+const COLUMNS: [(&str, usize, Group, Weight); 5] = [
+    ("insert", 9, Group::Insert, Weight::Ordinary),
+    ("delete", 9, Group::Delete, Weight::Ordinary),
+    ("early_drop", 11, Group::EarlyDrop, Weight::Warning),
+    ("drop", 8, Group::Drop, Weight::Loss),
+    ("failed", 8, Group::InsertFailed, Weight::Loss),
 ];
 
 impl Lines {
@@ -240,7 +238,7 @@ fn notes(info: &SourceInfo) -> String {
     for (at, note) in info.unknown.values().enumerate() {
         if !info.unknown.values().take(at).any(|earlier| earlier == note) {
             let same = info.unknown.iter().filter(|(_, other)| *other == note);
-            let events: Vec<&str> = same.map(|(event, _)| field(*event)).collect();
+            let events: Vec<&str> = same.map(|(event, _)| event.field()).collect();
             let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
         }
     }
@@ -261,33 +259,13 @@ fn header(first: &str) -> String {
 }
 
 fn rate_cells(flow: FlowType, rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
-    COLUMNS.map(|(_, _, sum, _)| {
-        let per_second = match sum {
-            Sum::Insert => rates.insert,
-            Sum::Delete => rates.delete,
-            Sum::EarlyDrop => rates.early_drop,
-            Sum::Drop => rates.drop,
-            Sum::InsertFailed => rates.insert_failed,
-        };
-        json::known(sum, flow, info).then(|| rate(per_second))
-    })
+    COLUMNS.map(|(_, _, sum, _)| json::known(sum, flow, info).then(|| rate(rates.get(sum))))
 }
 
 /// Counts that the columns leave out or that need their reason: none of them is part of a healthy interval.
 fn rare(counts: &Counters) -> Option<String> {
-    const RARE: [Event; 10] = [
-        Event::InsertNetlink,
-        Event::ClashResolve,
-        Event::FailedClash,
-        Event::FailedChaintoolong,
-        Event::FailedDying,
-        Event::FailedOther,
-        Event::DropNoMemory,
-        Event::DeletePressure,
-        Event::DeleteNetlink,
-        Event::DeleteCleanup,
-    ];
-    let text = listed(counts, &RARE);
+    let rare: Vec<Event> = Event::ALL.into_iter().filter(|event| event.is_rare()).collect();
+    let text = listed(counts, &rare);
     (!text.is_empty()).then(|| format!("counted: {text}"))
 }
 
@@ -304,7 +282,7 @@ fn listed(counts: &Counters, events: &[Event]) -> String {
     let parts: Vec<String> = events
         .iter()
         .filter(|event| counts.get(**event) > 0)
-        .map(|event| format!("{} {}", field(*event), counts.get(*event)))
+        .map(|event| format!("{} {}", event.field(), counts.get(*event)))
         .collect();
     parts.join(", ")
 }
@@ -367,5 +345,17 @@ fn occupation(table: &Table) -> String {
         (Some(count), Some(0), _) => format!("{count} entries, no limit"),
         (Some(count), ..) => format!("{count} entries, limit unknown"),
         _ => "cannot be read".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_total_has_a_column() {
+        for group in Group::TOTALS {
+            assert!(COLUMNS.iter().any(|(_, _, shown, _)| *shown == group), "{group:?}");
+        }
     }
 }

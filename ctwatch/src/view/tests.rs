@@ -121,8 +121,8 @@ fn json_is_the_promised_object() {
    "insert_failed":{"clash":0,"chaintoolong":0,"dying":0,"other":0},
    "drop":{"table_full":97,"no_memory":0},
    "delete":{"timeout":7396,"closed":0,"early_drop":412,"pressure":0,"netlink":0,"cleanup":0,"other":0},
-   "rate":{"insert":8120.0,"early_drop":412.0,"drop":97.0,"delete":7808.0},
-   "total":{"insert":8120,"early_drop":412,"drop":97,"delete":7808}}],
+   "rate":{"insert":8120.0,"early_drop":412.0,"drop":97.0,"insert_failed":0.0,"delete":7808.0},
+   "total":{"insert":8120,"early_drop":412,"drop":97,"insert_failed":0,"delete":7808}}],
  "top":[],
  "cost":{"cpu_pct":0.212,"events":16340,"ns_per_event":130}}"#;
     let promised: String = promised.replace("1.000,", "1.0,").lines().map(str::trim).collect();

@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use ctwatch_ebpf::Group;
+
 use super::json::line;
-use crate::model::trace::{Detail, Flow, Name, Record};
+use crate::model::trace::{Detail, Flow, Record};
 use crate::model::{family_name, protocol};
 
 /// One event, in the namespace of this name.
@@ -50,7 +52,7 @@ struct Count {
 #[derive(Serialize)]
 struct Object<'a> {
     time: String,
-    event: Name,
+    event: Group,
     netns: u32,
     netns_name: &'a str,
     #[serde(flatten)]

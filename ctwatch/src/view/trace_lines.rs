@@ -5,8 +5,10 @@ use std::net::IpAddr;
 
 use jiff::tz::TimeZone;
 
+use ctwatch_ebpf::Group;
+
 use super::plain::{DIM, RED, YELLOW, clean, paint, time_ms};
-use crate::model::trace::{Detail, Flow, Name, Names, Record};
+use crate::model::trace::{Detail, Flow, Names, Record};
 use crate::model::{SourceInfo, protocol};
 
 /// Stands between the two ends of a flow.
@@ -27,7 +29,7 @@ impl TraceLines {
 
     /// What stands before the first event.
     pub fn start(&self, info: &SourceInfo, names: Names, per_second: u32) -> String {
-        let names: Vec<&str> = names.iter().map(Name::text).collect();
+        let names: Vec<&str> = names.iter().map(Group::name).collect();
         let mut text = format!(
             "tracing {} by {}; at most {per_second} a second from each CPU\n",
             names.join(", "),
@@ -42,17 +44,17 @@ impl TraceLines {
     /// One event, in the namespace of this name.
     pub fn record(&self, record: &Record, netns_name: &str) -> String {
         let style = match record.name {
-            Name::Drop | Name::InsertFailed => RED,
-            Name::EarlyDrop => YELLOW,
+            Group::Drop | Group::InsertFailed => RED,
+            Group::EarlyDrop => YELLOW,
             _ => "",
         };
-        let name = self.paint(style, &format!("{:<13}", record.name.text()));
+        let name = self.paint(style, &format!("{:<13}", record.name.name()));
         let mut line =
             format!("{} {name} {}", time_ms(record.wall_ns, &self.zone), flow_text(&record.flow, ARROW));
         if let Some(why) = record.reason().or(record.cause()) {
             let _ = write!(line, "  {why}");
         }
-        if matches!(record.name, Name::EarlyDrop | Name::Delete) {
+        if matches!(record.name, Group::EarlyDrop | Group::Delete) {
             line += match (record.assured, record.replied) {
                 (true, _) => "  assured",
                 (false, true) => "  replied",

@@ -1,12 +1,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ctwatch_ebpf::{AF_INET, AF_INET6, Event};
+use ctwatch_ebpf::{AF_INET, AF_INET6, Event, Group};
 use jiff::tz::TimeZone;
 
 use super::trace_json;
 use super::trace_lines::TraceLines;
-use crate::model::trace::{Detail, Flow, Name, Names, Record};
+use crate::model::trace::{Detail, Flow, Names, Record};
 use crate::model::{SourceInfo, SourceKind};
 
 /// 2026-11-23T19:00:00.012345678Z
@@ -18,7 +18,7 @@ fn flow(proto: u8, src: &str, dst: &str, detail: Detail) -> Flow {
     Flow { family, proto, src, dst, detail, zone: 0 }
 }
 
-fn record(name: Name, event: Event, flow: Flow) -> Record {
+fn record(name: Group, event: Event, flow: Flow) -> Record {
     Record {
         wall_ns: TIME,
         name,
@@ -41,27 +41,27 @@ fn records() -> Vec<(Record, &'static str)> {
     let ping = flow(1, "10.0.0.1", "10.0.0.9", Detail::Icmp { kind: 8, code: 0, id: 77 });
     let bare = flow(253, "10.0.0.1", "10.0.0.9", Detail::None);
     vec![
-        (Record { newcomer: Some(ping), ..record(Name::EarlyDrop, Event::DeleteEarlyDrop, udp) }, "init"),
+        (Record { newcomer: Some(ping), ..record(Group::EarlyDrop, Event::DeleteEarlyDrop, udp) }, "init"),
         (
             Record {
                 comm: Some("curl\x1b[2J".into()),
                 flow: Flow { zone: 7, ..tcp },
-                ..record(Name::Drop, Event::DropTableFull, tcp)
+                ..record(Group::Drop, Event::DropTableFull, tcp)
             },
             "blue",
         ),
-        (record(Name::InsertFailed, Event::FailedChaintoolong, bare), "init"),
+        (record(Group::InsertFailed, Event::FailedChaintoolong, bare), "init"),
         (
             Record {
                 age: Some(Duration::from_millis(121_500)),
                 assured: true,
                 replied: true,
-                ..record(Name::Delete, Event::DeleteTimeout, tcp)
+                ..record(Group::Delete, Event::DeleteTimeout, tcp)
             },
             "init",
         ),
-        (record(Name::ClashResolve, Event::ClashReplyOnly, udp), "init"),
-        (record(Name::Insert, Event::Insert, ping), "4026532201"),
+        (record(Group::ClashResolve, Event::ClashReplyOnly, udp), "init"),
+        (record(Group::Insert, Event::Insert, ping), "4026532201"),
     ]
 }
 
@@ -76,7 +76,7 @@ fn lines_of_each_kind() {
     text += &lines.suppressed(12);
     text += &lines.lost(3);
     insta::assert_snapshot!(text, @r"
-    tracing insert_failed, drop, early_drop by kprobe; at most 1000 a second from each CPU
+    tracing early_drop, insert_failed, drop by kprobe; at most 1000 a second from each CPU
     not by a better source: a reason
     19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  for icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77
     19:00:00.012 drop          tcp [2001:db8::1]:40000 > [2001:db8::2]:443 zone 7  table_full  netns blue  by curl?[2J
@@ -93,7 +93,7 @@ fn lines_of_each_kind() {
 fn colour_marks_losses_and_nothing_else() {
     let lines = TraceLines::new(TimeZone::UTC, true);
     for (record, name) in records() {
-        let loss = matches!(record.name, Name::Drop | Name::EarlyDrop | Name::InsertFailed);
+        let loss = matches!(record.name, Group::Drop | Group::EarlyDrop | Group::InsertFailed);
         assert_eq!(lines.record(&record, name).contains("\x1b["), loss, "{:?}", record.name);
     }
 }

@@ -4,13 +4,12 @@
 //! neither, but misses nothing. What follows with certainty from all three goes to the flow type's row, the rest to the
 //! namespace's row for any flow type, so that sums are exact and nothing is guessed.
 
-use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event as Counted, FlowType};
+use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event as Counted, FlowType, Group};
 
 use super::entry::status::{ASSURED, NAT_CLASH, SEEN_REPLY};
 use super::event::{Ending, Event};
 use super::statistics::{Statistic, Sums};
 use crate::model::any_flow;
-use crate::model::diff::Sum;
 
 /// Rows of one namespace; what finds none is counted on the namespace's row for any flow type.
 const MOST_ROWS: usize = 128;
@@ -269,7 +268,7 @@ impl Account {
     pub fn end(&mut self, entries: u64) {
         let left = |row: &Row| {
             let entered = row.counters.get(Counted::Insert) + row.counters.get(Counted::InsertNetlink);
-            entered.checked_sub(Sum::Delete.of(&row.counters))
+            entered.checked_sub(Group::Delete.of(&row.counters))
         };
         let rows: Option<Vec<u64>> = self.rows.iter().chain([&self.any]).map(left).collect();
         match rows {

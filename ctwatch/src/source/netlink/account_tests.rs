@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use ctwatch_ebpf::Group;
+
 use super::*;
 
 const UDP: Event = Event { family: AF_INET, proto: 17, portid: 0 };
@@ -24,7 +26,7 @@ fn typeless(account: &Account, counted: Counted) -> u64 {
 }
 
 fn deletes(account: &Account) -> u64 {
-    account.rows().map(|(_, counters)| Sum::Delete.of(&counters)).sum()
+    account.rows().map(|(_, counters)| Group::Delete.of(&counters)).sum()
 }
 
 fn settle(account: &mut Account, statistics: &[(Statistic, u64)], calm: bool) {

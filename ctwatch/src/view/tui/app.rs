@@ -3,14 +3,13 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use ctwatch_ebpf::FlowType;
+use ctwatch_ebpf::{FlowType, Group};
 use jiff::tz::TimeZone;
 use ratatui::crossterm::event::KeyEvent;
 
 use super::keys::{Action, Meaning, Place, meaning};
 use super::theme::Theme;
 use super::watched::Watched;
-use crate::model::diff::Sum;
 use crate::model::live::Baseline;
 use crate::model::ranking::Losses;
 use crate::model::verdict::{Level, RECENT};
@@ -40,7 +39,7 @@ pub enum Sort {
     /// Losses and evictions, then inserts.
     Trouble,
     /// One of the sums.
-    By(Sum),
+    By(Group),
     /// Namespace, family, protocol.
     Name,
 }
@@ -48,11 +47,11 @@ pub enum Sort {
 impl Sort {
     pub(super) const ALL: [Self; 7] = [
         Self::Trouble,
-        Self::By(Sum::Insert),
-        Self::By(Sum::Delete),
-        Self::By(Sum::EarlyDrop),
-        Self::By(Sum::Drop),
-        Self::By(Sum::InsertFailed),
+        Self::By(Group::Insert),
+        Self::By(Group::Delete),
+        Self::By(Group::EarlyDrop),
+        Self::By(Group::Drop),
+        Self::By(Group::InsertFailed),
         Self::Name,
     ];
 
@@ -60,11 +59,13 @@ impl Sort {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Trouble => "worst first",
-            Self::By(Sum::Insert) => "by insert",
-            Self::By(Sum::Delete) => "by delete",
-            Self::By(Sum::EarlyDrop) => "by early_drop",
-            Self::By(Sum::Drop) => "by drop",
-            Self::By(Sum::InsertFailed) => "by insert_failed",
+            Self::By(Group::Insert) => "by insert",
+            Self::By(Group::Delete) => "by delete",
+            Self::By(Group::EarlyDrop) => "by early_drop",
+            Self::By(Group::Drop) => "by drop",
+            Self::By(Group::InsertFailed) => "by insert_failed",
+            Self::By(Group::InsertNetlink) => "by insert_netlink",
+            Self::By(Group::ClashResolve) => "by clash_resolve",
             Self::Name => "by name",
         }
     }
@@ -326,12 +327,13 @@ impl App {
         let Watched { report, history, .. } = self.shown();
         let mut rows: Vec<&Flow> =
             report.iter().flat_map(|report| &report.flows).filter(|flow| self.wants(flow.key)).collect();
-        let rate =
-            |flow: &Flow, sum: Sum| history.flow(flow.key).map_or(0.0, |past| past.rate(sum.parts(), RECENT));
+        let rate = |flow: &Flow, sum: Group| {
+            history.flow(flow.key).map_or(0.0, |past| past.rate(sum.parts(), RECENT))
+        };
         let weight = |flow: &Flow| match self.sort {
             Sort::Trouble => {
-                let losses = [Sum::Drop, Sum::EarlyDrop, Sum::InsertFailed].map(|sum| rate(flow, sum));
-                (losses.iter().sum(), rate(flow, Sum::Insert))
+                let losses = [Group::Drop, Group::EarlyDrop, Group::InsertFailed].map(|sum| rate(flow, sum));
+                (losses.iter().sum(), rate(flow, Group::Insert))
             }
             Sort::By(sum) => (rate(flow, sum), 0.0),
             Sort::Name => (0.0, 0.0),

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use ctwatch_ebpf::FlowType;
+use ctwatch_ebpf::{FlowType, Group};
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::app::{App, Sort};
 use super::text;
-use crate::model::diff::Sum;
 use crate::model::history::windows;
 use crate::model::live::Range;
 use crate::model::verdict::Level;
@@ -29,7 +28,7 @@ enum Column {
     Flow,
     /// Entries in the table now.
     Live,
-    Rate(Sum, usize),
+    Rate(Group, usize),
 }
 
 /// From left to right.
@@ -39,21 +38,21 @@ const ORDER: [Column; 18] = {
         Netns,
         Flow,
         Live,
-        Rate(Sum::Insert, 0),
-        Rate(Sum::Insert, 1),
-        Rate(Sum::Insert, 2),
-        Rate(Sum::Delete, 0),
-        Rate(Sum::Delete, 1),
-        Rate(Sum::Delete, 2),
-        Rate(Sum::EarlyDrop, 0),
-        Rate(Sum::EarlyDrop, 1),
-        Rate(Sum::EarlyDrop, 2),
-        Rate(Sum::Drop, 0),
-        Rate(Sum::Drop, 1),
-        Rate(Sum::Drop, 2),
-        Rate(Sum::InsertFailed, 0),
-        Rate(Sum::InsertFailed, 1),
-        Rate(Sum::InsertFailed, 2),
+        Rate(Group::Insert, 0),
+        Rate(Group::Insert, 1),
+        Rate(Group::Insert, 2),
+        Rate(Group::Delete, 0),
+        Rate(Group::Delete, 1),
+        Rate(Group::Delete, 2),
+        Rate(Group::EarlyDrop, 0),
+        Rate(Group::EarlyDrop, 1),
+        Rate(Group::EarlyDrop, 2),
+        Rate(Group::Drop, 0),
+        Rate(Group::Drop, 1),
+        Rate(Group::Drop, 2),
+        Rate(Group::InsertFailed, 0),
+        Rate(Group::InsertFailed, 1),
+        Rate(Group::InsertFailed, 2),
     ]
 };
 
@@ -64,19 +63,21 @@ const RUN: usize = 8;
 fn rank(column: Column) -> usize {
     match column {
         Column::Flow => 0,
-        Column::Rate(Sum::Drop, 0) => 1,
-        Column::Rate(Sum::Insert, 0) => 2,
-        Column::Rate(Sum::EarlyDrop, 0) => 3,
-        Column::Rate(Sum::Delete, 0) => 4,
-        Column::Rate(Sum::InsertFailed, 0) => 5,
+        Column::Rate(Group::Drop, 0) => 1,
+        Column::Rate(Group::Insert, 0) => 2,
+        Column::Rate(Group::EarlyDrop, 0) => 3,
+        Column::Rate(Group::Delete, 0) => 4,
+        Column::Rate(Group::InsertFailed, 0) => 5,
         Column::Netns => 6,
         Column::Live => 7,
         // Then comes the run of inserts.
-        Column::Rate(Sum::Insert, window) => RUN + window,
-        Column::Rate(Sum::Drop, window) => RUN + 2 + window,
-        Column::Rate(Sum::EarlyDrop, window) => RUN + 4 + window,
-        Column::Rate(Sum::InsertFailed, window) => RUN + 6 + window,
-        Column::Rate(Sum::Delete, window) => RUN + 8 + window,
+        Column::Rate(Group::Insert, window) => RUN + window,
+        Column::Rate(Group::Drop, window) => RUN + 2 + window,
+        Column::Rate(Group::EarlyDrop, window) => RUN + 4 + window,
+        Column::Rate(Group::InsertFailed, window) => RUN + 6 + window,
+        Column::Rate(Group::Delete, window) => RUN + 8 + window,
+        // These have no column.
+        Column::Rate(Group::InsertNetlink | Group::ClashResolve, window) => RUN + 10 + window,
     }
 }
 
@@ -85,13 +86,8 @@ fn title(column: Column, interval: Duration) -> String {
         Column::Netns => "netns".into(),
         Column::Flow => "flow".into(),
         Column::Live => "live".into(),
-        Column::Rate(sum, 0) => match sum {
-            Sum::Insert => "insert".into(),
-            Sum::Delete => "delete".into(),
-            Sum::EarlyDrop => "early_drop".into(),
-            Sum::Drop => "drop".into(),
-            Sum::InsertFailed => "ins_failed".into(),
-        },
+        Column::Rate(Group::InsertFailed, 0) => "ins_failed".into(),
+        Column::Rate(sum, 0) => sum.name().into(),
         Column::Rate(_, window) => window_name(interval, window),
     }
 }
@@ -114,7 +110,7 @@ fn width_of(column: Column, width: usize) -> usize {
         Column::Flow if width < NARROW => SHORT_FLOW,
         Column::Flow => FLOW,
         Column::Rate(_, 0) if width < NARROW => 7,
-        Column::Rate(Sum::EarlyDrop | Sum::InsertFailed, 0) => 10,
+        Column::Rate(Group::EarlyDrop | Group::InsertFailed, 0) => 10,
         Column::Live | Column::Rate(_, 0) => CELL,
         Column::Rate(..) => 7,
     }
@@ -251,7 +247,7 @@ fn row(
         }
     }
     if run > 0 {
-        let drawn = past.map_or_else(String::new, |past| text::run(past.run(Sum::Insert), run, theme));
+        let drawn = past.map_or_else(String::new, |past| text::run(past.run(Group::Insert), run, theme));
         spans.push(Span::raw(format!(" {drawn}")));
     }
     Line::from(spans)
@@ -288,11 +284,11 @@ pub(super) fn cell(app: &App, level: Level, rate: f64, known: Known, wide: usize
 }
 
 /// How bad it is that a sum is not 0.
-pub(super) const fn weight(sum: Sum) -> Level {
+pub(super) const fn weight(sum: Group) -> Level {
     match sum {
-        Sum::Insert | Sum::Delete => Level::Calm,
-        Sum::InsertFailed => Level::Warning,
-        Sum::EarlyDrop | Sum::Drop => Level::Critical,
+        Group::Insert | Group::InsertNetlink | Group::ClashResolve | Group::Delete => Level::Calm,
+        Group::InsertFailed => Level::Warning,
+        Group::EarlyDrop | Group::Drop => Level::Critical,
     }
 }
 
@@ -308,7 +304,7 @@ pub(super) enum Known {
 }
 
 /// How much of a sum the source can tell of flows of this type.
-pub(super) fn known(sum: Sum, flow: FlowType, info: &SourceInfo) -> Known {
+pub(super) fn known(sum: Group, flow: FlowType, info: &SourceInfo) -> Known {
     match sum.parts().iter().filter(|event| !info.tells(flow, **event)).count() {
         0 => Known::All,
         unknown if unknown == sum.parts().len() => Known::Nothing,

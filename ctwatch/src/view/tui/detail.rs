@@ -1,13 +1,11 @@
 //! Everything about one flow type: each sum and each reason over three windows, peak, total and run.
 
-use ctwatch_ebpf::{Counters, Event};
+use ctwatch_ebpf::{Counters, Event, Group};
 use ratatui::text::{Line, Span};
 
 use super::app::App;
 use super::columns::{Known, cell, flow_name, known, weight, window_name};
 use super::text;
-use crate::model::diff::Sum;
-use crate::model::event::reason;
 use crate::model::history::{FlowHistory, SUMS, windows};
 use crate::model::live::Range;
 use crate::model::verdict::Level;
@@ -42,7 +40,7 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     lines.push(heading(app, width));
     for sum in SUMS {
         lines.push(sum_line(app, past, sum, &total, width));
-        if sum == Sum::EarlyDrop {
+        if sum == Group::EarlyDrop {
             continue;
         }
         let parts = sum.parts();
@@ -59,17 +57,6 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
         }
     }
     lines
-}
-
-/// The sums' own names.
-pub(super) const fn sum_name(sum: Sum) -> &'static str {
-    match sum {
-        Sum::Insert => "insert",
-        Sum::Delete => "delete",
-        Sum::EarlyDrop => "early_drop",
-        Sum::Drop => "drop",
-        Sum::InsertFailed => "insert_failed",
-    }
 }
 
 fn heading(app: &App, width: usize) -> Line<'static> {
@@ -89,10 +76,10 @@ fn heading(app: &App, width: usize) -> Line<'static> {
     Line::styled(text, app.settings.theme.quiet())
 }
 
-fn sum_line(app: &App, past: &FlowHistory, sum: Sum, total: &Counters, width: usize) -> Line<'static> {
+fn sum_line(app: &App, past: &FlowHistory, sum: Group, total: &Counters, width: usize) -> Line<'static> {
     let theme = app.settings.theme;
     let known = app.chosen().map_or(Known::Nothing, |flow| known(sum, flow, &app.shown().info));
-    let mut spans = vec![Span::styled(format!(" {}", text::left(sum_name(sum), NAME)), theme.heading())];
+    let mut spans = vec![Span::styled(format!(" {}", text::left(sum.name(), NAME)), theme.heading())];
     spans.extend(rates(app, past, sum.parts(), weight(sum), known));
     spans.extend(cell(app, weight(sum), past.peak(sum), known, CELL));
     let count = match (known, sum.of(total)) {
@@ -111,7 +98,7 @@ fn part_line(app: &App, past: &FlowHistory, event: Event, total: &Counters, widt
     let theme = app.settings.theme;
     let note = app.shown().info.unknown.get(&event);
     let indent = if matches!(event, Event::InsertNetlink | Event::ClashResolve) { " " } else { "   " };
-    let name = text::left(&format!("{indent}{}", reason(event)), NAME + 1);
+    let name = text::left(&format!("{indent}{}", event.reason()), NAME + 1);
     let mut spans = vec![Span::raw(name)];
     if let Some(note) = note {
         let room = width.saturating_sub(NAME + 1 + CELL + 2);
@@ -119,7 +106,7 @@ fn part_line(app: &App, past: &FlowHistory, event: Event, total: &Counters, widt
         spans.push(Span::raw(format!("  {}", text::cut(&text::clean(note), room))));
         return Line::from(spans);
     }
-    let sum = SUMS.into_iter().find(|sum| *sum != Sum::EarlyDrop && sum.parts().contains(&event));
+    let sum = SUMS.into_iter().find(|sum| *sum != Group::EarlyDrop && sum.parts().contains(&event));
     let level = match event {
         Event::DeleteEarlyDrop => Level::Critical,
         Event::DeletePressure => Level::Warning,

@@ -1,6 +1,6 @@
 //! Where everything stands on the screen, at any size.
 
-use ctwatch_ebpf::Event;
+use ctwatch_ebpf::{Event, Group};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span, Text};
@@ -9,7 +9,6 @@ use super::app::{App, Panel};
 use super::keys::{KEYS, Place};
 use super::panels::Lines;
 use super::{columns, detail, gauge, panels, text};
-use crate::model::diff::Sum;
 use crate::model::verdict::{Level, Trouble};
 
 /// From this size on all panels are shown at once.
@@ -159,9 +158,9 @@ fn calm(app: &App, lost: u64) -> String {
     };
     let total = app.live.history.total();
     let before: Vec<String> = [
-        (Sum::Drop.of(&total), "dropped"),
-        (Sum::EarlyDrop.of(&total), "evicted"),
-        (Sum::InsertFailed.of(&total), "failed to insert"),
+        (Group::Drop.of(&total), "dropped"),
+        (Group::EarlyDrop.of(&total), "evicted"),
+        (Group::InsertFailed.of(&total), "failed to insert"),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)

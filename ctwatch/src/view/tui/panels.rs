@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use ctwatch_ebpf::loss::has_ports;
-use ctwatch_ebpf::{AF_INET6, FlowType};
+use ctwatch_ebpf::{AF_INET6, FlowType, Group};
 use ratatui::text::{Line, Span};
 
 use super::app::{App, Sort};
@@ -14,10 +14,8 @@ use super::keys::{KEYS, Place};
 use super::text;
 use super::theme::Theme;
 use super::watched::Loss;
-use crate::model::diff::{Sum, per_second};
-use crate::model::event::field;
+use crate::model::diff::per_second;
 use crate::model::ranking::{By, Top, unranked};
-use crate::model::trace::Name;
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
 use crate::view::trace_lines::flow_text;
@@ -107,9 +105,9 @@ fn in_turn<'a>(rows: &[&'a Top], sort: Sort) -> Vec<&'a Top> {
         By::ALL.iter().map(|by| rows.iter().copied().filter(|row| row.by == *by).collect()).collect();
     for kind in &mut kinds {
         match sort {
-            Sort::By(Sum::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
-            Sort::By(Sum::EarlyDrop) => kind.sort_by_key(|row| Reverse(row.early_drop)),
-            Sort::By(Sum::Drop) => kind.sort_by_key(|row| Reverse(row.drop)),
+            Sort::By(Group::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
+            Sort::By(Group::EarlyDrop) => kind.sort_by_key(|row| Reverse(row.early_drop)),
+            Sort::By(Group::Drop) => kind.sort_by_key(|row| Reverse(row.drop)),
             _ => {}
         }
     }
@@ -169,9 +167,9 @@ fn loss_lines(app: &App, loss: &Loss, width: usize) -> Vec<Line<'static>> {
     }
     let mut rest = flow_text(&record.flow, theme.arrow());
     rest += match (record.name, record.assured, record.replied) {
-        (Name::EarlyDrop, true, _) => ", assured",
-        (Name::EarlyDrop, false, true) => ", replied",
-        (Name::EarlyDrop, false, false) => ", no reply",
+        (Group::EarlyDrop, true, _) => ", assured",
+        (Group::EarlyDrop, false, true) => ", replied",
+        (Group::EarlyDrop, false, false) => ", no reply",
         _ => "",
     };
     if let Some(reason) = record.reason() {
@@ -190,7 +188,7 @@ fn loss_lines(app: &App, loss: &Loss, width: usize) -> Vec<Line<'static>> {
         let _ = write!(around, ", by {}", text::clean(comm));
     }
     let time = time(record.wall_ns);
-    let name = text::left(record.name.text(), 13);
+    let name = text::left(record.name.name(), 13);
     let indent = text::width(&time) + text::width(&name) + 1;
     let line = |rest: String| {
         let name = Span::styled(name.clone(), theme.heading());
@@ -214,7 +212,7 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
         |why| format!("no better source: {}", text::clean(why)),
     ));
     for (event, note) in &shown.info.unknown {
-        said.push(format!("? {} is unknown here: {}", field(*event), text::clean(note)));
+        said.push(format!("? {} is unknown here: {}", event.field(), text::clean(note)));
     }
     if let Some(report) = &shown.report {
         said.push(match report.lost {

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use ctwatch_ebpf::FlowType;
+use ctwatch_ebpf::{FlowType, Group};
 
-use crate::model::diff::Sum;
 use crate::model::history::History;
 use crate::model::live::{Baseline, Range};
 use crate::model::ranking::{Losses, Top};
@@ -72,7 +71,7 @@ impl Watched {
         self.info.clone_from(info);
         self.history.advance(&report);
         self.troubles = troubles(&report, &self.history);
-        let lossy = [Sum::Drop, Sum::EarlyDrop, Sum::InsertFailed];
+        let lossy = [Group::Drop, Group::EarlyDrop, Group::InsertFailed];
         if report.flows.iter().any(|flow| lossy.iter().any(|sum| sum.of(&flow.counts) > 0)) {
             self.last_loss = Some(report.wall_ns);
         }

@@ -6,7 +6,7 @@ mod screens;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event, FlowType};
+use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event, FlowType, Group};
 use jiff::tz::TimeZone;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -18,7 +18,7 @@ use super::app::{App, Outcome, Settings};
 use super::{Theme, draw};
 use crate::model::live::{Baseline, Dump};
 use crate::model::ranking::{By, Losses, Top};
-use crate::model::trace::{self, Detail, Name, Record};
+use crate::model::trace::{self, Detail, Record};
 use crate::model::{Cost, Sample, SourceInfo, SourceKind, Table, Tracker};
 use crate::view::tests::{SECOND, START, counters, flow, machine};
 
@@ -139,8 +139,8 @@ fn full(second: u64) -> Sample {
     };
     let sport = u16::try_from(1000 + second).unwrap();
     let events = vec![
-        loss(Name::Drop, Event::DropTableFull, 17, sport, None),
-        loss(Name::EarlyDrop, Event::DeleteEarlyDrop, 6, sport, Some(tuple(17, sport + 1))),
+        loss(Group::Drop, Event::DropTableFull, 17, sport, None),
+        loss(Group::EarlyDrop, Event::DeleteEarlyDrop, 6, sport, Some(tuple(17, sport + 1))),
     ];
     sample.losses = Some(Losses { events, more: 500 * u64::from(second > 3) });
     sample.lost = over;
