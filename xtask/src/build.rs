@@ -61,6 +61,24 @@ pub fn all(release: bool) -> Result<()> {
     Ok(())
 }
 
+/// The unit tests of ctwatch as a program, without what only a debugger reads.
+pub fn unit_tests() -> Result<PathBuf> {
+    let step = Step::begin("building the unit tests for a guest");
+    let arguments = ["test", "--no-run", "--package", "ctwatch", "--lib", "--message-format", "json"];
+    let messages = step::read(cargo().args(arguments))?;
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_test = message["profile"]["test"] == true && message["target"]["name"] == "ctwatch";
+        message["executable"].as_str().filter(|_| is_test).map(PathBuf::from)
+    };
+    let built = messages.lines().find_map(executable).context("cargo built no unit tests of ctwatch")?;
+    let stripped = paths::target("guests/ctwatch-tests");
+    fs::create_dir_all(paths::target("guests")).context("creating target/guests")?;
+    step::run(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    step.end();
+    Ok(stripped)
+}
+
 /// Where cargo left the release binary.
 pub fn release_binary() -> Result<PathBuf> {
     #[derive(serde::Deserialize)]

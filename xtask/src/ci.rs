@@ -17,7 +17,7 @@ pub fn run() -> Result<()> {
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
     prototypes::run()?;
     bench::run(&bench::Options::check())?;
-    test::guests(&Selection::default())
+    test::guests(&Selection::full())
 }
 
 fn checked(what: &str, args: &[&str], variable: Option<(&str, &str)>) -> Result<()> {

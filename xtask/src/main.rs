@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod ci;
+mod complaints;
 mod guest;
 mod guest_protocol;
 mod packages;
@@ -72,10 +73,13 @@ enum Task {
         #[arg(long, default_value = "6.12")]
         kernel: String,
     },
-    /// Run unit tests, then every scenario on every kernel of the matrix
+    /// Run unit tests, then the scenarios that find most, on every kernel of the matrix
     Test {
-        /// Only tests whose names contain this
+        /// Only tests whose names contain this (or, behind `=`, are this), with all such scenarios
         filter: Option<String>,
+        /// Everything, where otherwise only what finds most is run
+        #[arg(long)]
+        full: bool,
         /// Only on this kernel (may be repeated)
         #[arg(long = "kernel")]
         kernels: Vec<String>,
@@ -156,8 +160,8 @@ fn run(task: Task) -> Result<ExitCode> {
             return vm::run(&kernel.context("no kernel given")?, &command, no_conntrack);
         }
         Task::Demo { kernel } => return demo(&kernel),
-        Task::Test { filter, kernels, guests, source, jobs } => {
-            let selection = test::Selection { filter, kernels, source, jobs };
+        Task::Test { filter, full, kernels, guests, source, jobs } => {
+            let selection = test::Selection { filter, kernels, source, jobs, full };
             if guests { test::guests(&selection)? } else { test::run(&selection)? }
         }
         Task::Prototypes => prototypes::run()?,

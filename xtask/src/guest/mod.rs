@@ -5,9 +5,11 @@
 
 mod attacker;
 mod bench;
+mod budget;
 mod ctwatch;
 mod demo;
 mod init;
+mod kernel_log;
 mod modules;
 mod prototypes;
 mod report;
@@ -109,11 +111,6 @@ enum Mode {
 /// The names of all scenarios, in the order they run.
 pub fn scenario_names() -> impl Iterator<Item = &'static str> {
     scenarios::all().into_iter().map(|scenario| scenario.name)
-}
-
-/// Those that a guest with these filters runs.
-pub fn scenarios_wanted(filters: &[String]) -> impl Iterator<Item = &'static str> {
-    scenario_names().filter(|name| scenarios::wanted(filters, name))
 }
 
 /// Runs one mode; as PID 1 it is the guest's init around it, and never comes back.

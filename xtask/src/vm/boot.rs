@@ -17,6 +17,7 @@ use nix::sys::termios;
 
 use super::initramfs::Initramfs;
 use super::kernels::Kernel;
+use crate::complaints::{self, Complaint};
 use crate::guest_protocol::{Line, PIPED, TERMINAL_MODE};
 use crate::paths::{self, program};
 use crate::step::{self, say};
@@ -62,25 +63,9 @@ pub struct End {
     status: ExitStatus,
     qemu: String,
     /// What its kernel said when it crashed.
-    crash: Option<String>,
+    crash: Option<Complaint>,
     /// The last lines of its console.
     pub console: String,
-}
-
-/// How a kernel's last words begin: panic() of kernel/panic.c, die() of arch/x86/kernel/dumpstack.c, 5.10 to 7.3. Not
-/// the watchdogs' warnings, which an emulated CPU that has to wait for a real one sets off.
-const LAST_WORDS: [&str; 5] = ["Oops", "int3: ", "BUG: kernel", "general protection fault", "Kernel panic"];
-
-/// The first line of a console that says that the kernel crashed.
-fn crash(console: &str) -> Option<&str> {
-    console.lines().find(|line| LAST_WORDS.iter().any(|word| line.contains(word)))
-}
-
-/// Whether a crash is the emulator's: a CPU that ran a breakpoint by which the kernel had patched its code a moment
-/// before, and which was no longer there. qemu's threads translate code ahead (seen with static keys, in functions
-/// that nobody watches).
-fn is_emulators(crash: &str) -> bool {
-    crash.contains("int3: ")
 }
 
 impl End {
@@ -96,13 +81,13 @@ impl End {
 
     /// Whether its kernel crashed by the emulator's fault.
     pub fn emulator_failed(&self) -> bool {
-        self.crash.as_deref().is_some_and(is_emulators)
+        self.crash.as_ref().is_some_and(Complaint::is_emulators)
     }
 
     /// Why a guest that is not complete ended, with what it last said.
     pub fn explain(&self) -> String {
         let why = match (&self.crash, self.timed_out) {
-            (Some(crash), _) => format!("its kernel crashed: {}", crash.trim()),
+            (Some(crash), _) => format!("its kernel crashed: {crash}"),
             (None, Some(limit)) => format!("it was stopped after {} s", limit.as_secs()),
             (None, None) if self.status.success() => "it powered off early".to_owned(),
             (None, None) => format!("qemu ended with {}", self.status),
@@ -170,7 +155,7 @@ impl<'a> Guest<'a> {
             timed_out: timed_out.then_some(self.limit),
             status,
             qemu: step::tail(&qemu, 10),
-            crash: crash(&printable(&console)).map(str::to_owned),
+            crash: complaints::all(&printable(&console)).into_iter().find(Complaint::is_crash),
             console: step::tail(&printable(&console), 60),
         })
     }
@@ -326,21 +311,5 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // A leftover only takes space; there is nobody to tell.
         let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crash_is_told_from_a_breakpoint_that_was_gone() {
-        let console = "[ 4.1] nf_conntrack: loaded\n[ 4.48] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\n\
-                       [ 4.48] Kernel panic - not syncing: Fatal exception in interrupt\n";
-        let said = crash(console).unwrap();
-        assert!(said.contains("[#1]") && is_emulators(said));
-        let said = crash("BUG: kernel NULL pointer dereference, address: 0\nOops: 0002 [#1] SMP\n").unwrap();
-        assert!(said.starts_with("BUG") && !is_emulators(said));
-        assert_eq!(crash("nf_conntrack: nf_conntrack: table full, dropping packet\n"), None);
     }
 }

@@ -67,6 +67,18 @@ impl Initramfs {
         Ok(Self { base })
     }
 
+    /// The same with one more program of this machine's, at `name`, and its libraries.
+    pub fn with_program(&self, name: &str, path: &Path) -> Result<Self> {
+        let mut base = self.base.clone();
+        base.file(name, 0o755, &read(path)?);
+        let mut libraries = BTreeSet::new();
+        add_libraries(path, &mut libraries)?;
+        for library in libraries {
+            base.file(&library, 0o755, &read(Path::new(&library))?);
+        }
+        Ok(Self { base })
+    }
+
     /// The whole archive for one boot.
     pub fn for_boot(&self, kernel: &Kernel, args: &[String]) -> Result<Vec<u8>> {
         let mut archive = self.base.clone();
@@ -132,7 +144,11 @@ fn utf8_locale(base: &mut Archive) -> Result<()> {
 fn add_program(base: &mut Archive, name: &str, libraries: &mut BTreeSet<String>) -> Result<()> {
     let path = program(name).with_context(|| format!("{name} is not installed"))?;
     base.file(&format!("bin/{name}"), 0o755, &read(&path)?);
-    let linked = step::output(Command::new("ldd").arg(&path))?.stdout;
+    add_libraries(&path, libraries)
+}
+
+fn add_libraries(path: &Path, libraries: &mut BTreeSet<String>) -> Result<()> {
+    let linked = step::output(Command::new("ldd").arg(path))?.stdout;
     for line in linked.lines() {
         if line.contains("not found") {
             bail!("{} misses a library: {}", path.display(), line.trim());

@@ -50,6 +50,12 @@ impl Kernel {
         self.directory.join("modules")
     }
 
+    /// One that is on no disk, for tests of what is run where.
+    #[cfg(test)]
+    pub fn named(name: &str, release: &str) -> Self {
+        Self { name: name.to_owned(), release: release.to_owned(), directory: PathBuf::new() }
+    }
+
     fn on_disk(name: &str, release: &str) -> Option<Self> {
         let directory = store().join(release);
         let kept = fs::read_to_string(directory.join("selection")).ok()?;

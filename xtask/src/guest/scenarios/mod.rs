@@ -19,6 +19,7 @@ mod spaces;
 mod table;
 mod trace;
 mod traffic;
+mod units;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+use super::ctwatch::TooBusy;
+use super::kernel_log::KernelLog;
 use super::report::{Outcome, Report};
 use super::space::Space;
 
@@ -80,6 +83,7 @@ pub(super) fn all() -> Vec<Scenario> {
         attacker::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
+        units::SCENARIOS,
     ]
     .concat()
 }
@@ -96,25 +100,65 @@ pub(super) fn wanted(filters: &[String], name: &str) -> bool {
 /// Runs those that are asked for and reports each.
 pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
+    let mut log = KernelLog::open()?;
     let mut failed = false;
+    let start = Instant::now();
+    if let Some(complaints) = log.complaints()? {
+        failed = true;
+        report.scenario("kernel::boot", &Outcome::Failed(complaints), start.elapsed())?;
+    }
     for scenario in all().into_iter().filter(|scenario| wanted(filters, scenario.name)) {
-        let start = Instant::now();
-        let outcome = match std::panic::catch_unwind(scenario.run) {
-            Ok(Ok(())) => Outcome::Ok,
-            Ok(Err(error)) => match error.downcast_ref::<Skip>() {
-                Some(skip) => Outcome::Skipped(skip.to_string()),
-                None => Outcome::Failed(format!("{error:#}")),
-            },
-            Err(_) => Outcome::Failed("it panicked; the console has the message".to_owned()),
-        };
-        failed |= matches!(outcome, Outcome::Failed(_));
-        report.scenario(scenario.name, &outcome, start.elapsed())?;
+        let mut again = true;
+        while again {
+            let start = Instant::now();
+            let result = std::panic::catch_unwind(scenario.run);
+            let outcome = outcome(result, again, log.complaints()?);
+            failed |= matches!(outcome, Outcome::Failed(_));
+            again = matches!(outcome, Outcome::Repeated(_));
+            report.scenario(scenario.name, &outcome, start.elapsed())?;
+        }
     }
     report.end(i32::from(failed)).context("the last result")?;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// What a run of a scenario means; `again` says that it may be repeated.
+fn outcome(
+    result: std::thread::Result<anyhow::Result<()>>,
+    again: bool,
+    complaints: Option<String>,
+) -> Outcome {
+    let said = match result {
+        Ok(Ok(())) => Outcome::Ok,
+        Ok(Err(error)) if error.is::<Skip>() => Outcome::Skipped(format!("{error:#}")),
+        Ok(Err(error)) if error.is::<TooBusy>() && again => Outcome::Repeated(format!("{error:#}")),
+        Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
+        Err(_) => Outcome::Failed("it panicked; the console has the message".to_owned()),
+    };
+    match (said, complaints) {
+        (said, None) => said,
+        (Outcome::Failed(detail), Some(complaints)) => Outcome::Failed(format!("{complaints}\n{detail}")),
+        (_, Some(complaints)) => Outcome::Failed(complaints),
+    }
+}
+
 /// The namespace that scenarios use unless they need several.
 fn init() -> Space {
     Space::init()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_machine_is_believed_once_and_a_complaint_always_counts() {
+        let busy = || Ok(Err(anyhow::Error::from(TooBusy("lost 272".to_owned())).context("in a trial")));
+        assert!(matches!(outcome(busy(), true, None), Outcome::Repeated(_)));
+        assert!(matches!(outcome(busy(), false, None), Outcome::Failed(_)));
+        let complaint = || Some("WARNING: x".to_owned());
+        assert!(matches!(outcome(Ok(Ok(())), true, complaint()), Outcome::Failed(_)));
+        assert!(matches!(outcome(busy(), true, complaint()), Outcome::Failed(_)));
+        assert!(matches!(outcome(Ok(Err(Skip("no".to_owned()).into())), true, None), Outcome::Skipped(_)));
+    }
 }

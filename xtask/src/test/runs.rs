@@ -1,0 +1,198 @@
+//! Which scenarios run where: shared out by what can differ.
+
+use std::collections::VecDeque;
+
+use super::Selection;
+use crate::guest;
+use crate::vm::kernels::Kernel;
+
+/// The scenario that runs the unit tests which need root, and where their program is in its guest.
+const AS_ROOT: &str = "units::as_root";
+/// See [`AS_ROOT`].
+pub(super) const UNIT_TESTS: &str = "bin/ctwatch-tests";
+
+/// One boot: a kernel, and the source that ctwatch counts by.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Run<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) source: &'static str,
+    pub(super) names: Vec<&'static str>,
+}
+
+impl Run<'_> {
+    /// Whether its guest needs the program at [`UNIT_TESTS`].
+    pub(super) fn needs_unit_tests(&self) -> bool {
+        self.names.contains(&AS_ROOT)
+    }
+}
+
+/// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
+const COUNTING: [&str; 11] = [
+    "traffic::",
+    "full::unassured",
+    "full::assured",
+    "full::mixed",
+    "delete::",
+    "netlink::",
+    "clash::",
+    "netns::",
+    "attacker::",
+    "nat::",
+    "filter::",
+];
+
+/// Beside it, by kprobes.
+const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
+
+/// Beside it, by netlink: how it behaves.
+const BY_NETLINK: [&str; 2] = ["manners::waits_for_conntrack", "manners::sigint"];
+
+/// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
+const ANYWHERE: [&str; 14] = [
+    AS_ROOT,
+    "screen::",
+    "manners::count",
+    "manners::closed_pipe",
+    "manners::wrong_usage",
+    "manners::unprivileged",
+    "manners::without_btf",
+    "table::at_a_terminal",
+    "table::shown_and_left_out",
+    "table::unprivileged",
+    "table::filters",
+    "doctor::wrong_usage",
+    "doctor::resolver",
+    "trace::sigterm_and_closed_pipe",
+];
+
+/// Where these run, if it is among the kernels.
+const ONE: &str = "6.12";
+
+/// What finds most in little time, on each kernel.
+const QUICK: [&str; 16] = [
+    "traffic::udp",
+    "traffic::tcp_close",
+    "traffic::icmp_echo",
+    "full::unassured",
+    "full::assured",
+    "delete::timeout",
+    "delete::tcp_refused",
+    "delete::flush",
+    "netlink::insert",
+    "clash::udp_merged",
+    "clash::chaintoolong",
+    "nat::dnat",
+    "ranking::evicted_and_refused",
+    "trace::burst_auto",
+    "table::equals_conntrack",
+    "doctor::raise_limit",
+];
+
+/// Every kernel by the source that ctwatch chooses there; what it counts once more by kprobes, which is what remains
+/// where trampolines are refused (on 5.10 kprobes are what it chooses); and by netlink, which remains where probes are.
+pub(super) fn plan<'a>(kernels: &'a [Kernel], selection: &Selection) -> VecDeque<Run<'a>> {
+    let one = kernels.iter().position(|kernel| kernel.name == ONE).unwrap_or(kernels.len().saturating_sub(1));
+    let mut runs = VecDeque::new();
+    for source in ["auto", "kprobe", "netlink"] {
+        for (index, kernel) in kernels.iter().enumerate() {
+            let wanted = |name: &&'static str| {
+                asked(selection, name) && runs_here(selection, name, source, kernel, index == one)
+            };
+            let names: Vec<&'static str> = guest::scenario_names().filter(wanted).collect();
+            let source_wanted = selection.source.as_deref().is_none_or(|asked| asked == source);
+            if source_wanted && !names.is_empty() {
+                runs.push_back(Run { kernel, source, names });
+            }
+        }
+    }
+    runs
+}
+
+fn asked(selection: &Selection, name: &str) -> bool {
+    if selection.is_quick() {
+        return QUICK.contains(&name);
+    }
+    selection.filter.as_deref().is_none_or(|part| match part.strip_prefix('=') {
+        Some(whole) => name == whole,
+        None => name.contains(part),
+    })
+}
+
+fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, is_one: bool) -> bool {
+    let any = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    match source {
+        "auto" => is_one || !any(&ANYWHERE),
+        // What was asked for by name is asked for by kprobes too.
+        "kprobe" if is_5_10(kernel) || any(&[AS_ROOT]) => false,
+        "kprobe" if selection.is_quick() => is_one && any(&COUNTING),
+        "kprobe" => selection.filter.is_some() || any(&COUNTING) || any(&BY_KPROBE),
+        // A scenario about probes means nothing by netlink, even where it was asked for.
+        _ if selection.is_quick() && !is_one => false,
+        // On 5.10 two minutes pass between the collector's rounds, which the first run of this kernel waits for.
+        _ if is_5_10(kernel) && name == "clash::udp_reply_only" => false,
+        _ => any(&COUNTING) || any(&BY_NETLINK),
+    }
+}
+
+fn is_5_10(kernel: &Kernel) -> bool {
+    kernel.release.starts_with("5.10.")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn matrix() -> Vec<Kernel> {
+        [
+            ("5.10", "5.10.0-46-cloud-amd64"),
+            ("6.1", "6.1.0-56-cloud-amd64"),
+            ("6.12", "6.12.1+deb13-cloud-amd64"),
+        ]
+        .map(|(name, release)| Kernel::named(name, release))
+        .to_vec()
+    }
+
+    #[test]
+    fn the_full_plan_runs_every_scenario_and_the_quick_one_some_on_each_kernel() {
+        let kernels = matrix();
+        let full = plan(&kernels, &Selection::full());
+        let all: BTreeSet<&str> = guest::scenario_names().collect();
+        let run: BTreeSet<&str> = full.iter().flat_map(|run| run.names.iter().copied()).collect();
+        assert_eq!(run, all);
+        let quick = plan(&kernels, &Selection::default());
+        for kernel in &kernels {
+            let here = quick.iter().find(|run| run.kernel == kernel && run.source == "auto").unwrap();
+            assert_eq!(here.names.len(), QUICK.len(), "on {}", kernel.name);
+        }
+    }
+
+    #[test]
+    fn what_no_kernel_can_change_runs_once() {
+        let kernels = matrix();
+        let full = plan(&kernels, &Selection::full());
+        let times = |name: &str| full.iter().filter(|run| run.names.contains(&name)).count();
+        assert_eq!(times("manners::wrong_usage"), 1);
+        assert_eq!(times(AS_ROOT), 1);
+        assert_eq!(times("traffic::udp"), 8, "three by auto, two by kprobes, three by netlink");
+        for part in ANYWHERE.iter().chain(&COUNTING).chain(&BY_KPROBE).chain(&BY_NETLINK) {
+            assert!(guest::scenario_names().any(|name| name.contains(part)), "no scenario is called {part}");
+        }
+        // Where that kernel is not asked for, another one does it.
+        let alone =
+            plan(&kernels[..2], &Selection { filter: Some("screen::".to_owned()), ..Selection::default() });
+        assert!(alone.iter().any(|run| run.kernel.name == "6.1" && run.source == "auto"));
+    }
+
+    #[test]
+    fn a_whole_name_is_asked_for_without_those_that_begin_alike() {
+        let kernels = matrix();
+        let names = |filter: &str| {
+            let selection = Selection { filter: Some(filter.to_owned()), ..Selection::default() };
+            plan(&kernels, &selection)[0].names.clone()
+        };
+        assert_eq!(names("=traffic::udp"), ["traffic::udp"]);
+        assert!(names("traffic::udp").len() > 1);
+    }
+}
