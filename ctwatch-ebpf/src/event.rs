@@ -1,6 +1,6 @@
 //! The one table of events: what each is called, which group it belongs to, and what kind of news it is.
 //!
-//! Everything that names, groups, adds up or filters events reads it here. `docs/adding-an-event.md` shows how to add one.
+//! Everything that names, groups, adds up or filters events reads it here.
 
 use crate::Counters;
 
