@@ -113,3 +113,43 @@ fn this_machine_gets_an_answer() {
     assert_eq!(output.status.code(), code.map(|code| i32::try_from(code).unwrap()));
     assert_eq!(modules(), before);
 }
+
+/// What a stranger's capture holds is told, and never becomes part of a command.
+#[test]
+fn nothing_of_a_capture_is_printed_as_a_command() {
+    const HOSTILE: &str = "x;touch ctwatch-was-here;$(touch ctwatch-was-here)\nreboot #";
+    let text = std::fs::read_to_string(machine("container")).unwrap();
+    let mut facts: Value = serde_json::from_str(&text).unwrap();
+    let namespace = &mut facts["namespaces"][0];
+    namespace["own"] = false.into();
+    for name in ["enter", "name"] {
+        namespace[name] = HOSTILE.into();
+    }
+    for rule in namespace["nft"]["rules"].as_array_mut().unwrap() {
+        for name in ["family", "table", "chain", "text"] {
+            rule[name] = HOSTILE.into();
+        }
+    }
+    for module in facts["modules"].as_array_mut().unwrap() {
+        if module["name"] == "nf_conntrack" {
+            module["used_by"].as_array_mut().unwrap().push(HOSTILE.into());
+        }
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), facts.to_string()).unwrap();
+    let output = doctor(&["--json", "--all", "--from", file.path().to_str().unwrap()]);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (mut commands, mut left_out) = (0, 0);
+    for finding in object["findings"].as_array().unwrap() {
+        for remedy in finding["remedies"].as_array().unwrap() {
+            for list in ["commands", "persist", "undo"] {
+                for command in remedy[list].as_array().unwrap() {
+                    commands += 1;
+                    assert!(!command.as_str().unwrap().contains("was-here"), "{command}");
+                }
+            }
+            left_out += remedy["left_out"].as_array().map_or(0, Vec::len);
+        }
+    }
+    assert!(commands > 0 && left_out > 0, "{object}");
+}

@@ -6,6 +6,7 @@ use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
 
 use super::latency::Latency;
+use super::way::Way;
 use crate::kernel::facts::Presence;
 use crate::model::SourceKind;
 
@@ -59,8 +60,8 @@ pub struct Namespace {
     pub name: String,
     /// Whether doctor ran in it.
     pub own: bool,
-    /// What must stand before a command for it to run there; empty for the own namespace.
-    pub enter: String,
+    /// How a command gets there.
+    pub enter: Way,
     /// Entries at the start of the sample (`nf_conntrack_count`).
     pub count: Option<u64>,
     /// Entries at its end.
@@ -136,6 +137,15 @@ pub struct Listing {
     pub rules: Vec<Rule>,
     /// Whether some chain drops what no rule accepts.
     pub drops_by_default: bool,
+    /// Names and texts that the tool would not read back as it prints them: rules that hold such cannot be saved and
+    /// loaded again.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub unquotable: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Whether rules could be listed.
@@ -164,6 +174,9 @@ pub struct Rule {
     pub chain: String,
     /// nft's handle.
     pub handle: Option<u64>,
+    /// Its place in its chain, counted from 1, where it has no handle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
     /// As the tool writes it.
     pub text: String,
     /// What in it needs tracking.

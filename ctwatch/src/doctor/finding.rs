@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::command::{Command, Refused};
+use super::facts::Namespace;
+
 /// How bad it is, as monitoring plugins answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,15 +74,27 @@ pub struct Remedy {
     /// What it does.
     pub what: String,
     /// Commands for this machine, to be run as root in this order.
-    pub commands: Vec<String>,
+    pub commands: Vec<Command>,
     /// Commands that make it last over a reboot.
-    pub persist: Vec<String>,
+    pub persist: Vec<Command>,
     /// Commands that undo both.
-    pub undo: Vec<String>,
+    pub undo: Vec<Command>,
+    /// What no command is given for, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
     /// What it costs: memory, security, lost NAT or stateful rules.
     pub price: String,
     /// Whether it is another way to the same end as the one before it.
     pub alternative: bool,
+}
+
+impl Remedy {
+    /// The same where no command reaches the namespace.
+    #[must_use]
+    pub fn without(mut self, namespace: &Namespace, why: Refused) -> Self {
+        self.left_out.push(format!("namespace {} (inode {}): {why}", namespace.name, namespace.netns));
+        self
+    }
 }
 
 /// One thing found.

@@ -4,6 +4,7 @@
 //! machine, and it changes nothing there.
 
 pub mod checks;
+pub mod command;
 pub mod explain;
 pub mod facts;
 pub mod finding;
@@ -13,7 +14,9 @@ pub mod mask;
 pub mod remedies;
 pub mod text;
 pub mod timeouts;
+pub mod way;
 
 pub use checks::diagnose;
+pub use command::{Arg, Call, Command};
 pub use facts::Facts;
 pub use finding::{Diagnosis, Finding, Remedy, Status};

@@ -108,6 +108,9 @@ fn remedy_text(out: &mut String, remedy: &Remedy) {
             let _ = writeln!(out, "{INDENT}    {command}");
         }
     }
+    for left in &remedy.left_out {
+        wrap(out, &format!("{INDENT}  "), &format!("Left out: {left}."));
+    }
 }
 
 /// Bars for buckets of nanoseconds, as long as their share of the fullest; `None` for any other value.

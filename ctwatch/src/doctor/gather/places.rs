@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::doctor::way::Way;
 use crate::source::namespaces::{self, Roots};
 
 /// How many namespaces are looked at closely: the own one and those found first.
@@ -16,8 +17,8 @@ pub struct Place {
     pub name: String,
     /// Whether the calling thread is in it.
     pub own: bool,
-    /// What must stand before a command for it to run there.
-    pub enter: String,
+    /// How a command gets there.
+    pub enter: Way,
     path: PathBuf,
 }
 
@@ -26,10 +27,10 @@ pub fn find() -> Vec<Place> {
     let roots = Roots::default();
     let Ok(own) = roots.own() else { return Vec::new() };
     let mut places: Vec<Place> = Vec::new();
-    let mut add = |netns: u32, name: Option<String>, enter: String, path: PathBuf| {
+    let mut add = |netns: u32, name: Option<String>, enter: Way, path: PathBuf| {
         if places.len() < MOST && !places.iter().any(|place| place.netns == netns) {
             let name = name.unwrap_or_else(|| netns.to_string());
-            let enter = if netns == own { String::new() } else { enter };
+            let enter = if netns == own { Way::Own } else { enter };
             places.push(Place { netns, name, own: netns == own, enter, path });
         }
     };
@@ -38,18 +39,17 @@ pub fn find() -> Vec<Place> {
     let named = roots.named(usize::MAX);
     let own_name =
         name_of_own.or_else(|| named.iter().find(|named| named.2 == own).map(|named| named.0.clone()));
-    add(own, own_name, String::new(), roots.proc.join("thread-self/ns/net"));
+    add(own, own_name, Way::Own, roots.proc.join("thread-self/ns/net"));
     if let Some(init) = init {
-        add(init, Some("init".into()), "nsenter --net=/proc/1/ns/net -- ".into(), roots.way_of(1));
+        add(init, Some("init".into()), Way::Process(1), roots.way_of(1));
     }
     for (name, path, netns) in named {
-        let enter = format!("ip netns exec {name} ");
+        let enter = Way::Named(name.clone());
         add(netns, Some(name), enter, path);
     }
     for pid in roots.processes() {
         if let Some(netns) = roots.of_process(pid) {
-            let path = roots.way_of(pid);
-            add(netns, None, format!("nsenter --net={} -- ", path.display()), path);
+            add(netns, None, Way::Process(pid), roots.way_of(pid));
         }
     }
     places

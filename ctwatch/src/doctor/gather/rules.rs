@@ -7,6 +7,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::system::{Kernel, run};
+use crate::doctor::command::Arg;
 use crate::doctor::facts::{Listing, ListingState, Rule, RuleKind};
 
 /// Matches and targets of xtables that take a reference on tracking (`nf_ct_netns_get` in their checkentry, 5.10 to 7.3).
@@ -93,6 +94,7 @@ fn parse_nft(json: &str, text: &str) -> Result<Listing, serde_json::Error> {
     let mut listing = Listing { state: ListingState::Listed, ..Listing::default() };
     for object in ruleset["nftables"].as_array().into_iter().flatten().filter_map(Value::as_object) {
         for (kind, body) in object {
+            listing.unquotable += u64::from(kind != "metainfo" && !reads_back(body));
             if kind == "chain" && body["policy"] == "drop" && body["type"] == "filter" {
                 listing.drops_by_default = true;
             }
@@ -100,6 +102,23 @@ fn parse_nft(json: &str, text: &str) -> Result<Listing, serde_json::Error> {
         }
     }
     Ok(listing)
+}
+
+/// Whether nft would read an object back as it prints it: it escapes nothing.
+fn reads_back(body: &Value) -> bool {
+    let is_name = |key: &str| body[key].as_str().is_none_or(|name| Arg::nft_name(name).is_ok());
+    ["table", "chain", "name"].into_iter().all(is_name) && no_text_breaks_out(body)
+}
+
+fn no_text_breaks_out(value: &Value) -> bool {
+    // U+FFFD stands for bytes that were no UTF-8.
+    let harmless = |text: &str| !text.contains(|char: char| char.is_control() || "\"\u{fffd}".contains(char));
+    match value {
+        Value::String(text) => harmless(text),
+        Value::Array(items) => items.iter().all(no_text_breaks_out),
+        Value::Object(fields) => fields.iter().all(|(key, inner)| harmless(key) && no_text_breaks_out(inner)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+    }
 }
 
 type Texts = BTreeMap<(String, String, u64), String>;
@@ -146,6 +165,7 @@ fn nft_object(kind: &str, body: &Value, texts: &Texts) -> Option<Rule> {
         table: word("table"),
         chain,
         handle,
+        number: None,
         text,
         needs: needs.into_iter().collect(),
     })
@@ -200,13 +220,23 @@ fn nft_texts(text: &str) -> Texts {
 fn parse_iptables(save: &str, family: &str) -> Listing {
     let mut listing = Listing { state: ListingState::Listed, ..Listing::default() };
     let mut table = "";
-    for line in save.lines() {
+    let mut numbers: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut rest = save;
+    while !rest.is_empty() {
+        let line;
+        (line, rest) = xt_line(rest);
         if let Some(name) = line.strip_prefix('*') {
             table = name.trim();
+            numbers.clear();
         } else if let Some(chain) = line.strip_prefix(':') {
             listing.drops_by_default |= table == "filter" && chain.split_whitespace().nth(1) == Some("DROP");
         } else if let Some(rule) = line.strip_prefix("-A ") {
-            let words: Vec<&str> = rule.split_whitespace().collect();
+            let words = xt_words(rule);
+            let chain = words.first().copied().unwrap_or_default();
+            let number = numbers.entry(chain).or_default();
+            *number += 1;
+            listing.unquotable +=
+                u64::from(rule.contains(|char: char| char.is_control() || char == '\u{fffd}'));
             let named = words.windows(2).filter(|pair| ["-m", "-j"].contains(&pair[0])).map(|pair| pair[1]);
             let needs: BTreeSet<String> = named.filter(|name| XT.contains(name)).map(str::to_owned).collect();
             let notrack = words.contains(&"--notrack") || words.ends_with(&["-j", "NOTRACK"]);
@@ -217,14 +247,48 @@ fn parse_iptables(save: &str, family: &str) -> Listing {
                 kind: if notrack { RuleKind::Notrack } else { RuleKind::Rule },
                 family: family.into(),
                 table: table.into(),
-                chain: words.first().copied().unwrap_or_default().into(),
+                chain: chain.into(),
                 handle: None,
+                number: Some(*number),
                 text: rule.to_owned(),
                 needs: needs.into_iter().collect(),
             });
         }
     }
     listing
+}
+
+/// The first line of a saved ruleset and what comes after it. A comment may hold a line's end, between quotes
+/// (`xtables_save_string`); only rules hold comments.
+fn xt_line(text: &str) -> (&str, &str) {
+    let (mut quoted, mut escaped) = (false, false);
+    let rule = text.starts_with("-A ");
+    let end = text.find(|char| {
+        let literal = std::mem::take(&mut escaped);
+        match char {
+            '\n' => return !quoted,
+            '"' if rule && !literal => quoted = !quoted,
+            '\\' if quoted && !literal => escaped = true,
+            _ => {}
+        }
+        false
+    });
+    end.map_or((text, ""), |end| (&text[..end], &text[end + 1..]))
+}
+
+/// The words of a rule; what stands between quotes is one of them, quotes included.
+fn xt_words(rule: &str) -> Vec<&str> {
+    let (mut quoted, mut escaped) = (false, false);
+    let words = rule.split(|char: char| {
+        let literal = std::mem::take(&mut escaped);
+        match char {
+            '"' if !literal => quoted = !quoted,
+            '\\' if quoted && !literal => escaped = true,
+            _ => {}
+        }
+        !quoted && char.is_whitespace()
+    });
+    words.filter(|word| !word.is_empty()).collect()
 }
 
 #[cfg(test)]

@@ -92,3 +92,41 @@ fn iptables_rules_are_known_by_match_and_target() {
         ]
     );
 }
+
+#[test]
+fn a_comment_is_no_rule_and_shifts_no_number() {
+    let save = "*filter\n:INPUT ACCEPT [0:0]\n\
+                -A INPUT -m comment --comment \"x \\\" -m conntrack\n-A INPUT -j CT\" -j ACCEPT\n\
+                -A FORWARD -j ACCEPT\n\
+                -A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n";
+    let listing = parse_iptables(save, "ip");
+    assert_eq!(listing.rules.len(), 1, "{:?}", listing.rules);
+    assert_eq!(
+        (listing.rules[0].number, listing.rules[0].text.as_str()),
+        (Some(2), "INPUT -m state --state NEW -j ACCEPT")
+    );
+    assert_eq!(listing.unquotable, 1);
+}
+
+#[test]
+fn what_nft_would_not_read_back_is_counted() {
+    let count = |object: &str| {
+        let json = format!("{{\"nftables\": [{{\"metainfo\": {{}}}}, {object}]}}");
+        parse_nft(&json, "").unwrap().unquotable
+    };
+    assert_eq!(count(r#"{"table": {"family": "ip", "name": "filter", "handle": 1}}"#), 0);
+    assert_eq!(count(r#"{"table": {"family": "ip", "name": "a;flush ruleset", "handle": 1}}"#), 1);
+    assert_eq!(count(r#"{"chain": {"family": "ip", "table": "t", "name": "c d", "handle": 1}}"#), 1);
+    assert_eq!(
+        count(
+            r#"{"rule": {"family": "ip", "table": "t", "chain": "c", "handle": 1, "comment": "für \u00dc"}}"#
+        ),
+        0
+    );
+    for comment in [r#"a\"; reboot"#, r"a\nb", r"\u001b[2J", r"\u007f", r"\u009b"] {
+        let rule = format!(
+            r#"{{"rule": {{"family": "ip", "table": "t", "chain": "c", "handle": 1, "comment": "{comment}"}}}}"#
+        );
+        assert_eq!(count(&rule), 1, "{comment}");
+    }
+}

@@ -2,7 +2,8 @@
 
 use ctwatch_ebpf::Event;
 
-use super::settings_at_boot;
+use super::{Setting, settings_at_boot};
+use crate::doctor::command::{Command, Place};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 use crate::doctor::text::{bytes, thousands};
@@ -56,11 +57,10 @@ pub fn recommended(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     (limit > max).then_some(limit)
 }
 
-/// A command line's prefix that reaches the first namespace, the only one that may set limit and buckets; the flag
-/// tells whether it is reached from here at all.
-fn from_first(facts: &Facts) -> (String, bool) {
-    let first = facts.namespaces.iter().find(|namespace| namespace.limit_writable);
-    (first.map_or_else(String::new, |first| first.enter.clone()), first.is_some())
+/// The first namespace, the only one that may set limit and buckets; `Err` where it is not reached from here.
+fn first(facts: &Facts) -> Result<Option<Place>, ()> {
+    let first = facts.namespaces.iter().find(|namespace| namespace.limit_writable).ok_or(())?;
+    first.place().map_err(drop)
 }
 
 /// Raising the limit, with as many buckets.
@@ -71,11 +71,11 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     let mut settings = Vec::new();
     let mut old = Vec::new();
     if buckets < limit {
-        settings.push(("net.netfilter.nf_conntrack_buckets".to_owned(), limit));
-        old.push(("net.netfilter.nf_conntrack_buckets", buckets));
+        settings.push(Setting { sysctl: "buckets", value: limit });
+        old.push(Setting { sysctl: "buckets", value: buckets });
     }
-    settings.push(("net.netfilter.nf_conntrack_max".to_owned(), limit));
-    old.push(("net.netfilter.nf_conntrack_max", max));
+    settings.push(Setting { sysctl: "max", value: limit });
+    old.push(Setting { sysctl: "max", value: max });
     let more = table_bytes(facts, limit, limit.max(buckets)).saturating_sub(table_bytes(facts, max, buckets));
     Some(set(
         facts,
@@ -96,8 +96,8 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
             facts,
             ("more-buckets", "buckets"),
             format!("Give the table a bucket for each entry it may hold: {}", thousands(wanted)),
-            &[("net.netfilter.nf_conntrack_buckets".to_owned(), wanted)],
-            &[("net.netfilter.nf_conntrack_buckets", buckets)],
+            &[Setting { sysctl: "buckets", value: wanted }],
+            &[Setting { sysctl: "buckets", value: buckets }],
             format!(
                 "{} of memory, and one pass over the table while it is rebuilt",
                 bytes((wanted - buckets).saturating_mul(BUCKET))
@@ -108,31 +108,24 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
 
 fn set(
     facts: &Facts,
-    (id, name): (&'static str, &str),
+    (id, name): (&'static str, &'static str),
     what: String,
-    settings: &[(String, u64)],
-    old: &[(&str, u64)],
+    settings: &[Setting],
+    old: &[Setting],
     price: String,
 ) -> Remedy {
-    let (enter, reachable) = from_first(facts);
+    let first = first(facts);
+    let place = first.as_ref().ok().and_then(Option::as_ref);
     let (persist, forget) = settings_at_boot(facts, name, settings);
-    let mut undo: Vec<String> =
-        old.iter().rev().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect();
+    let mut undo: Vec<Command> = old.iter().rev().map(|setting| setting.apply(place)).collect();
     undo.extend(forget);
-    let what = if reachable {
+    let what = if first.is_ok() {
         what
     } else {
         format!("On the host, since only the first namespace may: {}", lower_first(&what))
     };
-    Remedy {
-        id,
-        what,
-        commands: settings.iter().map(|(key, value)| format!("{enter}sysctl -w {key}={value}")).collect(),
-        persist,
-        undo,
-        price,
-        alternative: false,
-    }
+    let commands = settings.iter().map(|setting| setting.apply(place)).collect();
+    Remedy { id, what, commands, persist, undo, price, ..Remedy::default() }
 }
 
 fn lower_first(text: &str) -> String {

@@ -6,6 +6,7 @@ pub mod resolver;
 pub mod switch_off;
 pub mod timeouts;
 
+use super::command::{Arg, Call, Command, Place};
 use super::facts::Facts;
 use crate::kernel::facts::Presence;
 
@@ -24,42 +25,43 @@ pub const IDS: [&str; 7] = [
 /// Where commands that are only for one boot are repeated from at the next.
 const SYSCTL_DIRECTORY: &str = "/etc/sysctl.d";
 
-/// A word for the shell.
-fn quote(word: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=,@%+".contains(&byte);
-    if !word.is_empty() && word.bytes().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
+/// A sysctl of connection tracking and a value for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name without `net.netfilter.nf_conntrack_`.
+    pub sysctl: &'static str,
+    /// The value.
+    pub value: u64,
+}
+
+impl Setting {
+    fn text(self, between: &'static str) -> Arg {
+        Arg::joined([
+            "net.netfilter.nf_conntrack_".into(),
+            self.sysctl.into(),
+            between.into(),
+            self.value.into(),
+        ])
+    }
+
+    /// What sets it, there.
+    pub fn apply(self, place: Option<&Place>) -> Command {
+        Call::new("sysctl").at(place).arg("-w").arg(self.text("=")).into()
     }
 }
 
 /// Commands that make settings last, and those that undo that. The name is the remedy's own, so that undoing one leaves
 /// another's files alone.
-fn settings_at_boot(facts: &Facts, name: &str, settings: &[(String, u64)]) -> (Vec<String>, Vec<String>) {
-    let file = format!("{SYSCTL_DIRECTORY}/90-ctwatch-{name}.conf");
-    let lines: Vec<String> = settings.iter().map(|(key, value)| format!("{key} = {value}\\n")).collect();
-    let mut persist = vec![format!("printf '{}' > {file}", lines.concat())];
-    let mut undo = vec![format!("rm -f {file}")];
+fn settings_at_boot(facts: &Facts, name: &'static str, settings: &[Setting]) -> (Vec<Command>, Vec<Command>) {
+    let file = Arg::joined([SYSCTL_DIRECTORY.into(), "/90-ctwatch-".into(), name.into(), ".conf".into()]);
+    let lines = settings.iter().map(|setting| setting.text(" = "));
+    let mut persist = vec![Call::new("printf").arg(r"%s\n").args(lines).into_file(file.clone()).into()];
+    let mut undo = vec![Call::new("rm").arg("-f").arg(file).into()];
     if facts.conntrack == Presence::Module {
         // Settings are applied early in the boot, when the module's sysctls do not exist yet.
-        let modules = format!("/etc/modules-load.d/ctwatch-{name}.conf");
-        persist.push(format!("echo nf_conntrack > {modules}"));
-        undo.push(format!("rm -f {modules}"));
+        let modules = Arg::joined(["/etc/modules-load.d/ctwatch-".into(), name.into(), ".conf".into()]);
+        persist.push(Call::new("echo").arg("nf_conntrack").into_file(modules.clone()).into());
+        undo.push(Call::new("rm").arg("-f").arg(modules).into());
     }
     (persist, undo)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shell_gets_one_word() {
-        assert_eq!(quote("udp_timeout=10"), "udp_timeout=10");
-        assert_eq!(quote("my chain"), "'my chain'");
-        assert_eq!(quote("it's"), r"'it'\''s'");
-        assert_eq!(quote("$(reboot)"), "'$(reboot)'");
-        assert_eq!(quote(""), "''");
-    }
 }

@@ -1,9 +1,11 @@
 //! Keeping a resolver's two queries from racing for one entry.
 
 use super::notrack;
+use crate::doctor::command::Call;
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 
+const FILE: &str = "/etc/resolv.conf";
 const SAVED: &str = "/root/ctwatch-resolv.conf";
 const UDP: u8 = 17;
 const DNS: u16 = 53;
@@ -30,16 +32,18 @@ fn one_query_at_a_time() -> Remedy {
                once for all of them by a DNS cache on this node"
             .into(),
         commands: vec![
-            format!("cat /etc/resolv.conf > {SAVED}"),
-            "echo 'options single-request-reopen' >> /etc/resolv.conf".into(),
+            Call::new("cat").arg(FILE).into_file(SAVED).into(),
+            Call::new("echo").arg("options single-request-reopen").onto_file(FILE).into(),
         ],
-        persist: Vec::new(),
         // Through a symbolic link, where the file is one.
-        undo: vec![format!("cat {SAVED} > /etc/resolv.conf"), format!("rm -f {SAVED}")],
+        undo: vec![
+            Call::new("cat").arg(SAVED).into_file(FILE).into(),
+            Call::new("rm").args(["-f", SAVED]).into(),
+        ],
         price: "one round trip more for each name looked up; musl (Alpine) ignores the option; what writes this file \
                 (DHCP, systemd-resolved, kubelet's dnsConfig, docker's --dns-option) takes it away again unless it is \
                 set there"
             .into(),
-        alternative: false,
+        ..Remedy::default()
     }
 }

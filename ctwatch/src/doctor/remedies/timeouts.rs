@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::settings_at_boot;
+use super::{Setting, settings_at_boot};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 use crate::doctor::text::{duration, percent, share, thousands};
@@ -40,17 +40,7 @@ pub fn excesses(namespace: &Namespace) -> Vec<Excess> {
 /// The command for one of them.
 pub fn shorten(facts: &Facts, namespace: &Namespace, excess: &Excess) -> Remedy {
     let Excess { timeout, now, freed } = *excess;
-    let key = format!("net.netfilter.nf_conntrack_{}", timeout.sysctl);
-    let enter = &namespace.enter;
-    let mut undo = vec![format!("{enter}sysctl -w {key}={now}")];
-    let mut persist = Vec::new();
-    // Files of settings are read for the first namespace alone.
-    if namespace.own && namespace.limit_writable {
-        let (keep, forget) = settings_at_boot(facts, timeout.sysctl, &[(key.clone(), timeout.proposed)]);
-        persist = keep;
-        undo.extend(forget);
-    }
-    Remedy {
+    let remedy = Remedy {
         id: "shorter-timeout",
         what: format!(
             "Let {} go after {} instead of {}: frees about {} entries ({}) once those now in the table have run out",
@@ -60,10 +50,21 @@ pub fn shorten(facts: &Facts, namespace: &Namespace, excess: &Excess) -> Remedy 
             thousands(freed),
             percent(share(freed, namespace.table.total))
         ),
-        commands: vec![format!("{enter}sysctl -w {key}={}", timeout.proposed)],
-        persist,
-        undo,
         price: timeout.price.into(),
-        alternative: false,
+        ..Remedy::default()
+    };
+    let place = match namespace.place() {
+        Ok(place) => place,
+        Err(why) => return remedy.without(namespace, why),
+    };
+    let proposed = Setting { sysctl: timeout.sysctl, value: timeout.proposed };
+    let mut undo = vec![Setting { value: now, ..proposed }.apply(place.as_ref())];
+    let mut persist = Vec::new();
+    // Files of settings are read for the first namespace alone.
+    if namespace.own && namespace.limit_writable {
+        let (keep, forget) = settings_at_boot(facts, timeout.sysctl, &[proposed]);
+        persist = keep;
+        undo.extend(forget);
     }
+    Remedy { commands: vec![proposed.apply(place.as_ref())], persist, undo, ..remedy }
 }
