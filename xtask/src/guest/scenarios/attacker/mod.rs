@@ -1,6 +1,7 @@
 //! A user without privileges on the same machine, in namespaces of their own: ctwatch lives and counts exactly.
 
 mod facts;
+mod names;
 mod netlink;
 
 use super::{Scenario, scenario};
@@ -8,4 +9,7 @@ use super::{Scenario, scenario};
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::facts", facts::no_addresses),
     scenario("attacker::netlink", netlink::forged_messages),
+    scenario("attacker::nft_names", names::nft_names),
+    scenario("attacker::xt_comment", names::xt_comment),
+    scenario("attacker::another_namespace", names::another_namespace),
 ];

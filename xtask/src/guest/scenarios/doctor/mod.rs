@@ -47,7 +47,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 const MAX: u32 = 2000;
 
 /// What doctor answered.
-struct Answer {
+pub(super) struct Answer {
     code: i32,
     object: Value,
 }
@@ -65,7 +65,7 @@ impl Answer {
     }
 
     /// The remedy of a finding whose name holds `words`.
-    fn remedy(&self, id: &str, words: &str) -> anyhow::Result<&Value> {
+    pub(super) fn remedy(&self, id: &str, words: &str) -> anyhow::Result<&Value> {
         let mut remedies = self.finding(id)?["remedies"].as_array().into_iter().flatten();
         remedies
             .find(|remedy| remedy["what"].as_str().is_some_and(|what| what.contains(words)))
@@ -85,7 +85,7 @@ impl Answer {
 }
 
 /// Runs doctor; while it looks, new flows keep coming, each to another address.
-fn doctor(args: &[&str], first: u32) -> anyhow::Result<Answer> {
+pub(super) fn doctor(args: &[&str], first: u32) -> anyhow::Result<Answer> {
     let mut child = Command::new(program())
         .args(["doctor", "--json", "--sample", "1"])
         .args(args)
@@ -129,7 +129,7 @@ fn answer(output: &Output) -> anyhow::Result<Answer> {
 }
 
 /// Runs the commands of one list of a remedy by the shell, as they are printed.
-fn shell(remedy: &Value, list: &str) -> anyhow::Result<()> {
+pub(super) fn shell(remedy: &Value, list: &str) -> anyhow::Result<()> {
     let commands = remedy[list].as_array().context("no list of commands")?;
     for command in commands {
         let command = command.as_str().context("a command is text")?;
@@ -156,7 +156,7 @@ fn no_files_left() -> anyhow::Result<()> {
 }
 
 /// Folders that a distribution has and a guest has not.
-fn configuration_folders() -> anyhow::Result<()> {
+pub(super) fn configuration_folders() -> anyhow::Result<()> {
     for folder in ["/etc/sysctl.d", "/etc/modules-load.d", "/etc/modprobe.d", "/etc/iptables", "/root"] {
         fs::create_dir_all(folder)?;
     }
