@@ -17,6 +17,7 @@ use anyhow::Context as _;
 use crate::cli::{self, Command};
 use crate::kernel::facts::Facts;
 use crate::view::Machine;
+use crate::view::clean::clean_lines;
 
 /// Runs a command to its end.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -65,9 +66,9 @@ pub fn nobody_reads(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
 }
 
-/// Shows a line on stderr; nobody is left to tell when that fails.
+/// Shows a message on stderr; nobody is left to tell when that fails. A message may quote names that strangers chose.
 pub fn tell(message: &str) {
-    let _ = writeln!(io::stderr().lock(), "ctwatch: {message}");
+    let _ = writeln!(io::stderr().lock(), "ctwatch: {}", clean_lines(message));
 }
 
 /// Whether to colour what is written to stdout, where the user did not ask for no colour.

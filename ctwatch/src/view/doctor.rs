@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::doctor::finding::{Diagnosis, Finding, Remedy, Status};
 use crate::doctor::text::{nanoseconds, thousands};
+use crate::view::clean::{clean, json_line};
 
 /// Text is wrapped at this column; commands never are.
 const WIDTH: usize = 78;
@@ -26,7 +27,7 @@ pub fn plain(diagnosis: &Diagnosis, style: Style) -> String {
     let mut out = String::new();
     let status = paint(style, diagnosis.status, &diagnosis.status.name().to_uppercase());
     // One line, however long: monitoring systems show the first.
-    let _ = writeln!(out, "{status}: {}", diagnosis.verdict);
+    let _ = writeln!(out, "{status}: {}", clean(&diagnosis.verdict));
     let shown = diagnosis.findings.iter().filter(|finding| style.all || finding.matters());
     let mut told: Vec<(&Remedy, usize)> = Vec::new();
     for (number, finding) in (1..).zip(shown) {
@@ -71,7 +72,7 @@ fn finding_text<'a>(
         }
         let Some(value) = shown(&figure.value) else { continue };
         let line = format!("{name}: {value}");
-        let whole = format!("{line}  ({})", figure.from);
+        let whole = clean(&format!("{line}  ({})", figure.from).replace('\n', " "));
         if INDENT.len() + 2 + whole.chars().count() <= WIDTH {
             let _ = writeln!(out, "{INDENT}  {whole}");
         } else {
@@ -105,7 +106,8 @@ fn remedy_text(out: &mut String, remedy: &Remedy) {
         }
         let _ = writeln!(out, "{INDENT}  {title}:");
         for command in commands {
-            let _ = writeln!(out, "{INDENT}    {command}");
+            // A command holds checked arguments only; this is the second lock on the same door.
+            let _ = writeln!(out, "{INDENT}    {}", clean(&command.to_string()));
         }
     }
     for left in &remedy.left_out {
@@ -168,7 +170,7 @@ fn wrap(out: &mut String, indent: &str, text: &str) {
         if !line.is_empty() {
             line.push(' ');
         }
-        line.push_str(word);
+        line.push_str(&clean(word));
     }
     let _ = writeln!(out, "{indent}{line}");
 }
@@ -199,5 +201,5 @@ struct Object<'a> {
 pub fn json(diagnosis: &Diagnosis, context: &Context, all: bool) -> serde_json::Result<String> {
     let findings = diagnosis.findings.iter().filter(|finding| all || finding.matters()).collect();
     let object = Object { context, status: diagnosis.status, verdict: &diagnosis.verdict, findings };
-    serde_json::to_string(&object).map(|line| line + "\n")
+    serde_json::to_string(&object).map(|line| json_line(line) + "\n")
 }

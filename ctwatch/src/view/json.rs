@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ctwatch_ebpf::{Event, FlowType, Group};
 use serde::Serialize;
 
+use super::clean::json_line;
 use super::{Machine, View};
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::{Flow, Report, SourceInfo, SourceKind, family_name, protocol_name};
@@ -43,7 +44,7 @@ impl View for Json {
 /// An object on a line of its own.
 pub(super) fn line(object: &impl Serialize) -> String {
     // Only a map with keys that are no strings, or a failing `Serialize`, can make this fail: no view has either.
-    let mut line = serde_json::to_string(object).expect("a view's object is always JSON");
+    let mut line = json_line(serde_json::to_string(object).expect("a view's object is always JSON"));
     line.push('\n');
     line
 }

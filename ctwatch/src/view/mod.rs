@@ -1,5 +1,6 @@
 //! Ways to show a report. A view decides nothing and reads nothing.
 
+pub mod clean;
 pub mod doctor;
 pub mod json;
 pub mod lines;

@@ -1,6 +1,8 @@
-//! What all plain text has in common: colours, names made harmless, times of day, rates.
+//! What all plain text has in common: colours, times of day, rates.
 
 use jiff::tz::TimeZone;
+
+pub(super) use super::clean::clean;
 
 use crate::model::Table;
 use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
@@ -23,11 +25,6 @@ pub(super) fn table_style(table: &Table) -> &'static str {
         Some(NEARLY_FULL_PCT..) => YELLOW,
         _ => "",
     }
-}
-
-/// Namespaces, hosts and processes are named by whoever made them: the names may hold anything, escape sequences too.
-pub(super) fn clean(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// The time of day, to the second.

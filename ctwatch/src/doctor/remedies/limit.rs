@@ -22,7 +22,7 @@ const TCP: u8 = 6;
 
 /// Bytes that one entry takes.
 pub fn entry_bytes(facts: &Facts) -> u64 {
-    facts.slab.map_or(ENTRY, |slab| slab.size) + EXTENSIONS
+    facts.slab.map_or(ENTRY, |slab| slab.size).saturating_add(EXTENSIONS)
 }
 
 /// Bytes of a full table.
@@ -51,7 +51,7 @@ pub fn demand(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 pub fn recommended(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let (peak, max) = (namespace.peak()?, namespace.max()?);
     let needed = peak.saturating_mul(2).max(demand(facts, namespace).unwrap_or(0).saturating_mul(3) / 2);
-    let cap = facts.memory / MEMORY_SHARE / (entry_bytes(facts) + BUCKET);
+    let cap = facts.memory / MEMORY_SHARE / entry_bytes(facts).saturating_add(BUCKET);
     let cap = if cap == 0 { return None } else { 1 << cap.ilog2() };
     let limit = needed.max(max + 1).checked_next_power_of_two()?.min(cap);
     (limit > max).then_some(limit)
