@@ -1,4 +1,4 @@
-//! The one table of events: what each is called, which group it belongs to, and what kind of news it is.
+//! The one table of events: the name, the groups and the kind of each event.
 //!
 //! Everything that names, groups, adds up or filters events reads it here.
 
@@ -214,6 +214,11 @@ impl Event {
         false
     }
 
+    /// Whether a group has it, with or without the events that the group's first one counts as well.
+    const fn is_member(self, group: Group, within: bool) -> bool {
+        self.belongs(group) && (within || !self.is(Kind::Within))
+    }
+
     const fn belongs(self, group: Group) -> bool {
         let groups = self.row().groups;
         let mut at = 0;
@@ -246,13 +251,12 @@ impl Group {
     }
 }
 
-/// How many events a group has, with those that its first one counts as well or without.
+/// How many events a group has. See [`Event::is_member`].
 const fn count(group: Group, within: bool) -> usize {
     let mut count = 0;
     let mut at = 0;
     while at < TABLE.len() {
-        let event = TABLE[at].event;
-        if event.belongs(group) && (within || !event.is(Kind::Within)) {
+        if TABLE[at].event.is_member(group, within) {
             count += 1;
         }
         at += 1;
@@ -260,14 +264,14 @@ const fn count(group: Group, within: bool) -> usize {
     count
 }
 
-/// They themselves.
+/// The events of a group, in the order of their counters.
 const fn members<const N: usize>(group: Group, within: bool) -> [Event; N] {
     let mut members = [Event::Insert; N];
     let mut count = 0;
     let mut at = 0;
     while at < TABLE.len() {
         let event = TABLE[at].event;
-        if event.belongs(group) && (within || !event.is(Kind::Within)) {
+        if event.is_member(group, within) {
             members[count] = event;
             count += 1;
         }
@@ -276,7 +280,7 @@ const fn members<const N: usize>(group: Group, within: bool) -> [Event; N] {
     members
 }
 
-// One bit each in the word that tells the programs which events to hand over.
+// `TRACE_EVENTS` has one bit for each event.
 const _: () = assert!(Event::COUNT <= u32::BITS as usize);
 
 #[cfg(test)]
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_lost_has_a_total() {
+    fn each_loss_has_a_total() {
         for event in Event::ALL.into_iter().filter(|event| event.is_loss()) {
             assert!(event.groups().iter().any(|group| Group::TOTALS.contains(group)), "{event:?}");
         }
