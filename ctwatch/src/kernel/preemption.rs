@@ -138,6 +138,10 @@ mod tests {
         assert_eq!(decided(&sources), Some(("none".to_owned(), "command line")));
         sources.command_line = "preempt=whatever".into();
         assert_eq!(decided(&sources), Some(("lazy".to_owned(), "kernel configuration")));
+        // A configuration names the options that are off, too.
+        let voluntary = "CONFIG_PREEMPT_BUILD=y\nCONFIG_PREEMPT_VOLUNTARY=y\n# CONFIG_PREEMPT is not set\n";
+        sources.configuration = Some(voluntary.into());
+        assert_eq!(decided(&sources), Some(("voluntary".to_owned(), "kernel configuration")));
         sources.configuration = None;
         assert_eq!(decided(&sources), None);
     }
