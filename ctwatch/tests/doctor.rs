@@ -114,7 +114,7 @@ fn this_machine_gets_an_answer() {
     assert_eq!(modules(), before);
 }
 
-/// What a stranger's capture holds is told, and never becomes part of a command.
+/// A finding may show text of a stranger's capture. A command never holds any of it.
 #[test]
 fn nothing_of_a_capture_is_printed_as_a_command() {
     const HOSTILE: &str = "x;touch ctwatch-was-here;$(touch ctwatch-was-here)\nreboot #";

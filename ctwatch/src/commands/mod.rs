@@ -66,7 +66,8 @@ pub fn nobody_reads(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
 }
 
-/// Shows a message on stderr; nobody is left to tell when that fails. A message may quote names that strangers chose.
+/// Shows a message on stderr. It may quote names that strangers chose. A failure is ignored: there is no other way to
+/// report it.
 pub fn tell(message: &str) {
     let _ = writeln!(io::stderr().lock(), "ctwatch: {}", clean_lines(message));
 }

@@ -10,7 +10,7 @@ enum Group {
     Refusals,
     Resolved,
     Removals,
-    /// Sums over groups, and what is like no other: bounded, and not added to the rest.
+    /// Sums over several groups, and comparisons that fit no group. They have a bound, and are not added to the rest.
     Other,
 }
 

@@ -91,7 +91,7 @@ impl Follower {
         let mut watching = self.listener.watching();
         watching.met.left_out.retain(|netns, _| found.contains_key(netns));
         let known: BTreeSet<u32> = watching.namespaces.keys().copied().collect();
-        // Whoever sends forged events would do it again.
+        // A process that sent forged events would send them again.
         let forged: BTreeSet<u32> =
             watching.met.left_out.iter().filter(|(_, why)| *why == FORGED).map(|(netns, _)| *netns).collect();
         drop(watching);
@@ -158,7 +158,7 @@ impl Follower {
         self.absent = absent;
     }
 
-    /// Stops listening where the kernel announces nothing any more, and tells where it does again.
+    /// Stops listening where the kernel no longer announces events. Returns the namespaces where it does again.
     fn take_changes(&self) -> BTreeSet<u32> {
         let changed: BTreeMap<u32, Announced> = {
             let watching = self.listener.watching();

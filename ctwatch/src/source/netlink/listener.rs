@@ -53,7 +53,7 @@ impl Past {
     }
 }
 
-/// What users are told about namespaces.
+/// What is reported to users about namespaces.
 #[derive(Clone, Debug, Default)]
 pub struct Met {
     /// Why a namespace is not listened to.
@@ -65,7 +65,7 @@ pub struct Met {
 }
 
 impl Watching {
-    /// Takes events, and tells how many there were.
+    /// Takes events and returns their number.
     fn drain(&mut self) -> u64 {
         let start = thread_time();
         let idle = |watched: &&mut Watched| !watched.is_settling() && watched.failed().is_none();
@@ -87,7 +87,7 @@ impl Watching {
         namespaces.map(|(netns, watched)| (*netns, watched.begin())).collect()
     }
 
-    /// Goes on with all settlements, and tells how long the next step of these has to wait; `None` once they have ended.
+    /// Goes on with all settlements. Returns how long the next step of these has to wait, `None` once they have ended.
     fn advance(&mut self, settlements: &[(u32, u64)]) -> Option<Duration> {
         let (start, now) = (thread_time(), Instant::now());
         for watched in self.namespaces.values_mut() {

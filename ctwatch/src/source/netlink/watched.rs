@@ -193,7 +193,7 @@ impl Watched {
         rows
     }
 
-    /// Takes the events that wait, and tells how many there were. What fails is kept for [`Self::failed`].
+    /// Takes the waiting events and returns their number. An error is kept for [`Self::failed`].
     pub fn drain(&mut self, batch: &mut Batch) -> u64 {
         match self.try_drain(batch) {
             Ok(taken) => taken,
