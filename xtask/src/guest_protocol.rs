@@ -43,8 +43,6 @@ pub enum Outcome {
     Failed,
     /// It cannot run on this kernel; the detail says why.
     Skipped,
-    /// The machine was too busy for it to mean anything; it runs once more, and the detail says why.
-    Repeated,
 }
 
 /// One line of results.

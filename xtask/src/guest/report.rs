@@ -22,8 +22,6 @@ pub(super) enum Outcome {
     Failed(String),
     /// This kernel cannot show it, and why.
     Skipped(String),
-    /// It runs once more, and why.
-    Repeated(String),
 }
 
 /// Writes result lines.
@@ -47,7 +45,6 @@ impl Report {
             Outcome::Ok => ("ok", ""),
             Outcome::Failed(detail) => ("failed", detail.as_str()),
             Outcome::Skipped(detail) => ("skipped", detail.as_str()),
-            Outcome::Repeated(detail) => ("repeated", detail.as_str()),
         };
         let seconds = took.as_secs_f64();
         println!("{result:8} {name} ({seconds:.1} s) {detail}");

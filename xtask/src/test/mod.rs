@@ -139,9 +139,7 @@ fn one_run(run: &Run<'_>, initramfs: &Initramfs) -> Tally {
             Line::Test { test, result, detail, seconds } => {
                 let (result, detail) = skips::judge(&kernel.release, run.source, &test, result, detail);
                 tally.report(&place, &test, result, &detail, seconds);
-                if result != Outcome::Repeated {
-                    told.insert(test);
-                }
+                told.insert(test);
             }
             Line::Figure { .. } | Line::End { .. } => {}
         });

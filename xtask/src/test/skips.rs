@@ -84,7 +84,6 @@ mod tests {
         assert_eq!(judged(new, "auto", "trace::age", Outcome::Skipped), Outcome::Failed);
         assert_eq!(judged(new, "netlink", "clash::unforeseen", Outcome::Skipped), Outcome::Skipped);
         assert_eq!(judged(new, "auto", "traffic::udp", Outcome::Ok), Outcome::Ok);
-        assert_eq!(judged(new, "auto", "trace::age", Outcome::Repeated), Outcome::Repeated);
     }
 
     #[test]

@@ -27,7 +27,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::ctwatch::TooBusy;
 use super::kernel_log::KernelLog;
 use super::report::{Outcome, Report};
 use super::space::Space;
@@ -108,30 +107,21 @@ pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode
         report.scenario("kernel::boot", &Outcome::Failed(complaints), start.elapsed())?;
     }
     for scenario in all().into_iter().filter(|scenario| wanted(filters, scenario.name)) {
-        let mut again = true;
-        while again {
-            let start = Instant::now();
-            let result = std::panic::catch_unwind(scenario.run);
-            let outcome = outcome(result, again, log.complaints()?);
-            failed |= matches!(outcome, Outcome::Failed(_));
-            again = matches!(outcome, Outcome::Repeated(_));
-            report.scenario(scenario.name, &outcome, start.elapsed())?;
-        }
+        let start = Instant::now();
+        let result = std::panic::catch_unwind(scenario.run);
+        let outcome = outcome(result, log.complaints()?);
+        failed |= matches!(outcome, Outcome::Failed(_));
+        report.scenario(scenario.name, &outcome, start.elapsed())?;
     }
     report.end(i32::from(failed)).context("the last result")?;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What a run of a scenario means; `again` says that it may be repeated.
-fn outcome(
-    result: std::thread::Result<anyhow::Result<()>>,
-    again: bool,
-    complaints: Option<String>,
-) -> Outcome {
+/// What a run of a scenario means.
+fn outcome(result: std::thread::Result<anyhow::Result<()>>, complaints: Option<String>) -> Outcome {
     let said = match result {
         Ok(Ok(())) => Outcome::Ok,
         Ok(Err(error)) if error.is::<Skip>() => Outcome::Skipped(format!("{error:#}")),
-        Ok(Err(error)) if error.is::<TooBusy>() && again => Outcome::Repeated(format!("{error:#}")),
         Ok(Err(error)) => Outcome::Failed(format!("{error:#}")),
         Err(_) => Outcome::Failed("it panicked; the console has the message".to_owned()),
     };
@@ -152,13 +142,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_machine_is_believed_once_and_a_complaint_always_counts() {
-        let busy = || Ok(Err(anyhow::Error::from(TooBusy("lost 272".to_owned())).context("in a trial")));
-        assert!(matches!(outcome(busy(), true, None), Outcome::Repeated(_)));
-        assert!(matches!(outcome(busy(), false, None), Outcome::Failed(_)));
+    fn a_complaint_of_the_kernel_always_counts() {
         let complaint = || Some("WARNING: x".to_owned());
-        assert!(matches!(outcome(Ok(Ok(())), true, complaint()), Outcome::Failed(_)));
-        assert!(matches!(outcome(busy(), true, complaint()), Outcome::Failed(_)));
-        assert!(matches!(outcome(Ok(Err(Skip("no".to_owned()).into())), true, None), Outcome::Skipped(_)));
+        let failure = || Ok(Err(anyhow::anyhow!("lost 272")));
+        assert!(matches!(outcome(failure(), None), Outcome::Failed(_)));
+        assert!(matches!(outcome(Ok(Ok(())), complaint()), Outcome::Failed(_)));
+        assert!(matches!(outcome(failure(), complaint()), Outcome::Failed(_)));
+        assert!(matches!(outcome(Ok(Err(Skip("no".to_owned()).into())), None), Outcome::Skipped(_)));
     }
 }
