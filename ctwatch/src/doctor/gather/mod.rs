@@ -1,5 +1,6 @@
 //! Reads a machine without changing it, and without loading a module by looking.
 
+pub mod child;
 pub mod latency;
 pub mod live;
 pub mod namespace;

@@ -6,7 +6,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::system::{Kernel, run};
+use super::child::{self, run};
+use super::system::Kernel;
 use crate::doctor::command::Arg;
 use crate::doctor::facts::{Listing, ListingState, Rule, RuleKind};
 
@@ -55,7 +56,8 @@ pub fn nft(kernel: Kernel) -> Listing {
     }
     // Terse leaves out the elements of sets, of which there can be a million; nft before 0.9.1 does not know it.
     let list = |format: &str| {
-        run("nft", &["-t", format, "list", "ruleset"]).or_else(|_| run("nft", &[format, "list", "ruleset"]))
+        let nft = |args: &[&str]| run("nft", args, child::NFT);
+        nft(&["-t", format, "list", "ruleset"]).or_else(|_| nft(&[format, "list", "ruleset"]))
     };
     let listed = list("-j")
         .and_then(|json| Ok((json, list("-a")?)))
@@ -70,13 +72,13 @@ pub fn iptables(names: &str, family: &str, program: &str) -> Listing {
         return Listing::default();
     }
     let legacy = format!("{program}-legacy-save");
-    let listed = match run(&legacy, &[]) {
+    let listed = match run(&legacy, &[], child::XTABLES) {
         Ok(text) => Ok(text),
         Err(legacy) => {
             let save = format!("{program}-save");
             // The nft flavour lists other rules, and would load nf_tables.
-            match run(&save, &["-V"]) {
-                Ok(version) if !version.contains("nf_tables") => run(&save, &[]),
+            match run(&save, &["-V"], child::NOTHING) {
+                Ok(version) if !version.contains("nf_tables") => run(&save, &[], child::XTABLES),
                 _ => Err(legacy),
             }
         }

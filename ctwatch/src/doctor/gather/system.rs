@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
+use super::child;
 use crate::doctor::facts::{KernelLog, Module, Program, Slab, Tools};
 use crate::source::netlink::presence;
 
@@ -68,32 +68,12 @@ impl Kernel {
     }
 }
 
-/// Where a program is, also for users whose PATH has no sbin.
-pub fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories =
-        std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from));
-    directories.map(|directory| directory.join(name)).find(|file| file.is_file())
-}
-
-/// What a program says.
-pub fn run(name: &str, args: &[&str]) -> Result<String, String> {
-    let file = program(name).ok_or_else(|| format!("{name} is not installed"))?;
-    let output = Command::new(file).args(args).stdin(Stdio::null()).env("LC_ALL", "C").output();
-    let output = output.map_err(|error| format!("{name}: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name}: {}", told.lines().next().unwrap_or("failed without a word").trim()))
-}
-
 /// The tools at hand.
 pub fn tools() -> Tools {
     Tools {
-        nft: program("nft").is_some(),
-        iptables: program("iptables").is_some(),
-        conntrack: program("conntrack").is_some(),
+        nft: child::find("nft").is_some(),
+        iptables: child::find("iptables").is_some(),
+        conntrack: child::find("conntrack").is_some(),
         systemd: Path::new("/run/systemd/system").is_dir(),
     }
 }

@@ -3,6 +3,7 @@
 mod facts;
 mod names;
 mod netlink;
+mod path;
 
 use super::{Scenario, scenario};
 
@@ -12,4 +13,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::nft_names", names::nft_names),
     scenario("attacker::xt_comment", names::xt_comment),
     scenario("attacker::another_namespace", names::another_namespace),
+    scenario("attacker::child_path", path::of_the_caller),
+    scenario("attacker::child_rights", path::of_a_child),
+    scenario("attacker::child_reaches_rules", path::of_a_strangers_namespace),
 ];
