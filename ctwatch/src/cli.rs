@@ -2,6 +2,7 @@
 
 mod common;
 mod doctor;
+mod export;
 mod table;
 mod trace;
 
@@ -14,6 +15,7 @@ use crate::model::{By, Filter};
 use common::ABOUT_FILTERS;
 pub use common::{CommonArgs, OutputArgs, PlaceArgs, SourceChoice};
 pub use doctor::{DoctorArgs, DoctorCommand};
+pub use export::{ExportArgs, ExportOptions, Listen, Outlet};
 pub use table::{TableArgs, TableOptions};
 pub use trace::{TraceArgs, TraceOptions};
 
@@ -46,6 +48,8 @@ pub enum Command {
     Table(TableArgs),
     /// Is connection tracking hurting this machine, why, and exactly what to do; it changes nothing
     Doctor(DoctorArgs),
+    /// The same counts for Prometheus, over HTTP or into a file: OpenMetrics or Prometheus text
+    Export(Box<ExportArgs>),
     /// What this kernel offers for watching, as JSON
     Facts,
     /// Write a completion script to stdout

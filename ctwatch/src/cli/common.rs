@@ -31,7 +31,7 @@ pub struct CommonArgs {
 
 /// Which flows.
 #[derive(Clone, Debug, Args)]
-struct FlowArgs {
+pub struct FlowArgs {
     /// Only these L4 protocols: names or numbers, separated by commas
     #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
     proto: Option<Protocols>,
@@ -78,19 +78,7 @@ pub struct OutputArgs {
 
 impl CommonArgs {
     pub(super) fn filter(&self) -> Filter {
-        let FlowArgs { proto, family, port, net } = &self.flows;
-        Filter {
-            protos: *proto,
-            family: family.map(|family| match family {
-                Family::Ipv4 => AF_INET,
-                Family::Ipv6 => AF_INET6,
-            }),
-            netns: self.place.netns(),
-            ends: filter::ends(
-                port.as_ref().map_or(&[], |ports| &ports.0),
-                net.as_ref().map_or(&[], |nets| &nets.0),
-            ),
-        }
+        self.flows.filter(self.place.netns())
     }
 
     pub(super) const fn format(&self) -> Format {
@@ -98,6 +86,24 @@ impl CommonArgs {
             (_, true) => Format::Json,
             (true, false) => Format::Plain,
             (false, false) => Format::Auto,
+        }
+    }
+}
+
+impl FlowArgs {
+    pub(super) fn filter(&self, netns: Option<u32>) -> Filter {
+        let Self { proto, family, port, net } = self;
+        Filter {
+            protos: *proto,
+            family: family.map(|family| match family {
+                Family::Ipv4 => AF_INET,
+                Family::Ipv6 => AF_INET6,
+            }),
+            netns,
+            ends: filter::ends(
+                port.as_ref().map_or(&[], |ports| &ports.0),
+                net.as_ref().map_or(&[], |nets| &nets.0),
+            ),
         }
     }
 }

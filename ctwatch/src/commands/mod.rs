@@ -1,6 +1,7 @@
 //! One file per subcommand: each wires a source to the model to a view.
 
 pub mod doctor;
+pub mod export;
 pub mod live;
 pub mod live_screen;
 mod running;
@@ -26,6 +27,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Live(args) => live::run(&args.into()),
         Command::Trace(args) => trace::run(&args.into()),
         Command::Table(args) => table::run(&args.into()),
+        Command::Export(args) => export::run(&(*args).into()),
         Command::Facts => facts(),
         Command::Completions { shell } => print(&cli::completions(shell)),
         Command::Man => print(&cli::man().context("cannot render the man page")?),

@@ -11,6 +11,7 @@ pub mod live;
 pub mod protocol;
 pub mod ranking;
 pub mod sample;
+pub mod series;
 pub mod state;
 pub mod table;
 pub mod trace;

@@ -4,6 +4,7 @@ pub mod clean;
 pub mod doctor;
 pub mod json;
 pub mod lines;
+pub mod openmetrics;
 mod plain;
 pub mod table_json;
 pub mod table_lines;

@@ -1,0 +1,167 @@
+//! `ctwatch export`: readings at each interval, published for Prometheus until stopped.
+
+mod http;
+mod listen;
+mod page;
+mod textfile;
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+
+use self::page::Page;
+use self::textfile::Textfile;
+use super::running::{LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, every, run_to_end, stop_on_signals, stopped};
+use super::tell;
+use crate::cli::{ExportOptions, Outlet};
+use crate::model::Tracker;
+use crate::model::series::{Series, Totals};
+use crate::source::{self, Source, Status};
+use crate::view::openmetrics::Build;
+
+/// Which ctwatch this is. A package says which commit it was built from.
+const BUILD: Build = Build {
+    version: env!("CARGO_PKG_VERSION"),
+    revision: match option_env!("CTWATCH_REVISION") {
+        Some(revision) => revision,
+        None => "unknown",
+    },
+};
+
+/// Runs until stopped.
+pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
+    run_to_end(async {
+        // Signals first: one that comes while probes are attached must not skip the detaching.
+        let stop = stop_on_signals(false)?;
+        // Before anything is attached: an address that is taken needs no probes to be found out.
+        let outlet = match &options.outlet {
+            Outlet::Http(places) => Out::Http(listen::open(places)?),
+            Outlet::Textfile(path) => Out::Textfile(Textfile::new(path)?),
+        };
+        let mut source = source::open(&options.source)?;
+        export(&mut *source, options, outlet, stop).await
+    })
+}
+
+/// Where pages go.
+enum Out {
+    Http(Vec<listen::Listener>),
+    Textfile(Textfile),
+}
+
+/// The loop itself, on any source.
+async fn export(
+    source: &mut dyn Source,
+    options: &ExportOptions,
+    mut out: Out,
+    mut stop: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let interval = options.source.interval;
+    let mut status = source.look()?;
+    let mut tracker = Tracker::new(source.sample()?.mono_ns);
+    let mut series = Series::new(options.bounds);
+    let mut read = |source: &mut dyn Source, status: &Status| {
+        let sample = source.sample()?;
+        let totals = Totals::of(&sample);
+        let report = tracker.advance(sample);
+        let watching = *status == Status::Watching;
+        anyhow::Ok(Page::new(series.expose(&report, &totals, source.info(), watching), BUILD, interval))
+    };
+    let (publish, published) = watch::channel(read(source, &status)?);
+    begin(&mut out, &published, &status)?;
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let mut told = Told::default();
+    let mut ticks = every(interval);
+    let mut looks = every(look_after(&status));
+    let mut alive = every(alive_after(sd_notify::watchdog_enabled()));
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            _ = ticks.tick() => {
+                let page = read(source, &status)?;
+                if let Out::Textfile(file) = &mut out {
+                    // A disk that is full now may have room at the next reading, and totals live as long as we do.
+                    told.tell(file.replace(page.prometheus()));
+                }
+                publish.send_replace(page);
+            }
+            _ = looks.tick() => {
+                let now = source.look()?;
+                if now != status {
+                    announce(&now);
+                    looks = every(look_after(&now));
+                }
+                status = now;
+            }
+            // Only where the readings go on: this arm comes after them.
+            _ = alive.tick() => {
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            }
+        }
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    if let Out::Textfile(file) = &mut out {
+        file.replace(read(source, &status)?.prometheus())?;
+    }
+    Ok(())
+}
+
+/// Serves, or writes the first page; then says so.
+fn begin(out: &mut Out, published: &watch::Receiver<Page>, status: &Status) -> anyhow::Result<()> {
+    match out {
+        Out::Http(listeners) => {
+            let places: Vec<String> = listeners.iter().map(listen::Listener::place).collect();
+            http::serve(std::mem::take(listeners), published);
+            tell(&format!("metrics at {}", places.join(", ")));
+        }
+        Out::Textfile(file) => {
+            file.replace(published.borrow().prometheus())?;
+            tell(&format!("metrics in {}", file.path().display()));
+        }
+    }
+    if matches!(status, Status::Waiting(_)) {
+        announce(status);
+    }
+    Ok(())
+}
+
+/// A failure that lasts is told once.
+#[derive(Default)]
+struct Told(bool);
+
+impl Told {
+    fn tell(&mut self, outcome: anyhow::Result<()>) {
+        match outcome {
+            Ok(()) => self.0 = false,
+            Err(error) if !std::mem::replace(&mut self.0, true) => tell(&format!("{error:#}; trying again")),
+            Err(_) => {}
+        }
+    }
+}
+
+fn announce(status: &Status) {
+    match status {
+        Status::Watching => tell("connection tracking is loaded: watching"),
+        Status::Waiting(why) => tell(why),
+    }
+}
+
+const fn look_after(status: &Status) -> Duration {
+    match status {
+        Status::Watching => LOOK_WHILE_WATCHING,
+        Status::Waiting(_) => LOOK_WHILE_WAITING,
+    }
+}
+
+/// How often systemd's watchdog hears of us: twice in the time that it allows, and never where it does not watch.
+fn alive_after(allowed: Option<Duration>) -> Duration {
+    /// tokio's timer takes no longer one.
+    const NEVER: Duration = Duration::from_hours(24 * 365);
+    allowed.map_or(NEVER, |allowed| (allowed / 2).max(Duration::from_millis(1)))
+}
+
+#[cfg(test)]
+#[path = "export_tests.rs"]
+mod tests;
