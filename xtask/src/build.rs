@@ -81,13 +81,23 @@ pub fn unit_tests() -> Result<PathBuf> {
 
 /// Where cargo left the release binary.
 pub fn release_binary() -> Result<PathBuf> {
+    binary("release")
+}
+
+fn binary(profile: &str) -> Result<PathBuf> {
     #[derive(serde::Deserialize)]
     struct Metadata {
         target_directory: PathBuf,
     }
     let text = step::read(cargo().args(["metadata", "--format-version=1", "--no-deps"]))?;
     let metadata: Metadata = serde_json::from_str(&text).context("reading cargo metadata")?;
-    Ok(metadata.target_directory.join("release/ctwatch"))
+    Ok(metadata.target_directory.join(profile).join("ctwatch"))
+}
+
+/// Builds ctwatch for this machine, quickly, and says where it is.
+pub fn debug() -> Result<PathBuf> {
+    all(false)?;
+    binary("debug")
 }
 
 /// Builds `target/dist/ctwatch`, one static file, and checks that it is small.

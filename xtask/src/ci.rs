@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::bench;
 use crate::build;
+use crate::monitoring;
 use crate::prototypes;
 use crate::step::{self, Step};
 use crate::test::{self, Selection};
@@ -15,6 +16,7 @@ pub fn run() -> Result<()> {
     checked("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], None)?;
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
+    monitoring::run()?;
     prototypes::run()?;
     bench::run(&bench::Options::check())?;
     test::guests(&Selection::full())

@@ -6,6 +6,7 @@ mod ci;
 mod complaints;
 mod guest;
 mod guest_protocol;
+mod monitoring;
 mod packages;
 mod paths;
 mod prototypes;
@@ -97,6 +98,8 @@ enum Task {
     Prototypes,
     /// Measure what watching costs, in instructions of a guest per new flow
     Bench(bench::Options),
+    /// Check what `contrib/` has for monitoring: with promtool, systemd-analyze and a real Prometheus, on this machine
+    Monitoring,
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -166,6 +169,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Prototypes => prototypes::run()?,
         Task::Bench(options) => bench::run(&options)?,
+        Task::Monitoring => monitoring::run()?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

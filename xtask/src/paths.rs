@@ -20,12 +20,18 @@ pub fn ebpf_object() -> PathBuf {
     env::var_os("CTWATCH_EBPF_OBJECT").map_or_else(|| target("ebpf/ctwatch-ebpf"), PathBuf::from)
 }
 
-/// The program `name`, looked for where a user without root may not look.
+/// Where programs lie that were fetched for tests and are not installed.
+pub fn fetched() -> PathBuf {
+    target("tools/fetched/usr/bin")
+}
+
+/// The program `name`, looked for also where a user without root may not look, and among the fetched ones.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
     env::split_paths(&path)
         .chain(system)
+        .chain([fetched()])
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
 }

@@ -8,6 +8,7 @@ mod bench;
 mod budget;
 mod ctwatch;
 mod demo;
+mod exporter;
 mod init;
 mod kernel_log;
 mod modules;

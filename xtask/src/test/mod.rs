@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 
 use crate::build;
 use crate::guest_protocol::{Line, Outcome};
+use crate::monitoring;
 use crate::step::{self, Step, say};
 use crate::vm;
 use crate::vm::boot::{Guest, Terminal};
@@ -79,11 +80,7 @@ pub fn guests(selection: &Selection) -> Result<()> {
     let kernels = names.iter().map(|name| kernels::ensure(name)).collect::<Result<Vec<_>>>()?;
     let runs = runs::plan(&kernels, selection);
     let initramfs = vm::prepare()?;
-    let with_tests = if runs.iter().any(Run::needs_unit_tests) {
-        Some(initramfs.with_program(runs::UNIT_TESTS, &build::unit_tests()?)?)
-    } else {
-        None
-    };
+    let with_more = if runs.iter().any(needs_more) { Some(add_more(&runs, &initramfs)?) } else { None };
     let jobs = selection.jobs.unwrap_or_else(default_jobs).clamp(1, runs.len().max(1));
     let waiting = Mutex::new(runs);
     let tally = Mutex::new(Tally::default());
@@ -91,7 +88,7 @@ pub fn guests(selection: &Selection) -> Result<()> {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(run) = next(&waiting) {
-                    let files = with_tests.as_ref().filter(|_| run.needs_unit_tests()).unwrap_or(&initramfs);
+                    let files = with_more.as_ref().filter(|_| needs_more(&run)).unwrap_or(&initramfs);
                     let one = one_run(&run, files);
                     tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(one);
                 }
@@ -111,6 +108,24 @@ pub fn guests(selection: &Selection) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn needs_more(run: &Run<'_>) -> bool {
+    run.needs_unit_tests() || run.needs_prometheus()
+}
+
+/// The files of guests that need programs which most do not.
+fn add_more(runs: &VecDeque<Run<'_>>, initramfs: &Initramfs) -> Result<Initramfs> {
+    let mut more = initramfs.clone();
+    if runs.iter().any(Run::needs_unit_tests) {
+        more = more.with_program(runs::UNIT_TESTS, &build::unit_tests()?)?;
+    }
+    if runs.iter().any(Run::needs_prometheus) {
+        for (name, path) in monitoring::programs()? {
+            more = more.with_program(&format!("bin/{name}"), &path)?;
+        }
+    }
+    Ok(more)
 }
 
 /// One guest a CPU: two on two CPUs took 34 s where one after the other took 57 s, since a guest often waits.

@@ -11,6 +11,9 @@ const AS_ROOT: &str = "units::as_root";
 /// See [`AS_ROOT`].
 pub(super) const UNIT_TESTS: &str = "bin/ctwatch-tests";
 
+/// Scenarios that need Debian's Prometheus in their guest.
+const WITH_PROMETHEUS: &str = "prometheus::";
+
 /// One boot: a kernel, and the source that ctwatch counts by.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Run<'a> {
@@ -24,10 +27,15 @@ impl Run<'_> {
     pub(super) fn needs_unit_tests(&self) -> bool {
         self.names.contains(&AS_ROOT)
     }
+
+    /// Whether its guest needs Prometheus.
+    pub(super) fn needs_prometheus(&self) -> bool {
+        self.names.iter().any(|name| name.starts_with(WITH_PROMETHEUS))
+    }
 }
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
-const COUNTING: [&str; 11] = [
+const COUNTING: [&str; 13] = [
     "traffic::",
     "full::unassured",
     "full::assured",
@@ -39,6 +47,8 @@ const COUNTING: [&str; 11] = [
     "attacker::",
     "nat::",
     "filter::",
+    "export::counts",
+    "export::full_table",
 ];
 
 /// Beside it, by kprobes.
@@ -48,8 +58,12 @@ const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 const BY_NETLINK: [&str; 2] = ["manners::waits_for_conntrack", "manners::sigint"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 14] = [
+const ANYWHERE: [&str; 18] = [
     AS_ROOT,
+    WITH_PROMETHEUS,
+    "export::namespaces",
+    "export::textfile",
+    "export::clients",
     "screen::",
     "manners::count",
     "manners::closed_pipe",
@@ -123,7 +137,7 @@ fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, i
     match source {
         "auto" => is_one || !any(&ANYWHERE),
         // What was asked for by name is asked for by kprobes too.
-        "kprobe" if is_5_10(kernel) || any(&[AS_ROOT]) => false,
+        "kprobe" if is_5_10(kernel) || any(&[AS_ROOT, WITH_PROMETHEUS]) => false,
         "kprobe" if selection.is_quick() => is_one && any(&COUNTING),
         "kprobe" => selection.filter.is_some() || any(&COUNTING) || any(&BY_KPROBE),
         // A scenario about probes means nothing by netlink, even where it was asked for.

@@ -31,7 +31,7 @@ const XTABLES: [(&str, &str); 3] =
     [("", "xtables-nft-multi"), ("-nft", "xtables-nft-multi"), ("-legacy", "xtables-legacy-multi")];
 
 /// The part of a guest's files that all kernels share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Initramfs {
     base: Archive,
 }

@@ -5,6 +5,7 @@ mod causes;
 mod clash;
 mod doctor;
 mod events;
+mod export;
 mod filters;
 mod footprint;
 mod full;
@@ -78,6 +79,7 @@ pub(super) fn all() -> Vec<Scenario> {
         trace::SCENARIOS,
         table::SCENARIOS,
         screen::SCENARIOS,
+        export::SCENARIOS,
         manners::SCENARIOS,
         attacker::SCENARIOS,
         modules::SCENARIOS,
