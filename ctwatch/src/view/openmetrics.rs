@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ctwatch_ebpf::Event;
+use ctwatch_ebpf::{Event, Group};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
@@ -96,72 +96,69 @@ struct Metrics {
     build: Build,
 }
 
-/// A counter of flow types.
+/// A counter of flow types: the events of a group of the event table.
 struct Counter {
-    name: &'static str,
+    name: String,
     help: &'static str,
     /// The label that tells its events apart.
     label: Option<&'static str>,
     events: &'static [Event],
 }
 
-const COUNTERS: [Counter; 8] = [
-    Counter {
-        name: "ctwatch_inserts",
-        help: "Entries that entered the connection tracking table from the packet path",
-        label: None,
-        events: &[Event::Insert],
-    },
-    Counter {
-        name: "ctwatch_netlink_inserts",
-        help: "Entries that entered through ctnetlink or a BPF helper",
-        label: None,
-        events: &[Event::InsertNetlink],
-    },
-    Counter {
-        name: "ctwatch_early_drops",
-        help: "Live entries that were evicted to make room",
-        label: None,
-        events: &[Event::DeleteEarlyDrop],
-    },
-    Counter {
-        name: "ctwatch_clash_resolves",
-        help: "Races of two packets for one flow that both survived",
-        label: None,
-        events: &[Event::ClashResolve],
-    },
-    Counter {
-        name: "ctwatch_clash_reply_only",
-        help: "Resolved races whose entry entered by its reply alone",
-        label: None,
-        events: &[Event::ClashReplyOnly],
-    },
-    Counter {
-        name: "ctwatch_drops",
-        help: "New flows that were refused",
-        label: Some("reason"),
-        events: &Event::DROPS,
-    },
-    Counter {
-        name: "ctwatch_insert_failures",
-        help: "Packets that were dropped because their entry could not enter",
-        label: Some("reason"),
-        events: &Event::FAILURES,
-    },
-    Counter {
-        name: "ctwatch_deletes",
-        help: "Entries that left the table",
-        label: Some("cause"),
-        events: &Event::DELETES,
-    },
+/// Name and help of each group's counter. Names are promised to users, so none is made from another.
+const GROUPS: [(&str, &str, &str); 8] = [
+    ("insert", "inserts", "Entries that entered the connection tracking table from the packet path"),
+    ("insert_netlink", "netlink_inserts", "Entries that entered through ctnetlink or a BPF helper"),
+    ("early_drop", "early_drops", "Live entries that were evicted to make room"),
+    ("clash_resolve", "clash_resolves", "Races of two packets for one flow that both survived"),
+    ("drop", "drops", "New flows that were refused"),
+    ("insert_failed", "insert_failures", "Packets that were dropped because their entry could not enter"),
+    ("invalid", "invalid_packets", "Packets that connection tracking could not assign to a flow"),
+    ("delete", "deletes", "Entries that left the table"),
 ];
+
+/// Name and help of what is a part of another counter.
+const PARTS: [(&str, &str); 1] =
+    [("clash_reply_only", "Resolved races whose entry entered by its reply alone")];
+
+/// A counter for each group, in the order of [`GROUPS`], with its parts behind it. A group that is not there yet is
+/// called as in the event table.
+fn counters() -> Vec<Counter> {
+    let place = |group: &Group| GROUPS.iter().position(|(name, ..)| *name == group.name());
+    let mut groups = Group::ALL;
+    groups.sort_by_key(|group| place(group).unwrap_or(GROUPS.len()));
+    let of_group = |group: Group| {
+        let (_, name, help) = place(&group).map_or((group.name(), group.name(), UNNAMED), |at| GROUPS[at]);
+        let label = if group == Group::Delete { "cause" } else { "reason" };
+        let whole = Counter {
+            name: format!("ctwatch_{name}"),
+            help,
+            label: (group.parts().len() > 1).then_some(label),
+            events: group.parts(),
+        };
+        let within = group.events().iter().filter(move |event| !group.parts().contains(event));
+        std::iter::once(whole).chain(within.map(|event| {
+            let known = PARTS.iter().find(|(name, _)| *name == event.reason());
+            Counter {
+                name: format!("ctwatch_{}", event.reason()),
+                help: known.map_or(UNNAMED, |(_, help)| help),
+                label: None,
+                events: std::slice::from_ref(event),
+            }
+        }))
+    };
+    groups.into_iter().flat_map(of_group).collect()
+}
+
+/// The help of what has no name of its own here; a test fails where there is such a thing.
+const UNNAMED: &str = "Events of connection tracking";
 
 type Pairs<'a> = Vec<(&'static str, &'a str)>;
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for counter in &COUNTERS {
-            self.counter(&mut encoder, counter)?;
+        for counter in counters() {
+            self.counter(&mut encoder, &counter)?;
         }
         self.tables(&mut encoder)?;
         self.top(&mut encoder)?;
@@ -180,7 +177,7 @@ impl Metrics {
         if all.peek().is_none() {
             return Ok(());
         }
-        let mut family = encoder.encode_descriptor(counter.name, counter.help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor(&counter.name, counter.help, None, MetricType::Counter)?;
         for (labels, event, count) in all {
             let mut pairs = pairs(labels);
             pairs.extend(counter.label.map(|label| (label, event.reason())));

@@ -47,6 +47,20 @@ fn exposition() -> Exposition {
     }
 }
 
+/// What the event table has is exported, and under a name that was chosen for it.
+#[test]
+fn each_event_has_a_counter_with_a_name_of_its_own() {
+    let counters = counters();
+    for event in Event::ALL {
+        assert!(counters.iter().any(|counter| counter.events.contains(&event)), "{event:?}");
+    }
+    for counter in &counters {
+        let same = counters.iter().filter(|other| other.name == counter.name).count();
+        assert_eq!((same, counter.help == UNNAMED), (1, false), "{}", counter.name);
+        assert_eq!(counter.label.is_some(), counter.events.len() > 1, "{}", counter.name);
+    }
+}
+
 #[test]
 fn openmetrics() {
     insta::assert_snapshot!(render(&Arc::new(exposition()), BUILD, Format::OpenMetrics));
