@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod complaints;
+mod fuzz;
 mod guest;
 mod guest_protocol;
 mod monitoring;
@@ -100,6 +101,8 @@ enum Task {
     Bench(bench::Options),
     /// Check what `contrib/` has for monitoring: with promtool, systemd-analyze and a real Prometheus, on this machine
     Monitoring,
+    /// Fuzz every parser of foreign bytes, or one of them
+    Fuzz(fuzz::Options),
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -170,6 +173,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Prototypes => prototypes::run()?,
         Task::Bench(options) => bench::run(&options)?,
         Task::Monitoring => monitoring::run()?,
+        Task::Fuzz(options) => fuzz::run(&options)?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

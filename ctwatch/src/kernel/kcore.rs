@@ -24,7 +24,7 @@ pub fn read(start: u64, end: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Where the program headers lie and how many there are (`Elf64_Ehdr`).
-fn table(header: &[u8; 64]) -> Option<[u64; 2]> {
+pub fn table(header: &[u8; 64]) -> Option<[u64; 2]> {
     let little_endian_64 = header.starts_with(b"\x7fELF\x02\x01");
     let size = u16::from_le_bytes([header[54], header[55]]);
     let count = u16::from_le_bytes([header[56], header[57]]);
@@ -32,13 +32,13 @@ fn table(header: &[u8; 64]) -> Option<[u64; 2]> {
 }
 
 /// Where in the file the memory from `start` to `end` lies (`Elf64_Phdr`).
-fn place(headers: &[u8], start: u64, end: u64) -> Option<u64> {
+pub fn place(headers: &[u8], start: u64, end: u64) -> Option<u64> {
     const PT_LOAD: u64 = 1;
     headers.chunks_exact(56).find_map(|header| {
         let (kind, offset) = (word(header, 0)? & 0xffff_ffff, word(header, 8)?);
         let (from, size) = (word(header, 16)?, word(header, 32)?);
         let inside = start >= from && start < end && end - from <= size;
-        (kind == PT_LOAD && inside).then(|| offset + (start - from))
+        if kind == PT_LOAD && inside { offset.checked_add(start - from) } else { None }
     })
 }
 

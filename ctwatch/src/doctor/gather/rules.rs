@@ -90,7 +90,8 @@ fn unreadable(why: String) -> Listing {
     Listing { state: ListingState::Unreadable(why), ..Listing::default() }
 }
 
-fn parse_nft(json: &str, text: &str) -> Result<Listing, serde_json::Error> {
+/// The rules in what `nft -j list ruleset` printed, with their words from `nft -a list ruleset`.
+pub fn parse_nft(json: &str, text: &str) -> Result<Listing, serde_json::Error> {
     let ruleset: Value = serde_json::from_str(json)?;
     let texts = nft_texts(text);
     let mut listing = Listing { state: ListingState::Listed, ..Listing::default() };
@@ -219,7 +220,8 @@ fn nft_texts(text: &str) -> Texts {
     texts
 }
 
-fn parse_iptables(save: &str, family: &str) -> Listing {
+/// The rules in what `iptables-save` printed.
+pub fn parse_iptables(save: &str, family: &str) -> Listing {
     let mut listing = Listing { state: ListingState::Listed, ..Listing::default() };
     let mut table = "";
     let mut numbers: BTreeMap<&str, u64> = BTreeMap::new();

@@ -83,7 +83,8 @@ pub fn modules() -> Vec<Module> {
     parse_modules(&fs::read_to_string("/proc/modules").unwrap_or_default())
 }
 
-fn parse_modules(text: &str) -> Vec<Module> {
+/// The modules of tracking in the text of `/proc/modules`.
+pub fn parse_modules(text: &str) -> Vec<Module> {
     let all: Vec<Module> = text.lines().filter_map(parse_module).collect();
     let mut kept = BTreeSet::from(["nf_conntrack"]);
     loop {
@@ -174,7 +175,8 @@ pub fn slab() -> Option<Slab> {
     parse_slab(&fs::read_to_string("/proc/slabinfo").ok()?)
 }
 
-fn parse_slab(text: &str) -> Option<Slab> {
+/// The slab of entries in the text of `/proc/slabinfo`.
+pub fn parse_slab(text: &str) -> Option<Slab> {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some("nf_conntrack"))?;
     let mut numbers = line.split_whitespace().skip(1).map(|word| word.parse().ok());
     Some(Slab { active: numbers.next()??, objects: numbers.next()??, size: numbers.next()?? })

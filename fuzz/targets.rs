@@ -1,0 +1,160 @@
+//! One function for each parser of foreign bytes. libFuzzer calls them with inputs of its own; `ctwatch/tests/corpora.rs`
+//! calls them with every file of `fuzz/corpus`, so that a crash once found stays mended.
+//!
+//! A target fails by a panic: the parser's own, or one of the assertions here.
+
+use ctwatch::doctor::gather::{rules, system};
+use ctwatch::doctor::{Facts, diagnose, mask};
+use ctwatch::kernel::btf::Btf;
+use ctwatch::kernel::{frame, kallsyms, kcore};
+use ctwatch::source::netlink::entry::Entry;
+use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
+use ctwatch::view::doctor::{self as view, Context, Style};
+
+/// A parser under test, by the name of its corpus.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 9] = [
+    ("btf", btf),
+    ("capture", capture),
+    ("code", code),
+    ("iptables", iptables),
+    ("kallsyms", kallsyms),
+    ("kcore", kcore),
+    ("netlink", netlink),
+    ("nft", nft),
+    ("proc", proc),
+];
+
+/// A datagram of netlink messages, as a socket hands it over.
+pub fn netlink(data: &[u8]) {
+    let mut messages = Messages::new(data);
+    let mut seen = 0_usize;
+    for message in messages.by_ref() {
+        seen += 1;
+        let _ = (message.family(), message.resource(), message.error());
+        walk(message.attributes(), 0);
+        if [CT_NEW, CT_DELETE].contains(&message.kind)
+            && let Some(entry) = Entry::parse(&message)
+        {
+            let _ = entry.original.for_filter();
+        }
+    }
+    assert!(seen <= data.len() / 16, "each message has a header of 16 bytes");
+    let _ = messages.is_malformed();
+}
+
+/// Every attribute may be read as every type, nested ones included.
+fn walk(attributes: Attributes<'_>, depth: usize) {
+    for attribute in attributes {
+        let _ = (attribute.u8(), attribute.u16(), attribute.u32(), attribute.u64());
+        // The parser goes three levels deep (tuple, address, port).
+        if depth < 4 {
+            walk(attribute.nested(), depth + 1);
+        }
+    }
+}
+
+/// A kernel's BTF, or a module's on top of it: the first two bytes say where the one ends.
+pub fn btf(data: &[u8]) {
+    const WANTED: [&str; 6] =
+        ["nf_conn", "nf_conntrack_tuple", "net", "ip_conntrack_status", "early_drop", "sk_buff"];
+    let Some((split, data)) = data.split_first_chunk::<2>() else { return };
+    let (kernel, module) = data.split_at(data.len().min(usize::from(u16::from_le_bytes(*split))));
+    let kernel = Btf::parse(kernel, None, &WANTED);
+    if let Ok(kernel) = &kernel {
+        ask(kernel);
+    }
+    if let Ok(module) = Btf::parse(module, kernel.as_ref().ok(), &WANTED) {
+        ask(&module);
+    }
+}
+
+fn ask(btf: &Btf<'_>) {
+    let _ = (btf.function("early_drop"), btf.prototype("early_drop"));
+    let _ = btf.constant("ip_conntrack_status", "IPS_CONFIRMED_BIT");
+    for (structure, path) in [
+        ("nf_conn", &["tuplehash"][..]),
+        ("nf_conn", &["status"]),
+        ("net", &["ns", "inum"]),
+        ("nf_conntrack_tuple", &["dst", "u", "all"]),
+        ("sk_buff", &["_nfct"]),
+    ] {
+        let _ = btf.member(structure, path);
+    }
+}
+
+/// `/proc/kallsyms`.
+pub fn kallsyms(data: &[u8]) {
+    let Ok(symbols) = kallsyms::read(data) else { return };
+    for caller in &symbols.callers {
+        assert!(caller.start < caller.end, "a function has a size");
+    }
+    let _ = (symbols.has("early_drop"), symbols.names("early_drop").count());
+}
+
+/// The headers of `/proc/kcore`: the file's own, then those of its parts.
+pub fn kcore(data: &[u8]) {
+    let Some((header, parts)) = data.split_first_chunk::<64>() else { return };
+    let _ = kcore::table(header);
+    for (start, end) in [(0, 1), (0x1000, 0x1000), (u64::MAX - 1, u64::MAX), (1 << 63, u64::MAX), (9, 3)] {
+        let _ = kcore::place(parts, start, end);
+    }
+}
+
+/// Machine code of a kernel function, at an address near either end and in between.
+pub fn code(data: &[u8]) {
+    for start in [0, 0xffff_ffff_8100_0000, u64::MAX - 0x1000] {
+        for callee in [start, start.wrapping_add(64), 0xffff_ffff_c000_0000] {
+            let distance = frame::distance(data, start, callee);
+            assert!(distance.is_none_or(|bytes| bytes % 8 == 0), "the stack holds words");
+            let _ = frame::arguments(data, start, callee);
+        }
+    }
+}
+
+/// `nft -j list ruleset` and `nft -a list ruleset`, parted by a zero byte.
+pub fn nft(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == 0).map(String::from_utf8_lossy);
+    let (json, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let _ = rules::parse_nft(&json, &text);
+}
+
+/// `iptables-save`.
+pub fn iptables(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let listing = rules::parse_iptables(&text, "ip");
+    assert!(listing.rules.len() <= text.matches("-A ").count(), "no rule without a line");
+}
+
+/// `/proc/modules` and `/proc/slabinfo`.
+pub fn proc(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = (system::parse_modules(&text), system::parse_slab(&text));
+}
+
+/// A capture, through every check, remedy and view.
+pub fn capture(data: &[u8]) {
+    let Ok(mut facts) = serde_json::from_slice::<Facts>(data) else { return };
+    judge(&facts);
+    mask::mask(&mut facts);
+    judge(&facts);
+}
+
+fn judge(facts: &Facts) {
+    let diagnosis = diagnose(facts);
+    let context = Context {
+        time: String::new(),
+        host: None,
+        kernel: facts.release.clone(),
+        sample_s: facts.live.seconds,
+    };
+    for all in [false, true] {
+        let text = view::plain(&diagnosis, Style { all, color: false });
+        assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
+        if let Ok(json) = view::json(&diagnosis, &context, all) {
+            assert_eq!(json.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
+        }
+    }
+}
