@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use crate::bench;
 use crate::build;
 use crate::monitoring;
+use crate::package;
 use crate::prototypes;
 use crate::step::{self, Step};
 use crate::test::{self, Selection};
@@ -17,6 +18,7 @@ pub fn run() -> Result<()> {
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
     monitoring::run()?;
+    package::install::run()?;
     prototypes::run()?;
     bench::run(&bench::Options::check())?;
     test::guests(&Selection::full())

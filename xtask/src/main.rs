@@ -8,6 +8,7 @@ mod fuzz;
 mod guest;
 mod guest_protocol;
 mod monitoring;
+mod package;
 mod packages;
 mod paths;
 mod prototypes;
@@ -103,6 +104,12 @@ enum Task {
     Monitoring,
     /// Fuzz every parser of foreign bytes, or one of them
     Fuzz(fuzz::Options),
+    /// Make a .deb and an .rpm in target/package
+    Package {
+        /// Install the .deb in a clean Debian instead, check it, run its service in a guest, and remove it (as root)
+        #[arg(long)]
+        check: bool,
+    },
     /// Everything that must hold before a change lands
     Ci,
 }
@@ -174,6 +181,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(options) => bench::run(&options)?,
         Task::Monitoring => monitoring::run()?,
         Task::Fuzz(options) => fuzz::run(&options)?,
+        Task::Package { check: true } => package::install::run()?,
+        Task::Package { check: false } => package::run()?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

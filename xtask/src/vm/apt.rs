@@ -80,6 +80,25 @@ impl Suite {
         Ok(())
     }
 
+    /// Makes a small Debian of this suite with some packages in a directory; needs root.
+    pub fn root(&self, packages: &[&str], into: &Path) -> Result<()> {
+        let settings = inherited_settings()?;
+        let acquire: Vec<&str> = settings.lines().filter(|line| line.starts_with("Acquire::")).collect();
+        let options = self.state.join("root.conf");
+        fs::write(&options, acquire.join("\n"))?;
+        step::run(
+            Command::new("mmdebstrap")
+                .args(["--mode=root", "--variant=minbase", "--format=directory"])
+                .arg(format!("--include={}", packages.join(",")))
+                .arg(format!("--aptopt={}", options.display()))
+                .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+                .arg(&self.name)
+                .arg(into)
+                .arg(self.state.join("sources.list"))
+                .env("LC_ALL", "C"),
+        )
+    }
+
     fn has_lists(&self) -> bool {
         fs::read_dir(self.state.join("lists")).is_ok_and(|entries| {
             entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -34,6 +35,8 @@ const XTABLES: [(&str, &str); 3] =
 #[derive(Clone, Debug)]
 pub struct Initramfs {
     base: Archive,
+    /// Where the kernel's modules go.
+    modules: &'static str,
 }
 
 impl Initramfs {
@@ -64,7 +67,24 @@ impl Initramfs {
         );
         base.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
         base.file("etc/protocols", 0o644, PROTOCOLS.as_bytes());
-        Ok(Self { base })
+        Ok(Self { base, modules: "lib/modules" })
+    }
+
+    /// A whole system that lies in a directory; its init is systemd. Empty directories, links, files and their modes
+    /// are kept, owners are not.
+    pub fn of_system(root: &Path) -> Result<Self> {
+        let mut base = Archive::default();
+        add_system(&mut base, root, "")?;
+        base.device("dev/console", 5, 1);
+        base.symlink("init", "usr/lib/systemd/systemd");
+        // `lib` is a link there, and an archive that has a directory of that name replaces it.
+        Ok(Self { base, modules: "usr/lib/modules" })
+    }
+
+    /// The same with a file of these contents.
+    pub fn with_file(mut self, name: &str, mode: u32, content: &[u8]) -> Self {
+        self.base.file(name, mode, content);
+        self
     }
 
     /// The same with one more program of this machine's, at `name`, and its libraries.
@@ -76,14 +96,14 @@ impl Initramfs {
         for library in libraries {
             base.file(&library, 0o755, &read(Path::new(&library))?);
         }
-        Ok(Self { base })
+        Ok(Self { base, modules: self.modules })
     }
 
     /// The whole archive for one boot.
     pub fn for_boot(&self, kernel: &Kernel, args: &[String]) -> Result<Vec<u8>> {
         let mut archive = self.base.clone();
         let modules = kernel.modules();
-        let under = format!("lib/modules/{}", kernel.release);
+        let under = format!("{}/{}", self.modules, kernel.release);
         add_tree(&mut archive, &modules, &under)?;
         archive.file(ARGS_FILE, 0o644, serde_json::to_string(args)?.as_bytes());
         Ok(archive.finish())
@@ -169,6 +189,23 @@ fn add_tree(archive: &mut Archive, from: &Path, to: &str) -> Result<()> {
             add_tree(archive, &entry.path(), &name)?;
         } else {
             archive.file(&name, 0o644, &read(&entry.path())?);
+        }
+    }
+    Ok(())
+}
+
+fn add_system(archive: &mut Archive, from: &Path, under: &str) -> Result<()> {
+    for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let entry = entry?;
+        let name = format!("{under}{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            archive.directory(&name);
+            add_system(archive, &entry.path(), &format!("{name}/"))?;
+        } else if kind.is_symlink() {
+            archive.symlink(&name, &fs::read_link(entry.path())?.to_string_lossy());
+        } else if kind.is_file() {
+            archive.file(&name, entry.metadata()?.permissions().mode() & 0o7777, &read(&entry.path())?);
         }
     }
     Ok(())

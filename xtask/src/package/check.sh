@@ -1,0 +1,97 @@
+#!/bin/bash
+# Runs as a service in a guest whose init is systemd, and reports on the second serial line.
+exec > /dev/console 2>&1
+set -x
+
+# report NAME CONDITION-STATUS DETAIL
+report() {
+    local result=failed
+    [ "$2" = 0 ] && result=ok
+    printf '{"test":"%s","result":"%s","detail":"%s"}\n' "$1" "$result" "${3//[\"\\]/\'}" > /dev/ttyS1
+}
+
+scrape() {
+    exec 3<> /dev/tcp/127.0.0.1/9963 || return 1
+    printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+    grep -v '^#' <&3
+    exec 3>&-
+}
+
+inserts() {
+    scrape | sed -n 's/^ctwatch_inserts_total{netns="init",family="ipv4",proto="udp"} //p'
+}
+
+# Each one is a new flow: the destination ports differ.
+flood() {
+    for port in $(seq "$1" "$2"); do echo x > "/dev/udp/127.0.0.1/$port"; done 2> /dev/null
+}
+
+new_flows() {
+    nft list counter inet witness new | sed -n 's/.*packets \([0-9]*\).*/\1/p'
+}
+
+for module in nf_conntrack nf_conntrack_netlink nft_ct; do /opt/busybox modprobe $module; done
+ip link set lo up
+nft 'table inet witness {
+    counter new { }
+    chain c { type filter hook output priority 0; udp dport 20000-40000 ct state new counter name new; }
+}'
+
+# Readings come once an interval: what it says when that number is reached, or after 20 s.
+settled() {
+    local told
+    for _ in $(seq 100); do
+        told=$(inserts)
+        [ "$told" = "$1" ] && break
+        sleep 0.2
+    done
+    echo "$told"
+}
+
+systemctl start ctwatch.service
+started=$?
+flood 20000 20299
+witness=$(new_flows)
+told=$(settled "$witness")
+source=$(scrape | grep '^ctwatch_source_info')
+[ $started = 0 ] && [ "$witness" = 300 ] && [ "$told" = "$witness" ] && [[ $source == *'kind="fexit"'* ]]
+report packaged::service $? "started $started, nft $witness new flows, ctwatch $told, $source"
+
+# Longer than its watchdog waits (30 s in the unit, 3 s here), and it is the same process.
+mkdir -p /run/systemd/system/ctwatch.service.d
+printf '[Service]\nWatchdogSec=3s\n' > /run/systemd/system/ctwatch.service.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart ctwatch.service
+pid=$(systemctl show -P MainPID ctwatch.service)
+sleep 10
+later=$(systemctl show -P MainPID ctwatch.service)
+# Held, it is found and killed.
+kill -STOP "$pid"
+for _ in $(seq 150); do
+    [ "$(systemctl show -P Result ctwatch.service)" = watchdog ] && break
+    sleep 0.2
+done
+result=$(systemctl show -P Result ctwatch.service)
+[ "$pid" != 0 ] && [ "$pid" = "$later" ] && [ "$result" = watchdog ]
+report packaged::watchdog $? "process $pid, after 10 s $later, held: $result"
+
+# systemd listens, and the first scrape starts it.
+systemctl stop ctwatch.service
+systemctl reset-failed ctwatch.service
+systemctl start ctwatch.socket
+before=$(systemctl is-active ctwatch.service)
+scrape > /dev/null
+flood 30000 30099
+told=$(settled 100)
+[ "$before" = inactive ] && [ "$told" = 100 ]
+report packaged::socket $? "service $before before the first scrape, then ctwatch $told of 100 new flows"
+
+systemctl stop ctwatch.socket ctwatch.service
+state=$(systemctl show -P Result ctwatch.service)
+programs=$(ls /run/ctwatch 2> /dev/null)
+[ "$state" = success ] && [ -z "$programs" ] && [ ! -e /run/ctwatch ]
+report packaged::stop $? "result $state, left in /run: $programs"
+
+journalctl --boot --no-pager --unit ctwatch.service | tail -n 20
+echo '{"end":true,"exit":0}' > /dev/ttyS1
+systemctl poweroff --force --force
