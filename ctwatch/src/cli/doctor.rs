@@ -25,6 +25,9 @@ pub struct DoctorArgs {
     pub latency: Option<Duration>,
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// Warn only of past losses within this time, such as 90s, 10min, 2h or 3d; those before it are known
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    pub since: Option<Duration>,
     /// Also what is only worth knowing
     #[arg(long, help_heading = ABOUT_OUTPUT)]
     pub all: bool,
@@ -36,6 +39,24 @@ pub struct DoctorArgs {
     /// Judge captured facts instead of this machine; `-` is stdin
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+}
+
+/// A whole number of seconds, minutes, hours or days.
+fn parse_since(text: &str) -> Result<Duration, String> {
+    let unit = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    let since = number.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds));
+    let since = since.filter(|since| seconds > 0 && *since < u64::from(u32::MAX));
+    since
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("no time `{text}`; give one such as 90s, 10min, 2h or 3d"))
 }
 
 /// What else `doctor` does.
@@ -76,6 +97,17 @@ mod tests {
         assert_eq!(asked(&["--latency"]), Some(Duration::from_secs(5)));
         assert_eq!(asked(&["--latency", "0.5", "--all"]), Some(Duration::from_millis(500)));
         assert_eq!(asked(&["--latency", "--json"]), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn since_takes_a_time_with_its_unit() {
+        let since =
+            |text: &str| doctor(&["--since", text]).ok().and_then(|args| args.since).map(|at| at.as_secs());
+        assert_eq!(
+            [since("90"), since("90s"), since("10min"), since("2h"), since("3d")],
+            [Some(90), Some(90), Some(600), Some(7200), Some(259_200)]
+        );
+        assert_eq!([since(""), since("h"), since("2 h"), since("2w"), since("99999999999d")], [None; 5]);
     }
 
     #[test]

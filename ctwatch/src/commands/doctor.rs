@@ -34,13 +34,15 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     if let Some(DoctorCommand::Explain { id }) = &args.command {
         return explain_finding(id.as_deref()).map(|()| 0);
     }
-    let facts = match &args.from {
+    let mut facts = match &args.from {
         Some(file) => load(file)?,
         None => capture_here(args)?,
     };
     if let Some(file) = &args.capture {
         save(facts.clone(), file)?;
     }
+    // A question of this call, and no part of what was captured.
+    facts.since_ms = args.since.map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
     let diagnosis = diagnose(&facts);
     if args.capture.as_deref() == Some(Path::new("-")) {
         return Ok(diagnosis.status.exit_code());

@@ -23,11 +23,13 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 23] = [
+pub const TOPICS: [Topic; 25] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
-    topic!("table-was-full", "the table was full, and is not now"),
+    topic!("table-overflowed", "the table overflowed, and nothing has changed since"),
+    topic!("table-was-full", "the table was full, and somebody has dealt with it"),
+    topic!("expectations-full", "helpers may expect no more connections"),
     topic!("memory", "what the table costs in memory"),
     topic!("long-chains", "too few buckets for the limit"),
     topic!("chain-too-long", "packets dropped because their hash chain was too long"),

@@ -42,6 +42,13 @@ pub struct Facts {
     pub slab: Option<Slab>,
     /// What the kernel logged about full tables; `None` where the log may not be read.
     pub log: Option<KernelLog>,
+    /// How long ago the first namespace's sysctls were written, in milliseconds, by the file's name; those that nobody
+    /// was seen to write are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub written_ms: BTreeMap<String, u64>,
+    /// Losses longer ago than so many milliseconds are known to the user (`--since`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
     /// What there is to act with.
     pub tools: Tools,
     /// The live sample.
@@ -66,6 +73,9 @@ pub struct Namespace {
     pub count: Option<u64>,
     /// Entries at its end.
     pub count_after: Option<u64>,
+    /// Expectations that helpers wait for; `None` where the kernel does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expectations: Option<u64>,
     /// Whether the limit and the buckets may be set from here: only from the first namespace.
     pub limit_writable: bool,
     /// Every number under `/proc/sys/net/netfilter`, by the file's name.
@@ -230,15 +240,24 @@ pub struct Slab {
     pub size: u64,
 }
 
-/// What the kernel logged about full tables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What the kernel logged about full tables; rate-limited by the kernel, so only whether and when mean anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelLog {
-    /// Lines with `table full, dropping packet`; rate-limited by the kernel, so only whether and when mean anything.
+    /// Lines with `table full, dropping packet`.
     pub lines: u64,
     /// How long ago the last one was, in seconds.
     pub last_s: Option<u64>,
     /// Whether the log still reaches back to the boot.
     pub whole: bool,
+    /// How long ago the last one was, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<u64>,
+    /// The same by namespace, by the inode that the kernel logs since 6.18.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_netns: BTreeMap<u32, u64>,
+    /// How long ago the last `expectation table full` was, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expectations_ms: Option<u64>,
 }
 
 /// What is installed and what holds the configuration.

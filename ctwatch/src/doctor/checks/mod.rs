@@ -2,8 +2,10 @@
 
 mod chains;
 mod counters;
+mod expectations;
 mod latency;
 mod occupancy;
+mod overflowed;
 mod presence;
 mod probes;
 mod timeouts;
@@ -15,8 +17,10 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 7] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 9] = [
     occupancy::check,
+    overflowed::check,
+    expectations::check,
     latency::check,
     presence::check,
     timeouts::check,
@@ -83,6 +87,13 @@ fn refused(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 /// Live entries evicted for want of room during the sample.
 fn evicted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     facts.live.sum(namespace.netns, &[Event::DeleteEarlyDrop]).or_else(|| namespace.grown("early_drop"))
+}
+
+/// Whether something done so many milliseconds ago came after what was logged so long ago. The two clocks differ by tens of
+/// milliseconds, so that less than this tells no order.
+fn after_loss(done_ms: Option<u64>, logged_ms: u64) -> bool {
+    const ORDER: u64 = 200;
+    done_ms.is_some_and(|done| done.saturating_add(ORDER) < logged_ms)
 }
 
 /// The port to which at least half of a table's entries go.

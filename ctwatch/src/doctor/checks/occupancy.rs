@@ -11,19 +11,14 @@ use crate::doctor::text::{bytes, duration, percent, rate, share, thousands};
 /// From here on `gc_worker` evicts entries that are not assured (4.20 to 7.3), which no kernel counter shows.
 const PRESSURE: f64 = 0.95;
 /// A warning should leave time to act.
-const NEAR: f64 = 0.8;
+pub const NEAR: f64 = 0.8;
 /// A table below this has room whatever a short sample extrapolates to.
 const HALF: f64 = 0.5;
 /// A forecast farther than this is none.
 const SOON: f64 = 600.0;
-/// A logged loss older than this is history.
-const RECENT: u64 = 86_400;
 
 pub fn check(facts: &Facts) -> Vec<Finding> {
-    let mut findings: Vec<Finding> =
-        facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect();
-    findings.extend(before(facts));
-    findings
+    facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect()
 }
 
 fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
@@ -80,7 +75,7 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         .seen_if("insert", inserted(facts, namespace), live_source(facts))
         .seen_if("drop_since_boot", namespace.since_boot("drop"), super::STATS)
         .seen_if("early_drop_since_boot", namespace.since_boot("early_drop"), super::STATS)
-        .seen_if("logged_seconds_ago", facts.log.and_then(|log| log.last_s), LOG)
+        .seen_if("logged_seconds_ago", facts.log.as_ref().and_then(|log| log.last_s), LOG)
         .seen_if("full_in_seconds", to_full.filter(|_| fill < PRESSURE), "growth during the sample")
         .seen_if("fills_it", top.map(|port| named(port, namespace.table.total)), namespace.table.from.clone())
         .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
@@ -136,44 +131,6 @@ fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
         reason = "below SOON, and not negative"
     )]
     (seconds <= SOON).then_some(seconds as u64)
-}
-
-/// What the kernel remembers of a full table, where it is not full now.
-fn before(facts: &Facts) -> Option<Finding> {
-    let own = facts.namespaces.first()?;
-    let full_now = facts.namespaces.iter().any(|namespace| namespace.fill().is_some_and(|fill| fill >= NEAR));
-    let (drops, evictions) = (own.since_boot("drop"), own.since_boot("early_drop"));
-    let logged = facts.log.filter(|log| log.lines > 0);
-    if full_now || logged.is_none() && evictions.is_none() {
-        return None;
-    }
-    let when = logged.and_then(|log| log.last_s);
-    let recent = when.is_some_and(|when| when < RECENT);
-    // With room to spare now, somebody has mended it, or the burst has no reason to come again at this size.
-    let still_tight = own.fill().is_some_and(|fill| fill >= HALF);
-    let status = if recent && still_tight { Status::Warning } else { Status::Ok };
-    let ago =
-        when.map_or_else(|| "at some time since boot".to_owned(), |when| format!("{} ago", duration(when)));
-    let finding = Finding::new(
-        "table-was-full",
-        status,
-        format!("a table was full {ago}, and is not now"),
-        "The kernel refused new flows or evicted live ones then. Its log is rate-limited and its counters never start \
-         again, so neither tells how many or how often.",
-    )
-    .seen_if("drop_since_boot", drops, super::STATS)
-    .seen_if("early_drop_since_boot", evictions, super::STATS)
-    .seen_if("logged_seconds_ago", when, LOG)
-    .seen("uptime_seconds", facts.uptime_s, "CLOCK_MONOTONIC");
-    let finding = match limit::recommended(facts, own) {
-        Some(limit) => finding.seen(
-            "recommended_limit",
-            limit,
-            "twice the highest count seen, rounded up to a power of two",
-        ),
-        None => finding,
-    };
-    Some(if status == Status::Warning { finding.cure(limit::raise(facts, own)) } else { finding })
 }
 
 /// Memory of the table as it is, at its limit, and at twice the limit.

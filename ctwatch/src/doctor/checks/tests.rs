@@ -1,5 +1,5 @@
 //! Findings of machines captured in guests and namespaces (`tests/machines`), as snapshots: the judgement and the text.
-//! Two were made by hand from others, to show what no guest does: `dns-race`, `every-timeout`.
+//! Three were made by hand from others: `dns-race`, `every-timeout`, `expectations`.
 
 use std::fs;
 
@@ -168,17 +168,59 @@ fn the_advice_never_eats_the_memory() {
     assert_eq!(raised(&facts), None);
 }
 
-/// Many NAT hosts have seen it: a full table yesterday, room again since somebody raised the limit.
+/// A burst that is over is a warning until somebody has dealt with it.
 #[test]
-fn the_past_alone_is_no_alarm() {
+fn the_past_is_told_until_it_is_dealt_with() {
     use crate::doctor::facts::KernelLog;
-    let past = |count: u64, last_s: u64| {
-        let mut facts = filled(count, 100_000);
-        facts.log = Some(KernelLog { lines: 3, last_s: Some(last_s), whole: true });
-        let diagnosis = diagnose(&facts);
-        diagnosis.findings.iter().find(|finding| finding.id == "table-was-full").map(|finding| finding.status)
+    let mut facts = filled(10_000, 100_000);
+    facts.namespaces[0].stats = [("drop".to_owned(), 1_913), ("early_drop".to_owned(), 1_187)].into();
+    let found = |facts: &Facts, id: &str| diagnose(facts).findings.iter().any(|finding| finding.id == id);
+    assert!(found(&facts, "table-overflowed"), "the log may not be read");
+    facts.log = Some(KernelLog { lines: 3, last_s: Some(60), whole: true, ..KernelLog::default() });
+    let diagnosis = diagnose(&facts);
+    assert_eq!(diagnosis.status, Status::Warning);
+    let limit = diagnosis.findings[0].evidence["recommended_limit"].value.as_u64();
+    assert_eq!((diagnosis.findings[0].id, limit), ("table-overflowed", Some(262_144)));
+
+    let dealt = |written: Option<u64>, since: Option<u64>| {
+        let mut facts = facts.clone();
+        facts.written_ms.extend(written.map(|at| ("nf_conntrack_max".to_owned(), at)));
+        facts.since_ms = since;
+        !found(&facts, "table-overflowed") && found(&facts, "table-was-full")
     };
-    assert_eq!(past(10_000, 60), Some(Status::Ok));
-    assert_eq!(past(60_000, 60), Some(Status::Warning));
-    assert_eq!(past(60_000, 200_000), Some(Status::Ok));
+    assert!(dealt(Some(59_000), None), "the limit was set after the loss");
+    assert!(!dealt(Some(61_000), None), "the limit was set before the loss");
+    assert!(dealt(None, Some(59_000)) && !dealt(None, Some(61_000)));
+}
+
+/// Clashes are in the counter `drop` too, and a log without a line says that no table was full.
+#[test]
+fn other_losses_are_no_overflow() {
+    use crate::doctor::facts::KernelLog;
+    let mut facts = filled(10_000, 100_000);
+    facts.namespaces[0].stats = [("drop".to_owned(), 40), ("insert_failed".to_owned(), 40)].into();
+    let overflowed =
+        |facts: &Facts| diagnose(facts).findings.iter().any(|finding| finding.id == "table-overflowed");
+    assert!(!overflowed(&facts));
+    facts.namespaces[0].stats.insert("drop".into(), 50);
+    assert!(overflowed(&facts));
+    facts.log = Some(KernelLog { whole: true, ..KernelLog::default() });
+    assert!(!overflowed(&facts));
+}
+
+#[test]
+fn full_expectations_are_no_full_table() {
+    use crate::doctor::facts::KernelLog;
+    let mut facts = filled(60_000, 100_000);
+    facts.namespaces[0].sysctls.insert("nf_conntrack_expect_max".into(), 1);
+    facts.log = Some(KernelLog { expectations_ms: Some(5_000), whole: true, ..KernelLog::default() });
+    let ids = |facts: &Facts| -> Vec<&str> {
+        let told = diagnose(facts).findings.into_iter().filter(Finding::matters);
+        told.map(|finding| finding.id).filter(|id| *id != "no-source").collect()
+    };
+    assert_eq!(ids(&facts), ["expectations-full"]);
+    facts.written_ms.insert("nf_conntrack_expect_max".into(), 1_000);
+    assert!(ids(&facts).is_empty());
+    facts.namespaces[0].expectations = Some(1);
+    assert_eq!(ids(&facts), ["expectations-full"], "full now");
 }

@@ -3,11 +3,13 @@
 pub mod child;
 pub mod latency;
 pub mod live;
+pub mod log;
 pub mod namespace;
 pub mod places;
 pub mod rules;
 pub mod system;
 pub mod table;
+pub mod written;
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +48,8 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         programs: system::programs(),
         modprobe: system::modprobe(),
         slab: system::slab(),
-        log: system::kernel_log(),
+        log: log::read(),
+        written_ms: written::ages(),
         tools: system::tools(),
         ..Facts::default()
     };

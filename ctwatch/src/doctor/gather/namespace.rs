@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::places::Place;
 use super::system::Kernel;
 use super::{rules, table};
 use crate::doctor::facts::{Namespace, TableView};
-use crate::source::netlink::message::CT_GET_STATS_CPU;
+use crate::source::netlink::message::{CT_GET_STATS_CPU, EXPECT_GET};
 use crate::source::netlink::socket::Requests;
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
@@ -30,6 +30,7 @@ pub fn read(place: &Place, kernel: Kernel) -> Namespace {
         enter: place.enter.clone(),
         count,
         count_after: None,
+        expectations: expectations(kernel),
         limit_writable: writable("nf_conntrack_max"),
         stats: stats(kernel),
         stats_after: BTreeMap::new(),
@@ -45,6 +46,25 @@ pub fn read(place: &Place, kernel: Kernel) -> Namespace {
         },
         sysctls,
     }
+}
+
+/// How many there are; at most `nf_conntrack_expect_max`.
+fn expectations(kernel: Kernel) -> Option<u64> {
+    let mut count = 0;
+    if let Ok(file) = fs::File::open("/proc/thread-self/net/nf_conntrack_expect") {
+        for line in BufReader::new(file).split(b'\n') {
+            line.ok()?;
+            count += 1;
+        }
+        return Some(count);
+    }
+    // Kernels without CONFIG_NF_CONNTRACK_PROCFS have no such file.
+    let mut requests = kernel.ctnetlink.then(Requests::open)?.ok()?;
+    let dumped = requests.dump(EXPECT_GET, 0, |_| {
+        count += 1;
+        ControlFlow::Continue(())
+    });
+    dumped.ok().map(|_| count)
 }
 
 /// Count and statistics, once more.

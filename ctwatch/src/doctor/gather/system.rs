@@ -1,16 +1,13 @@
-//! What concerns the whole machine: modules, programs, configuration, memory, the kernel's log.
+//! What concerns the whole machine: modules, programs, configuration, memory.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::Path;
 
-use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::child;
-use crate::doctor::facts::{KernelLog, Module, Program, Slab, Tools};
+use crate::doctor::facts::{Module, Program, Slab, Tools};
 use crate::source::netlink::presence;
 
 /// Programs by the kernel's 15-byte name for them, and why they matter here.
@@ -197,49 +194,6 @@ pub fn uptime() -> u64 {
         .unwrap_or(0)
 }
 
-/// What the kernel's log tells of full tables; `None` where it may not be read (kernel.dmesg_restrict).
-pub fn kernel_log() -> Option<KernelLog> {
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
-    let mut log = KernelLog::default();
-    let mut first = true;
-    // A read gives one record, which is at most this long (CONSOLE_EXT_LOG_MAX, PRINTKRB_RECORD_MAX).
-    let mut record = [0; 8192];
-    loop {
-        match file.read(&mut record) {
-            Ok(0) => break,
-            Ok(length) => {
-                read_record(
-                    &String::from_utf8_lossy(&record[..length]),
-                    &mut log,
-                    std::mem::take(&mut first),
-                );
-            }
-            // Overwritten while we read: the next read goes on with the oldest that is left.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
-    log.last_s = log.last_s.map(|at| uptime().saturating_sub(at));
-    Some(log)
-}
-
-/// `priority,sequence,microseconds,flags;text`. Leaves the time since boot in `last_s`.
-fn read_record(record: &str, log: &mut KernelLog, first: bool) {
-    let Some((head, text)) = record.split_once(';') else { return };
-    let mut fields = head.split(',').skip(1);
-    let sequence = fields.next();
-    if first {
-        log.whole = sequence == Some("0");
-    }
-    // `table full, dropping packet`, and with the namespace since 6.18.
-    if text.contains("nf_conntrack") && text.contains("table full") {
-        log.lines += 1;
-        log.last_s = fields.next().and_then(|at| at.parse::<u64>().ok()).map(|at| at / 1_000_000);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,23 +221,5 @@ mod tests {
                     nf_conntrack        1020   1056    256   16    1 : tunables    0    0    0\n";
         assert_eq!(parse_slab(text), Some(Slab { active: 1020, objects: 1056, size: 256 }));
         assert_eq!(parse_slab(""), None);
-    }
-
-    #[test]
-    fn the_log_tells_whether_and_when_not_how_often() {
-        let mut log = KernelLog::default();
-        read_record("5,0,0,-;Linux version 6.1\n", &mut log, true);
-        read_record(
-            "4,900,5000000,-;nf_conntrack: nf_conntrack: table full, dropping packet\n",
-            &mut log,
-            false,
-        );
-        read_record(
-            "4,901,7000000,c;nf_conntrack: table full in netns 4026531840, dropping packet\n",
-            &mut log,
-            false,
-        );
-        read_record("6,902,9000000,-;nf_conntrack: default automatic helper assignment\n", &mut log, false);
-        assert_eq!(log, KernelLog { lines: 2, last_s: Some(7), whole: true });
     }
 }

@@ -47,10 +47,23 @@ pub fn demand(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     Some((facts.live.per_second(wanted) * life as f64).ceil() as u64)
 }
 
+/// What a table that overflowed would have held: the limit and all that was lost since boot, were that one burst; at least
+/// twice the limit, and at most four times, since the losses of months are no burst. 0 where nothing was lost.
+fn overflow(namespace: &Namespace, max: u64) -> u64 {
+    let lost = |counter| namespace.since_boot(counter).unwrap_or(0);
+    match lost("drop").saturating_add(lost("early_drop")) {
+        0 => 0,
+        lost => max.saturating_add(lost).clamp(max.saturating_mul(2), max.saturating_mul(4)),
+    }
+}
+
 /// A limit with head room over what was seen, as a power of two; `None` where memory does not allow more.
 pub fn recommended(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let (peak, max) = (namespace.peak()?, namespace.max()?);
-    let needed = peak.saturating_mul(2).max(demand(facts, namespace).unwrap_or(0).saturating_mul(3) / 2);
+    let needed = peak
+        .saturating_mul(2)
+        .max(demand(facts, namespace).unwrap_or(0).saturating_mul(3) / 2)
+        .max(overflow(namespace, max));
     let cap = facts.memory / MEMORY_SHARE / entry_bytes(facts).saturating_add(BUCKET);
     let cap = if cap == 0 { return None } else { 1 << cap.ilog2() };
     let limit = needed.max(max + 1).checked_next_power_of_two()?.min(cap);
@@ -106,7 +119,7 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     })
 }
 
-fn set(
+pub fn set(
     facts: &Facts,
     (id, name): (&'static str, &'static str),
     what: String,

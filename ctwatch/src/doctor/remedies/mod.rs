@@ -1,5 +1,6 @@
 //! What to do: commands for this machine, how they last, how they are undone, what they cost. Pure; nothing is run.
 
+pub mod expectations;
 pub mod limit;
 pub mod notrack;
 pub mod resolver;
@@ -12,9 +13,10 @@ use crate::kernel::facts::Presence;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 7] = [
+pub const IDS: [&str; 8] = [
     "raise-limit",
     "more-buckets",
+    "raise-expectations",
     "shorter-timeout",
     "notrack-nft",
     "notrack-iptables",

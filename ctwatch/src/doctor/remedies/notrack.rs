@@ -128,5 +128,13 @@ fn price(namespace: &Namespace, proto: &str, port: u16) -> String {
         price.push("no rule seen here depends on it; NAT, stateful accept and network policies would not apply to it".into());
     }
     price.push("entries already in the table stay until they run out".into());
+    // The limit stays as it was, so that doctor cannot see that this was done about earlier losses.
+    let lost = |counter| namespace.since_boot(counter).is_some();
+    if lost("drop") || lost("early_drop") {
+        price.push(
+            "the limit stays, so doctor goes on to warn of what was lost before; `ctwatch doctor --since 10min` leaves it out"
+                .into(),
+        );
+    }
     price.join("; ")
 }

@@ -15,6 +15,8 @@ pub const CT_DELETE: u16 = SUBSYSTEM << 8 | 2;
 pub const CT_GET_STATS_CPU: u16 = SUBSYSTEM << 8 | 4;
 /// `IPCTNL_MSG_CT_GET_STATS`.
 pub const CT_GET_STATS: u16 = SUBSYSTEM << 8 | 5;
+/// Ask for expectations (`NFNL_SUBSYS_CTNETLINK_EXP`, `IPCTNL_MSG_EXP_GET`).
+pub const EXPECT_GET: u16 = 2 << 8 | 1;
 /// `NLMSG_ERROR`, also the positive acknowledgement.
 pub const ERROR: u16 = 2;
 /// `NLMSG_DONE`: the end of a dump.

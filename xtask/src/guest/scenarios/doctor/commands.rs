@@ -15,13 +15,14 @@ use super::super::init;
 use super::{configuration_folders, judge, no_files_left, shell, sysctl};
 
 /// The captured machines; together they show every remedy there is, which a test beside them sees to.
-const MACHINES: [(&str, &str); 14] = [
+const MACHINES: [(&str, &str); 15] = [
     ("absent", include_str!("../../../../../ctwatch/tests/machines/absent.json")),
     ("container", include_str!("../../../../../ctwatch/tests/machines/container.json")),
     ("dns-race", include_str!("../../../../../ctwatch/tests/machines/dns-race.json")),
     ("dropping", include_str!("../../../../../ctwatch/tests/machines/dropping.json")),
     ("dropping-7.3", include_str!("../../../../../ctwatch/tests/machines/dropping-7.3.json")),
     ("every-timeout", include_str!("../../../../../ctwatch/tests/machines/every-timeout.json")),
+    ("expectations", include_str!("../../../../../ctwatch/tests/machines/expectations.json")),
     ("healthy", include_str!("../../../../../ctwatch/tests/machines/healthy.json")),
     ("idle-tcp", include_str!("../../../../../ctwatch/tests/machines/idle-tcp.json")),
     ("misleading-counters", include_str!("../../../../../ctwatch/tests/machines/misleading-counters.json")),

@@ -4,6 +4,7 @@ mod commands;
 mod full;
 mod latency;
 mod off;
+mod past;
 mod resolver;
 mod settings;
 
@@ -29,6 +30,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::notrack_nft", || full::notrack("with nft")),
     scenario("doctor::notrack_iptables", || full::notrack("with iptables")),
     scenario("doctor::other_namespace", full::other_namespace),
+    scenario("doctor::overflowed", past::overflowed),
+    scenario("doctor::expectations_logged", past::expectations_logged),
+    scenario("doctor::expectations", past::expectations),
     scenario("doctor::shorter_timeout", settings::shorter_timeout),
     scenario("doctor::more_buckets", settings::more_buckets),
     scenario("doctor::resolver", resolver::one_query_at_a_time),
