@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     btf::Btf,
-    kallsyms::{self, Newcomer, Symbols, WATCHED},
+    hooks::functions,
+    kallsyms::{self, Newcomer, Symbols},
     preemption,
 };
 
@@ -273,7 +274,7 @@ impl Facts {
             self.offsets.extend(offsets.map(|(global, offset)| (global.to_owned(), offset)));
         }
         self.chaintoolong = matches!(btf.member(STATISTICS, &["chaintoolong"]), Ok(Some(_)));
-        for function in WATCHED {
+        for function in functions() {
             if let Ok(Some(prototype)) = btf.prototype(function) {
                 self.prototypes.insert(function.to_owned(), prototype);
             }
@@ -290,7 +291,7 @@ const TIMES: [&str; 3] = ["nf_ct_ext", "nf_ct_ext_id", "nf_conn_tstamp"];
 /// The structures, enumerations and functions that are looked for in BTF.
 fn wanted() -> Vec<&'static str> {
     let structures = OFFSETS.into_iter().chain(OPTIONAL_OFFSETS).map(|(_, structure, _)| structure);
-    let mut names: Vec<&str> = structures.chain(TIMES).chain([STATISTICS]).chain(WATCHED).collect();
+    let mut names: Vec<&str> = structures.chain(TIMES).chain([STATISTICS]).chain(functions()).collect();
     names.sort_unstable();
     names.dedup();
     names

@@ -1,29 +1,16 @@
 //! The kernel's symbols: which functions can be probed by name, and where callers lie in memory.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead};
 
 use ctwatch_ebpf::Caller;
 use serde::{Deserialize, Serialize};
 
-use super::{frame, kcore};
-
-/// Functions that ctwatch would attach to, under any of their names.
-pub const WATCHED: [&str; 13] = [
-    "net_ratelimit",
-    "nf_ct_iterate_cleanup_net",
-    "__nf_conntrack_hash_insert",
-    "nf_conntrack_hash_check_insert",
-    "__nf_conntrack_confirm",
-    "nf_ct_resolve_clash",
-    "__nf_conntrack_alloc",
-    "nf_ct_delete",
-    "__nf_ct_delete_from_lists",
-    "nf_ct_delete_from_lists",
-    // These only while latency is measured.
-    "nf_conntrack_in",
-    "__do_sys_getppid",
-    "net_rx_action",
-];
+use super::{
+    frame,
+    hooks::{self, ALLOC, RATELIMIT, REMOVAL},
+    kcore,
+};
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
 /// meets them (5.10 to 7.3; functions that only some builds have as symbols included).
@@ -119,7 +106,8 @@ pub fn base_name(symbol: &str) -> &str {
 
 /// Reads the text of `/proc/kallsyms`, line by line: it has some 10 MB.
 pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
-    let prefixes = prefixes();
+    let watched = hooks::functions();
+    let prefixes = prefixes(&watched);
     let mut starts = Vec::new();
     let mut found = Symbols { hidden: true, ..Symbols::default() };
     let mut callers = Vec::new();
@@ -131,7 +119,7 @@ pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
             if name.first_chunk().is_some_and(|prefix| prefixes.contains(prefix))
                 && let Ok(name) = str::from_utf8(name)
             {
-                note(address, name, &mut found, &mut callers);
+                note(address, name, &watched, &mut found, &mut callers);
             }
         }
         if let Some(address) = preemption_variable(&line) {
@@ -157,8 +145,8 @@ pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
 }
 
 /// How the names begin that are looked for: enough to pass over nearly all others at once.
-fn prefixes() -> Vec<[u8; 4]> {
-    let names = WATCHED.into_iter().chain(CALLER_NAMES.map(|(name, _)| name));
+fn prefixes(watched: &BTreeSet<&str>) -> Vec<[u8; 4]> {
+    let names = watched.iter().copied().chain(CALLER_NAMES.map(|(name, _)| name));
     let mut prefixes: Vec<[u8; 4]> =
         names.filter_map(|name| name.as_bytes().first_chunk().copied()).collect();
     prefixes.sort_unstable();
@@ -187,7 +175,13 @@ fn preemption_variable(line: &[u8]) -> Option<u64> {
 }
 
 /// Keeps a function that is looked for, with its address; `line` is its name and its module.
-fn note(address: u64, line: &str, found: &mut Symbols, callers: &mut Vec<(usize, String, u64)>) {
+fn note(
+    address: u64,
+    line: &str,
+    watched: &BTreeSet<&str>,
+    found: &mut Symbols,
+    callers: &mut Vec<(usize, String, u64)>,
+) {
     let mut words = line.split_ascii_whitespace();
     let Some(symbol) = words.next() else { return };
     // Tracking is built in or lives in its own modules; a function of the same name in another
@@ -196,13 +190,13 @@ fn note(address: u64, line: &str, found: &mut Symbols, callers: &mut Vec<(usize,
         return;
     }
     let base = base_name(symbol);
-    if WATCHED.contains(&base) && !symbol.split('.').any(|part| part == "cold") {
+    if watched.contains(base) && !symbol.split('.').any(|part| part == "cold") {
         found.watched.push(symbol.to_owned());
     }
-    match symbol {
-        "__nf_ct_delete_from_lists" => found.removal = address,
-        "net_ratelimit" => found.ratelimit = address,
-        _ => {}
+    if symbol == REMOVAL.name() {
+        found.removal = address;
+    } else if symbol == RATELIMIT.name() {
+        found.ratelimit = address;
     }
     if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
         callers.push((rank, symbol.to_owned(), address));
@@ -234,7 +228,7 @@ impl Symbols {
 
     /// See [`Newcomer`].
     pub(super) fn newcomer(&self) -> Option<Newcomer> {
-        let text = self.callers.iter().find(|text| text.symbol == "__nf_conntrack_alloc")?;
+        let text = self.callers.iter().find(|text| text.symbol == ALLOC.name())?;
         let [net, zone, orig, ..] = frame::arguments(&text.code()?, text.start, known(self.ratelimit)?);
         Some(Newcomer { net: net?, zone: zone?, orig: orig? })
     }

@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod facts;
 pub mod frame;
+pub mod hooks;
 pub mod kallsyms;
 pub mod kcore;
 pub mod obstacles;

@@ -8,10 +8,10 @@ use ctwatch_ebpf::{Event, FRAME_LIMIT};
 use serde::Serialize;
 
 use super::facts::{Availability, Facts, Presence};
+use super::hooks::{self, Method, Purpose, REMOVAL, ROWS, Row, WALK, When};
 use super::obstacles::obstacles;
 pub use super::obstacles::{Obstacle, Refusal};
 pub use super::plan_kprobe::kprobes;
-use super::plan_kprobe::walks;
 use crate::model::SourceKind;
 
 /// What shall run and what it will not be able to tell.
@@ -43,43 +43,15 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// One that is always attached.
-    pub fn always(program: &'static str, symbol: &str, method: Method) -> Self {
-        Self { program, symbol: symbol.to_owned(), method, when: When::Always }
+    /// A program on this symbol, at the time that its row says.
+    pub fn on(row: &Row, symbol: &str) -> Self {
+        Self { program: row.program, symbol: symbol.to_owned(), method: row.method, when: row.when }
     }
 
-    /// Whether all that it tells are failures that the kernel's own counters tell of as well: there what it missed
-    /// shows, and only what was an event.
+    /// See [`Row::failures_only`].
     pub fn failures_only(&self) -> bool {
-        self.when != When::Always || self.symbol == "net_ratelimit"
+        hooks::find(self.program).is_some_and(|row| row.failures_only(self.when))
     }
-}
-
-/// What a hook waits for. Each hook costs every new flow some hundred instructions, so those that
-/// have nothing to tell most of the time are attached only when they may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum When {
-    /// Nothing.
-    Always,
-    /// A table near its limit: none is refused before.
-    NearFull,
-    /// Failures that the kernel's own counters tell of and no other hook has seen.
-    Unexplained,
-}
-
-/// Ways of attaching.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// At the function's entry, by a BPF trampoline.
-    Fentry,
-    /// At its return, by a BPF trampoline.
-    Fexit,
-    /// At the function's entry.
-    Kprobe,
-    /// At its return.
-    Kretprobe,
 }
 
 /// The plan for the best mechanism.
@@ -108,7 +80,7 @@ pub fn after_trampolines(facts: &Facts, error: &str) -> Result<Plan, Refusal> {
 impl Plan {
     /// Whether a part of it needs BPF trampolines.
     pub fn has_trampolines(&self) -> bool {
-        self.hooks.iter().any(|hook| matches!(hook.method, Method::Fentry | Method::Fexit))
+        self.hooks.iter().any(|hook| hook.method.is_trampoline())
     }
 }
 
@@ -133,11 +105,6 @@ fn preemptible(facts: &Facts) -> Option<String> {
 /// The preemption mode of PREEMPT_RT, where code with softirqs off can be preempted too.
 const REAL_TIME: &str = "rt";
 
-/// Programs at the entry of functions that run with softirqs off (5.10 to 7.3): the kprobe, the
-/// trampoline program, the function's number of arguments.
-const HELD: [(&str, &str, usize); 2] =
-    [("hash_insert", "hash_insert_bpf", 3), ("delete_from_lists", REMOVAL.0, REMOVAL.2)];
-
 /// Kprobes, which preemption does not skip, but a trampoline where softirqs are off, so that
 /// nothing can nest.
 fn mixed(facts: &Facts, why: String) -> Result<Plan, Refusal> {
@@ -148,54 +115,44 @@ fn mixed(facts: &Facts, why: String) -> Result<Plan, Refusal> {
         return Ok(plan);
     }
     for hook in &mut plan.hooks {
-        let held = HELD.iter().find(|(kprobe, ..)| *kprobe == hook.program);
-        if let Some((_, program, arguments)) = held
-            && unfit(facts, &hook.symbol, *arguments).is_none()
-            && (*program != REMOVAL.0 || one_hook_deletes(facts))
+        let held = |row: &&Row| {
+            row.method == Method::Fentry
+                && row.purpose.counts()
+                && row.function.softirqs_off
+                && row.function.names.contains(&hook.symbol.as_str())
+        };
+        if let Some(row) = ROWS.iter().find(held)
+            && unfit(facts, &hook.symbol, row.function.arguments).is_none()
+            && (row.purpose != Purpose::Walks || one_hook_deletes(facts))
         {
-            hook.program = program;
-            hook.method = Method::Fentry;
+            *hook = Hook { when: hook.when, ..Hook::on(row, &hook.symbol) };
         }
     }
     Ok(plan)
 }
 
-/// The trampoline program that sees removals and their causes at an entry: less to run than the one
-/// at the return of `nf_ct_delete`.
-const REMOVAL: (&str, &str, usize) = ("delete_from_lists_bpf", "__nf_ct_delete_from_lists", 1);
-
 /// Kprobes in the place of trampolines where that leaves less to run for each flow.
 fn leaner(facts: &Facts, hooks: &mut Vec<Hook>) {
-    let (program, removal, arguments) = REMOVAL;
-    if one_hook_deletes(facts) && unfit(facts, removal, arguments).is_none() {
-        hooks.retain(|hook| hook.program != "delete_bpf");
-        hooks.extend(walks());
-        hooks.push(Hook::always(program, removal, Method::Fentry));
+    let drop = |hooks: &mut Vec<Hook>, program| hooks.retain(|hook| hook.program != program);
+    // At an entry less has to run than at the return of `nf_ct_delete`.
+    if one_hook_deletes(facts) && unfit(facts, REMOVAL.name(), REMOVAL.arguments).is_none() {
+        drop(hooks, "delete_bpf");
+        let walks = ROWS.iter().filter(|row| row.purpose == Purpose::Walks);
+        hooks.extend(walks.map(|row| Hook::on(row, row.function.name())));
     }
     if facts.newcomer.is_some() {
-        hooks.retain(|hook| hook.program != "ratelimit_bpf");
-        hooks.push(Hook::always("ratelimit", "net_ratelimit", Method::Kprobe));
-        hooks
-            .iter_mut()
-            .filter(|hook| hook.program == "alloc_bpf")
-            .for_each(|hook| hook.when = When::Unexplained);
+        drop(hooks, "ratelimit_bpf");
+        hooks.extend(hooks::find("ratelimit").map(|row| Hook::on(row, row.function.name())));
+        let alloc = hooks.iter_mut().filter(|hook| hook.program == "alloc_bpf");
+        alloc.for_each(|hook| hook.when = When::Unexplained);
     }
 }
 
-/// A trampoline program: its name, function, method, the number of arguments that it relies on to
-/// find the return value, and what it waits for.
-type Trampoline = (&'static str, &'static str, Method, usize, When);
-
-/// The trampoline programs.
-const TRAMPOLINES: [Trampoline; 7] = [
-    ("ratelimit_bpf", "net_ratelimit", Method::Fentry, 0, When::Always),
-    ("alloc_bpf", "__nf_conntrack_alloc", Method::Fexit, 6, When::NearFull),
-    ("check_insert_bpf", "nf_conntrack_hash_check_insert", Method::Fexit, 1, When::Always),
-    ("resolve_clash_bpf", "nf_ct_resolve_clash", Method::Fexit, 3, When::Always),
-    ("confirm_bpf", "__nf_conntrack_confirm", Method::Fexit, 1, When::Unexplained),
-    ("delete_bpf", "nf_ct_delete", Method::Fexit, 3, When::Always),
-    ("hash_insert_bpf", "__nf_conntrack_hash_insert", Method::Fentry, 3, When::Always),
-];
+/// The trampoline programs that count without any kprobe.
+fn base() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter()
+        .filter(|row| row.method.is_trampoline() && row.purpose.counts() && row.purpose != Purpose::Walks)
+}
 
 /// The plan for BPF trampolines: all of them or none, so that their counts belong together.
 pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
@@ -213,8 +170,8 @@ pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
         });
     }
     if obstacles.is_empty() && facts.conntrack != Presence::Absent {
-        for (_, function, _, arguments, _) in TRAMPOLINES {
-            if let Some(missing) = unfit(facts, function, arguments) {
+        for row in base() {
+            if let Some(missing) = unfit(facts, row.function.name(), row.function.arguments) {
                 obstacles.push(Obstacle { missing, mend: "--source kprobe".into() });
             }
         }
@@ -222,13 +179,7 @@ pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
     if !obstacles.is_empty() {
         return Err(Refusal { kind: SourceKind::Fexit, obstacles });
     }
-    let of = |(program, symbol, method, _, when): Trampoline| Hook {
-        program,
-        symbol: symbol.to_owned(),
-        method,
-        when,
-    };
-    let mut hooks = TRAMPOLINES.into_iter().map(of).collect();
+    let mut hooks = base().map(|row| Hook::on(row, row.function.name())).collect();
     if facts.kprobes {
         leaner(facts, &mut hooks);
     }
@@ -238,13 +189,13 @@ pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
 /// Whether one hook on the function that takes entries out of the table can tell who asked for it:
 /// where the caller's address lies on the stack is known, and a walk can be asked for its port id.
 pub(super) fn one_hook_deletes(facts: &Facts) -> bool {
-    let walk = "nf_ct_iterate_cleanup_net";
-    let fits = facts.prototypes.get(walk).is_some_and(|prototype| match facts.offsets.get("ITER_PORTID") {
-        Some(_) => count_arguments(prototype) == 2 && prototype.contains("nf_ct_iter_data"),
-        None => count_arguments(prototype) == 5 && prototype.contains("portid"),
-    });
+    let fits =
+        facts.prototypes.get(WALK.name()).is_some_and(|prototype| match facts.offsets.get("ITER_PORTID") {
+            Some(_) => count_arguments(prototype) == WALK.arguments && prototype.contains("nf_ct_iter_data"),
+            None => count_arguments(prototype) == 5 && prototype.contains("portid"),
+        });
     let known = facts.delete_frame.is_some_and(|distance| u64::from(distance) < FRAME_LIMIT);
-    known && facts.symbols.has("__nf_ct_delete_from_lists") && facts.symbols.has(walk) && fits
+    known && facts.symbols.has(REMOVAL.name()) && facts.symbols.has(WALK.name()) && fits
 }
 
 /// What keeps a function from carrying a trampoline program of ours.

@@ -2,7 +2,8 @@
 //! timing itself takes.
 
 use super::facts::Facts;
-use super::plan::{self, Hook, Method, Refusal};
+use super::hooks::{Purpose, ROWS, Row};
+use super::plan::{self, Hook, Refusal};
 use crate::model::SourceKind;
 
 /// How functions are timed here.
@@ -20,84 +21,47 @@ pub struct Plan {
     pub floor: Vec<Hook>,
 }
 
-/// A function, and its programs by trampoline (entry, return) and by kprobe (return, entry). They read no arguments.
-struct Timed {
-    function: &'static str,
-    trampolines: [&'static str; 2],
-    kprobes: [&'static str; 2],
+/// The programs that time something by this mechanism.
+fn rows(purpose: Purpose, kind: SourceKind) -> impl Iterator<Item = &'static Row> {
+    let by = move |row: &&Row| row.method.is_trampoline() == (kind == SourceKind::Fexit);
+    ROWS.iter().filter(move |row| row.purpose == purpose).filter(by)
 }
 
-const TRACKING: [Timed; 2] = [
-    Timed {
-        function: "nf_conntrack_in",
-        trampolines: ["latency_in_enter_bpf", "latency_in_bpf"],
-        kprobes: ["latency_in_ret", "latency_in"],
-    },
-    Timed {
-        function: "__nf_conntrack_confirm",
-        trampolines: ["latency_confirm_enter_bpf", "latency_confirm_bpf"],
-        kprobes: ["latency_confirm_ret", "latency_confirm"],
-    },
-];
+/// What keeps it from being timed by this mechanism.
+fn obstacle(facts: &Facts, purpose: Purpose, kind: SourceKind) -> Option<String> {
+    rows(purpose, kind).map(|row| row.function.name()).find_map(|function| match kind {
+        SourceKind::Fexit => unfit(facts, function),
+        _ => (!facts.symbols.has(function)).then(|| format!("{function} as a symbol of its own")),
+    })
+}
 
-const FLOOR: Timed = Timed {
-    function: "__do_sys_getppid",
-    trampolines: ["latency_floor_enter_bpf", "latency_floor_bpf"],
-    kprobes: ["latency_floor_ret", "latency_floor"],
-};
-
-const RECEIVE: Timed = Timed {
-    function: "net_rx_action",
-    trampolines: ["latency_receive_enter_bpf", "latency_receive_bpf"],
-    kprobes: ["latency_receive_ret", "latency_receive"],
-};
-
-impl Timed {
-    /// What keeps it from being timed by this mechanism.
-    fn obstacle(&self, facts: &Facts, kind: SourceKind) -> Option<String> {
-        match kind {
-            SourceKind::Fexit => unfit(facts, self.function),
-            _ => (!facts.symbols.has(self.function))
-                .then(|| format!("{} as a symbol of its own", self.function)),
-        }
+/// The hooks that time it; none where it cannot be timed.
+fn hooks(facts: &Facts, purpose: Purpose, kind: SourceKind) -> Vec<Hook> {
+    if obstacle(facts, purpose, kind).is_some() {
+        return Vec::new();
     }
-
-    /// Its hooks, where it can be timed.
-    fn if_fit(&self, facts: &Facts, kind: SourceKind) -> Vec<Hook> {
-        if self.obstacle(facts, kind).is_none() { self.hooks(kind) } else { Vec::new() }
-    }
-
-    fn hooks(&self, kind: SourceKind) -> Vec<Hook> {
-        let hook = |program, method| Hook::always(program, self.function, method);
-        if kind == SourceKind::Fexit {
-            let [entry, exit] = self.trampolines;
-            vec![hook(entry, Method::Fentry), hook(exit, Method::Fexit)]
-        } else {
-            let [exit, entry] = self.kprobes;
-            vec![hook(exit, Method::Kretprobe), hook(entry, Method::Kprobe)]
-        }
-    }
+    rows(purpose, kind).map(|row| Hook::on(row, row.function.name())).collect()
 }
 
 /// By the mechanism that counting takes, unless a timed function does not suit it.
 pub fn plan(facts: &Facts, counting: plan::Plan) -> Result<Plan, Refusal> {
     let (mut kind, mut why) = (counting.kind, counting.why);
-    let obstacle = |kind| TRACKING.iter().find_map(|timed| timed.obstacle(facts, kind));
+    let tracking = |kind| obstacle(facts, Purpose::TimeTracking, kind);
     if kind == SourceKind::Fexit
-        && let Some(missing) = obstacle(kind)
+        && let Some(missing) = tracking(kind)
     {
         (kind, why) = (SourceKind::Kprobe, Some(format!("fexit needs {missing}")));
     }
-    if let Some(missing) = obstacle(kind) {
+    if let Some(missing) = tracking(kind) {
         let mend = "a kernel whose compiler left that function in one piece".into();
         return Err(Refusal { kind, obstacles: vec![plan::Obstacle { missing, mend }] });
     }
     Ok(Plan {
         kind,
         why,
-        tracking: TRACKING.iter().flat_map(|timed| timed.hooks(kind)).collect(),
-        receive: RECEIVE.if_fit(facts, kind),
-        floor: FLOOR.if_fit(facts, kind),
+        tracking: hooks(facts, Purpose::TimeTracking, kind),
+        receive: hooks(facts, Purpose::TimeReceive, kind),
+        floor: hooks(facts, Purpose::TimeFloor, kind),
     })
 }
 
@@ -113,11 +77,14 @@ fn unfit(facts: &Facts, function: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const FLOOR: &str = "__do_sys_getppid";
+    const RECEIVE: &str = "net_rx_action";
+
     /// A captured kernel, with the functions that it had no reason to name when it was captured.
     fn kernel(name: &str) -> Facts {
         let path = format!("{}/tests/facts/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let mut facts: Facts = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        for function in ["nf_conntrack_in", FLOOR.function, RECEIVE.function] {
+        for function in ["nf_conntrack_in", FLOOR, RECEIVE] {
             if !facts.symbols.has(function) {
                 facts.symbols.watched.push(function.into());
             }
@@ -167,7 +134,7 @@ mod tests {
     #[test]
     fn no_comparison_is_no_obstacle_no_function_is() {
         let mut facts = kernel("debian-6.1");
-        facts.symbols.watched.retain(|symbol| symbol != FLOOR.function && symbol != RECEIVE.function);
+        facts.symbols.watched.retain(|symbol| symbol != FLOOR && symbol != RECEIVE);
         let plan = best(&facts).unwrap();
         assert!(plan.floor.is_empty() && plan.receive.is_empty());
         facts.symbols.watched.retain(|symbol| symbol != "nf_conntrack_in");

@@ -3,45 +3,10 @@
 use ctwatch_ebpf::Event;
 
 use super::facts::Facts;
-use super::plan::{Hook, Method, Plan, When};
+use super::hooks::{self, CONFIRM, Purpose, ROWS, Row, When};
+use super::plan::{Hook, Plan};
 use crate::model::SourceKind;
 use crate::model::trace::Wanted;
-
-use Event::{
-    ClashReplyOnly, ClashResolve, DeleteEarlyDrop, DropNoMemory, DropTableFull, FailedChaintoolong,
-    FailedClash, FailedDying, FailedOther, Insert, InsertNetlink,
-};
-
-const DROPS: &[Event] = &Event::DROPS;
-/// An eviction names its newcomer, which `__nf_conntrack_alloc` knows.
-const ALLOCATIONS: &[Event] = &[DropTableFull, DropNoMemory, DeleteEarlyDrop];
-const DELETES: &[Event] = &Event::DELETES;
-const CONFIRMATIONS: &[Event] =
-    &[FailedClash, FailedChaintoolong, FailedDying, FailedOther, ClashResolve, ClashReplyOnly];
-/// One may be done inside the other, and is told apart by that.
-const INSERTS: &[Event] = &[Insert, InsertNetlink];
-
-/// What each program helps to tell. One that is not listed is always attached.
-const SERVES: [(&str, &[Event]); 18] = [
-    ("alloc", ALLOCATIONS),
-    ("alloc_ret", &[DropNoMemory]),
-    ("alloc_bpf", ALLOCATIONS),
-    ("ratelimit", DROPS),
-    ("ratelimit_bpf", DROPS),
-    ("delete", DELETES),
-    ("delete_bpf", DELETES),
-    ("delete_from_lists", DELETES),
-    ("delete_from_lists_bpf", DELETES),
-    ("iterate", DELETES),
-    ("iterate_ret", DELETES),
-    ("resolve_clash_bpf", CONFIRMATIONS),
-    ("confirm_bpf", CONFIRMATIONS),
-    ("check_insert", INSERTS),
-    ("check_insert_ret", INSERTS),
-    ("check_insert_bpf", INSERTS),
-    ("hash_insert", &[Insert]),
-    ("hash_insert_bpf", &[Insert]),
-];
 
 impl Plan {
     /// What the single events need beyond this plan; and of the plan itself, unless everything is counted as well, only
@@ -53,14 +18,12 @@ impl Plan {
         if !wanted.counting {
             // Where the insert function was inlined, inserts are seen at confirmation.
             let insert_at_confirm = !self.subtract_netlink;
-            self.hooks.retain(|hook| match hook.program {
-                // The last one keeps clashes, of which confirmation also returns 1, from looking like inserts.
-                "confirm" | "confirm_ret" | "resolve_clash" | "resolve_clash_ret" => {
-                    asked(CONFIRMATIONS) || insert_at_confirm && asked(&[Insert])
-                }
-                program => {
-                    SERVES.iter().find(|(name, _)| *name == program).is_none_or(|(_, some)| asked(some))
-                }
+            self.hooks.retain(|hook| {
+                hooks::find(hook.program).is_none_or(|row| {
+                    // Clashes too: confirmation also returns 1 of them, and they would look like inserts.
+                    let inserts = insert_at_confirm && row.purpose.needs().0.contains(&CONFIRM);
+                    asked(row.serves) || inserts && asked(&[Event::Insert])
+                })
             });
             // Single events are asked for by somebody who looks for them: the first one must not be missed.
             for hook in &mut self.hooks {
@@ -68,25 +31,18 @@ impl Plan {
             }
             self.unknown.retain(|event, _| asked(&[*event]));
         }
+        let when = |row: &Row| if wanted.counting { row.when } else { When::Always };
         // An eviction names its newcomer, which counting can do without.
-        let newcomers = if wanted.counting { When::NearFull } else { When::Always };
-        if asked(&[DeleteEarlyDrop]) {
+        if asked(&[Event::DeleteEarlyDrop]) {
             for hook in self.hooks.iter_mut().filter(|hook| hook.program == "alloc") {
-                hook.when = newcomers;
+                hook.when = hooks::find("alloc").map_or(hook.when, when);
             }
         }
         if self.kind == SourceKind::Fexit {
-            let mut enter = |program, symbol: &str, when| {
-                if facts.symbols.has(symbol) {
-                    self.hooks.push(Hook { when, ..Hook::always(program, symbol, Method::Fentry) });
-                }
-            };
-            if asked(&[DeleteEarlyDrop]) {
-                enter("alloc_enter_bpf", "__nf_conntrack_alloc", newcomers);
-            }
-            if asked(&[Insert]) {
-                enter("check_insert_enter_bpf", "nf_conntrack_hash_check_insert", When::Always);
-            }
+            let details = ROWS.iter().filter(|row| row.purpose == Purpose::Details && asked(row.serves));
+            let present = details.filter(|row| facts.symbols.has(row.function.name()));
+            self.hooks
+                .extend(present.map(|row| Hook { when: when(row), ..Hook::on(row, row.function.name()) }));
         }
         self
     }
@@ -99,6 +55,7 @@ mod tests {
     use ctwatch_ebpf::Group;
 
     use super::*;
+    use crate::kernel::hooks::Method;
     use crate::kernel::kallsyms::Symbols;
     use crate::model::trace::Names;
 

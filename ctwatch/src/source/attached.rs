@@ -15,10 +15,7 @@ use super::{
     trampoline,
 };
 use crate::{
-    kernel::{
-        facts::Facts,
-        plan::{Hook, Method},
-    },
+    kernel::{facts::Facts, hooks::Method, plan::Hook},
     model::Cost,
 };
 

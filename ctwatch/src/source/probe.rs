@@ -19,7 +19,8 @@ use super::{
 use crate::{
     kernel::{
         facts::{self, Facts, Presence},
-        plan::{self, Plan, Refusal, When},
+        hooks::When,
+        plan::{self, Plan, Refusal},
     },
     model::{Cost, Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
 };

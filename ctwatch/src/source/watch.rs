@@ -24,8 +24,9 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
+        hooks::When,
         kallsyms::{CallerText, Newcomer},
-        plan::{Hook, Plan, When},
+        plan::{Hook, Plan},
     },
     model::{
         Cost, Filter,
