@@ -85,7 +85,7 @@ impl Reading {
         let mut grouping = self.grouping();
         let mut joined = Vec::new();
         if let View::Lines(lines) = &self.view {
-            print(lines.start(now()?.0).as_bytes())?;
+            print(lines.start(now()?.0, self.left_out()).as_bytes())?;
         }
         for netns in &inodes {
             if stdout_is_closed() {
@@ -111,6 +111,10 @@ impl Reading {
             None => {}
         }
         Ok(())
+    }
+
+    fn left_out(&self) -> u64 {
+        self.spaces.left_out() as u64
     }
 
     fn grouping(&self) -> Grouping {
@@ -154,6 +158,7 @@ impl Reading {
             by: *by,
             filtered: filter.selects_flows(),
             spaces,
+            namespaces_left_out: self.left_out(),
             ranked: grouping.ranked(*count),
         };
         let text = match &self.view {

@@ -32,6 +32,9 @@ pub struct Facts {
     pub root: bool,
     /// Namespaces, the one doctor ran in first.
     pub namespaces: Vec<Namespace>,
+    /// How many more there were than ctwatch looks at.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub namespaces_left_out: u64,
     /// Loaded modules that have to do with packet filtering.
     pub modules: Vec<Module>,
     /// Programs running that are known to use connection tracking.

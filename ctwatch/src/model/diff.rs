@@ -80,6 +80,8 @@ pub struct Report {
     pub tables: Vec<Table>,
     /// Names of all namespaces in `flows` and `tables`, ended ones too.
     pub names: BTreeMap<u32, String>,
+    /// How many network namespaces the source did not look at.
+    pub namespaces_left_out: u64,
     /// What the source knows it missed since the start.
     pub lost: u64,
     /// What watching cost, where the source can tell.
@@ -170,6 +172,7 @@ impl Tracker {
             flows,
             tables: sample.tables,
             names: self.names.clone(),
+            namespaces_left_out: sample.namespaces_left_out,
             lost: self.lost,
             cost,
             own: own.map(Duration::from_nanos),

@@ -17,6 +17,8 @@ pub struct Sample {
     pub rows: BTreeMap<FlowType, Counters>,
     /// The table of each network namespace that could be read.
     pub tables: Vec<Table>,
+    /// How many network namespaces were not looked at: their tables are missing above.
+    pub namespaces_left_out: u64,
     /// What the source knows it missed.
     pub lost: u64,
     /// What watching cost, where the source can tell.

@@ -97,6 +97,8 @@ pub struct Exposition {
     pub left_out: usize,
     /// Lines of the ranking beyond those that were asked for.
     pub top_left_out: usize,
+    /// Network namespaces that the source does not look at.
+    pub namespaces_left_out: u64,
 }
 
 /// Chooses what has series.
@@ -146,6 +148,7 @@ impl Series {
             tables,
             top,
             top_left_out,
+            namespaces_left_out: report.namespaces_left_out,
             lost: report.lost,
             cpu_ns: sample.cpu_ns,
             kind: info.kind.name(),

@@ -306,6 +306,8 @@ pub struct Holding {
     pub filtered: bool,
     /// The namespaces: one, unless [`GroupBy::Netns`] was asked for.
     pub spaces: Vec<Space>,
+    /// How many namespaces were not read at all.
+    pub namespaces_left_out: u64,
     /// The groups of them all.
     pub ranked: Ranked,
 }

@@ -12,8 +12,6 @@ use crate::model::live::Dump;
 
 /// A larger table is not read: it would cost the machine a noticeable part of a second.
 const MOST_ENTRIES: u64 = 500_000;
-/// As many namespaces are read; a machine with more has better to do.
-const MOST_NAMESPACES: usize = 64;
 
 /// Reads the tables; `None` where that would load a module, or nothing could be read. It takes its time.
 pub fn take(filter: &Filter) -> Option<Dump> {
@@ -28,7 +26,7 @@ pub fn take(filter: &Filter) -> Option<Dump> {
             .is_some_and(|count| count <= MOST_ENTRIES)
     };
     let mut dump = Dump { filtered: *filter != Filter::default(), ..Dump::default() };
-    for netns in spaces.inodes().filter(small).take(MOST_NAMESPACES) {
+    for netns in spaces.inodes().filter(small) {
         let mut entries: BTreeMap<FlowType, u64> = BTreeMap::new();
         let walked = spaces.walk(netns, filter, |entry| {
             let flow = FlowType { netns, family: entry.tuple.family, proto: entry.tuple.proto };

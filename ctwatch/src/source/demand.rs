@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ctwatch_ebpf::{Counters, Event, FlowType};
 
+use super::proc_stat::Statistics;
 use crate::model::Table;
 
 /// A table with no more free places than this is near its limit whatever its size: a flood fills so
@@ -40,21 +41,9 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// From the text of `/proc/net/stat/nf_conntrack` (`ct_cpu_seq_show`, 5.10 to 7.3): a line of
-    /// titles, then a line a CPU, in hexadecimal.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.lines();
-        let titles: Vec<&str> = lines.next()?.split_whitespace().collect();
-        let column = |title| titles.iter().position(|found| *found == title);
-        let (failed, drop) = (column("insert_failed")?, column("drop")?);
-        let mut sum = Self::default();
-        for line in lines {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let value = |at: usize| words.get(at).and_then(|word| u64::from_str_radix(word, 16).ok());
-            sum.insert_failed += value(failed)?;
-            sum.drop += value(drop)?;
-        }
-        Some(sum)
+    /// From the kernel's statistics, where these have both.
+    pub(super) fn of(statistics: &Statistics<'_>) -> Option<Self> {
+        Some(Self { insert_failed: statistics.get("insert_failed")?, drop: statistics.get("drop")? })
     }
 }
 
@@ -146,13 +135,13 @@ mod tests {
 
     #[test]
     fn statistics_are_summed_over_cpus() {
+        let failures =
+            |text| Statistics::parse(text).and_then(|statistics| Failures::of(&statistics));
         let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop\n\
                     0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000002 00000010 00000000\n\
                     0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000001 00000001 00000000\n";
-        assert_eq!(Failures::parse(text), Some(Failures { insert_failed: 3, drop: 17 }));
-        assert_eq!(Failures::parse("entries drop\n1 1\n"), None);
-        assert_eq!(Failures::parse("insert_failed drop\n1\n"), None);
-        assert_eq!(Failures::parse(""), None);
+        assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17 }));
+        assert_eq!(failures("entries drop\n1 1\n"), None);
     }
 
     fn row(counts: &[(Event, u64)]) -> BTreeMap<FlowType, Counters> {

@@ -328,6 +328,7 @@ impl Source for Probe {
             mono_ns,
             rows,
             tables,
+            namespaces_left_out: self.tables.left_out(),
             lost,
             cost,
             own_ns: own_time(),

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,45 +13,32 @@ use nix::sched::{CloneFlags, setns};
 use super::demand::Failures;
 use super::namespaces::{self, Roots};
 use super::occupant::Occupant;
+use super::proc_stat::Statistics;
+use super::search::{self, Found, Place, Way};
 use crate::model::Table;
 
-/// How many namespaces are read at each sample; a machine with more shows the ones found first.
-const MOST: usize = 256;
-/// How many ways to one namespace are remembered, for when the process behind the first one ends.
-const MOST_WAYS: usize = 4;
 /// A full look costs one `readlink` a process, so it is made this rarely …
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// … and at most this often where a namespace is met that nobody knows: its last process may have ended already.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(2);
 
+/// How many names an error lists.
+const MOST_NAMES: usize = 256;
+
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// A way to enter a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Way {
-    /// A mount that `ip netns` made.
-    Named(PathBuf),
-    /// A process in it.
-    Process(u32),
-}
-
-/// One namespace as found.
+/// A namespace that is read, and what it is called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Place {
-    name: Option<String>,
+struct Known {
+    place: Place,
     /// A process that it is called by where it has no name.
     occupant: Option<Occupant>,
-    ways: Vec<Way>,
 }
 
-impl Place {
+impl Known {
     fn called(&self) -> Option<String> {
-        self.name.clone().or_else(|| self.occupant.as_ref().map(Occupant::name))
-    }
-
-    fn wants_occupant(&self) -> bool {
-        self.name.is_none() && self.occupant.as_ref().is_none_or(Occupant::is_holder)
+        self.place.name.clone().or_else(|| self.occupant.as_ref().map(Occupant::name))
     }
 }
 
@@ -69,7 +56,8 @@ pub struct Tables {
     roots: Roots,
     only: Option<u32>,
     own: u32,
-    places: BTreeMap<u32, Place>,
+    places: BTreeMap<u32, Known>,
+    left_out: usize,
     looked: Option<Instant>,
     failures: BTreeMap<u32, Failures>,
 }
@@ -79,7 +67,8 @@ impl Tables {
     pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
         let roots = Roots::default();
         let own = roots.own()?;
-        Ok(Self { roots, only, own, places: BTreeMap::new(), looked: None, failures: BTreeMap::new() })
+        let (places, failures) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { roots, only, own, places, left_out: 0, looked: None, failures })
     }
 
     /// The tables now. `met` are the namespaces that the counters know: one not yet found starts a search for it.
@@ -98,30 +87,32 @@ impl Tables {
             age >= LOOK_EVERY || unknown && age >= LOOK_AT_MOST_EVERY
         });
         if due {
-            self.places = find(&self.roots, self.own);
+            let Found { places, left_out } = search::find(&self.roots, self.own, wants);
+            let known = |place| Known { occupant: occupant(&self.roots, &place), place };
+            self.places = places.into_iter().map(|(netns, place)| (netns, known(place))).collect();
+            self.left_out = left_out;
             self.looked = Some(Instant::now());
         }
-        let wanted: BTreeMap<u32, &Place> = self
-            .places
-            .iter()
-            .filter(|(netns, _)| wants(**netns))
-            .map(|(netns, place)| (*netns, place))
-            .collect();
-        let readings = read_all(&self.roots, self.own, &wanted);
+        let readings = read_all(&self.roots, self.own, &self.places);
         let tables = readings
             .iter()
             .map(|(netns, reading)| Table {
                 netns: *netns,
-                name: wanted.get(netns).and_then(|place| place.called()).unwrap_or_else(|| netns.to_string()),
+                name: self.places.get(netns).and_then(Known::called).unwrap_or_else(|| netns.to_string()),
                 count: reading.count,
                 max: reading.max,
             })
             .collect();
         // Ended since the last search: forgotten, so that a namespace with the same inode is searched for anew.
-        self.places.retain(|netns, _| !wants(*netns) || readings.contains_key(netns));
+        self.places.retain(|netns, _| readings.contains_key(netns));
         let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
         self.failures = failures.collect();
         tables
+    }
+
+    /// How many namespaces the last search left out: their tables are not read.
+    pub fn left_out(&self) -> u64 {
+        self.left_out as u64
     }
 
     /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
@@ -154,62 +145,41 @@ fn resolve_in(roots: &Roots, text: &str) -> anyhow::Result<Option<u32>> {
     if inode.is_some() {
         return Ok(inode);
     }
-    let names: Vec<String> = roots.named(MOST).into_iter().map(|(name, ..)| name).collect();
+    let names: Vec<String> = roots.named().into_iter().map(|(name, _)| name).take(MOST_NAMES).collect();
     let known =
         if names.is_empty() { "none has a name here".into() } else { format!("known: {}", names.join(", ")) };
     anyhow::bail!("no network namespace `{text}` ({known}); or give `all`, `self`, `init` or an inode")
 }
 
-/// Every namespace that has a name, a process that may be looked at, or is our own.
-fn find(roots: &Roots, own: u32) -> BTreeMap<u32, Place> {
-    let mut places = BTreeMap::from([(own, Place::default())]);
-    if let Some(init) = roots.init(own) {
-        places.entry(init).or_default().name = Some("init".into());
-    }
-    for (name, path, inode) in roots.named(MOST) {
-        if let Some(place) = room_for(&mut places, inode) {
-            place.name.get_or_insert(name);
-            add_way(place, Way::Named(path));
-        }
-    }
-    for pid in roots.processes() {
-        if let Some(inode) = roots.of_process(pid)
-            && let Some(place) = room_for(&mut places, inode)
-        {
-            add_way(place, Way::Process(pid));
-            if place.wants_occupant()
-                && let Some(occupant) = Occupant::read(&roots.proc.join(pid.to_string()))
-                // Still there: else the number may have become another's meanwhile.
-                && roots.of_process(pid) == Some(inode)
-            {
-                place.occupant = Some(occupant);
-            }
-        }
-    }
-    places
-}
-
-fn room_for(places: &mut BTreeMap<u32, Place>, inode: u32) -> Option<&mut Place> {
-    if places.len() >= MOST && !places.contains_key(&inode) {
+/// Who a namespace without a name is called by: of a few processes the first that is more than a holder.
+fn occupant(roots: &Roots, place: &Place) -> Option<Occupant> {
+    let mut holder = None;
+    if place.name.is_some() {
         return None;
     }
-    Some(places.entry(inode).or_default())
-}
-
-fn add_way(place: &mut Place, way: Way) {
-    if place.ways.len() < MOST_WAYS {
-        place.ways.push(way);
+    for pid in place.processes() {
+        let inode = roots.of_process(pid);
+        let Some(occupant) = Occupant::read(&roots.proc.join(pid.to_string())) else { continue };
+        // Still there: else the number may have become another's meanwhile.
+        if inode.is_none() || roots.of_process(pid) != inode {
+            continue;
+        }
+        if !occupant.is_holder() {
+            return Some(occupant);
+        }
+        holder.get_or_insert(occupant);
     }
+    holder
 }
 
 /// Reads each namespace; those that have ended are missing from the answer.
-fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, &Place>) -> BTreeMap<u32, Reading> {
+fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, Known>) -> BTreeMap<u32, Reading> {
     let mut readings = BTreeMap::new();
     if places.contains_key(&own) {
         readings.insert(own, read_here());
     }
     let others: Vec<(u32, &Place)> =
-        places.iter().filter(|(netns, _)| **netns != own).map(|(netns, place)| (*netns, *place)).collect();
+        places.iter().filter(|(netns, _)| **netns != own).map(|(netns, known)| (*netns, &known.place)).collect();
     if !others.is_empty() {
         let entered = namespaces::apart(|| {
             let read = |(netns, place)| Some((netns, enter(roots, netns, place)?));
@@ -230,11 +200,7 @@ fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, &Place>) -> BTreeMap
 fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
     let mut found = None;
     for way in &place.ways {
-        let path = match way {
-            Way::Named(path) => path.clone(),
-            Way::Process(pid) => roots.way_of(*pid),
-        };
-        let Ok(file) = namespaces::open(&path, netns) else { continue };
+        let Ok(file) = namespaces::open(&way.path(roots), netns) else { continue };
         if setns(&file, CloneFlags::CLONE_NEWNET).is_ok() {
             let here = read_here();
             if here.count.is_some() {
@@ -244,9 +210,10 @@ fn enter(roots: &Roots, netns: u32, place: &Place) -> Option<Reading> {
         drop(file);
         if let Way::Process(pid) = way
             && let Ok(text) = fs::read_to_string(roots.proc.join(format!("{pid}/net/stat/nf_conntrack")))
-            && let Some(count) = parse_entries(&text)
+            && let Some(statistics) = Statistics::parse(&text)
+            && let Some(count) = statistics.get("entries")
         {
-            return Some(Reading { count: Some(count), max: None, failures: Failures::parse(&text) });
+            return Some(Reading { count: Some(count), max: None, failures: Failures::of(&statistics) });
         }
         // It lives, even if nothing can be read of it.
         found = Some(Reading::default());
@@ -261,19 +228,12 @@ fn read_here() -> Reading {
     Reading {
         count: number_in(Path::new(COUNT)),
         max: number_in(Path::new(MAX)),
-        failures: statistics.ok().and_then(|text| Failures::parse(&text)),
+        failures: statistics.ok().and_then(|text| Failures::of(&Statistics::parse(&text)?)),
     }
 }
 
 fn number_in(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// The column `entries` of a namespace's statistics: the whole namespace's count, repeated on each CPU's line, in hex.
-fn parse_entries(text: &str) -> Option<u64> {
-    let mut lines = text.lines();
-    let column = lines.next()?.split_whitespace().position(|title| title == "entries")?;
-    u64::from_str_radix(lines.next()?.split_whitespace().nth(column)?, 16).ok()
 }
 
 #[cfg(test)]

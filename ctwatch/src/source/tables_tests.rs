@@ -1,33 +1,7 @@
-use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
+use super::super::search::tests::fake;
 use super::*;
-
-/// A /proc with these processes, each in a namespace.
-fn fake(processes: &[(u32, u32)]) -> (tempfile::TempDir, Roots) {
-    let dir = tempfile::tempdir().unwrap();
-    let roots = Roots { proc: dir.path().join("proc"), named: dir.path().join("netns") };
-    for (pid, netns) in processes {
-        let ns = roots.proc.join(format!("{pid}/ns"));
-        fs::create_dir_all(&ns).unwrap();
-        symlink(format!("net:[{netns}]"), ns.join("net")).unwrap();
-    }
-    let own = roots.proc.join("thread-self/ns");
-    fs::create_dir_all(&own).unwrap();
-    symlink("net:[300]", own.join("net")).unwrap();
-    fs::create_dir_all(&roots.named).unwrap();
-    (dir, roots)
-}
-
-#[test]
-fn namespaces_are_found_through_processes() {
-    let (_dir, roots) = fake(&[(1, 100), (2, 100), (30, 200), (31, 200)]);
-    let places = find(&roots, 300);
-    assert_eq!(places.keys().copied().collect::<Vec<_>>(), [100, 200, 300]);
-    assert_eq!(places[&100].name.as_deref(), Some("init"));
-    assert_eq!(places[&200].name, None);
-    assert_eq!(places[&200].ways.len(), 2);
-    assert_eq!(places[&300], Place::default());
-}
 
 #[test]
 fn a_namespace_without_a_name_is_called_by_who_is_in_it() {
@@ -42,31 +16,19 @@ fn a_namespace_without_a_name_is_called_by_who_is_in_it() {
         fs::write(process.join("comm"), format!("{comm}\n")).unwrap();
         fs::write(process.join("cgroup"), format!("{cgroup}\n")).unwrap();
     }
-    let places = find(&roots, 300);
-    let called = |inode| places[&inode].called();
+    let places = search::find(&roots, 300, |_| true).places;
+    let called = |inode: u32| {
+        let place = &places[&inode];
+        Known { place: place.clone(), occupant: occupant(&roots, place) }.called()
+    };
     assert_eq!(called(100).as_deref(), Some("init"));
     assert_eq!(called(200).as_deref(), Some("nginx (bbbbbbbbbbbb)"));
     assert_eq!(called(300).as_deref(), Some("pause"), "nobody else is there");
 }
 
 #[test]
-fn the_search_is_bounded() {
-    let many: Vec<(u32, u32)> = (1..=400).map(|pid| (pid, 1000 + pid)).collect();
-    let (_dir, roots) = fake(&many);
-    let places = find(&roots, 7);
-    assert_eq!(places.len(), MOST);
-    assert!(places.contains_key(&7), "our own is always there");
-
-    let crowd: Vec<(u32, u32)> = (1..=40).map(|pid| (pid, 9)).collect();
-    let (_dir, roots) = fake(&crowd);
-    assert_eq!(find(&roots, 9)[&9].ways.len(), MOST_WAYS);
-}
-
-#[test]
-fn a_file_that_is_no_namespace_is_no_name() {
+fn an_unknown_name_is_an_error_that_lists_those_there_are() {
     let (_dir, roots) = fake(&[(1, 100)]);
-    fs::write(roots.named.join("left-behind"), "").unwrap();
-    assert_eq!(find(&roots, 100).len(), 1);
     let error = resolve_in(&roots, "left-behind").unwrap_err().to_string();
     assert!(error.contains("none has a name here"), "{error}");
 }
@@ -83,34 +45,10 @@ fn netns_words_are_resolved() {
 }
 
 #[test]
-fn our_own_namespace_is_init_where_the_bucket_count_can_be_written() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let (_dir, roots) = fake(&[(20, 200)]);
-    let sysctls = roots.proc.join("sys/net/netfilter");
-    fs::create_dir_all(&sysctls).unwrap();
-    let buckets = sysctls.join("nf_conntrack_buckets");
-    fs::write(&buckets, "65536").unwrap();
-    fs::set_permissions(&buckets, fs::Permissions::from_mode(0o444)).unwrap();
-    assert_eq!(roots.init(100), None);
-    fs::set_permissions(&buckets, fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(find(&roots, 100)[&100].name.as_deref(), Some("init"));
-}
-
-#[test]
-fn entries_are_read_by_column_title() {
-    let new = "entries  clashres found\n0000abcd  00000000 00000000\n0000abcd  00000001 00000000\n";
-    assert_eq!(parse_entries(new), Some(0xabcd));
-    assert_eq!(parse_entries("searched entries\n00000001 00000010\n"), Some(16));
-    assert_eq!(parse_entries("entries\n"), None);
-    assert_eq!(parse_entries("found\n00000001\n"), None);
-    assert_eq!(parse_entries(""), None);
-}
-
-#[test]
 fn an_ended_process_is_no_way_in() {
     let (_dir, roots) = fake(&[(1, 100)]);
     let place = Place {
-        ways: vec![Way::Process(4_000_000), Way::Named(roots.named.join("gone"))],
+        ways: vec![Way::Process(4_000_000), Way::Named("gone".into())],
         ..Place::default()
     };
     assert_eq!(enter(&roots, 100, &place), None);

@@ -71,12 +71,20 @@ struct SourceObject<'a> {
     kind: SourceKind,
     why: Option<&'a str>,
     lost: u64,
+    /// Namespaces whose tables are missing; only where there are any.
+    #[serde(skip_serializing_if = "is_none")]
+    namespaces_left_out: u64,
     /// Why an event is `null`, by its field.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     unknown: BTreeMap<&'static str, &'a str>,
     /// Events that are `null` on all rows but the one of family `any`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     by_namespace: Vec<&'static str>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+pub(super) const fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize)]
@@ -175,6 +183,7 @@ impl<'a> Object<'a> {
                 kind: info.kind,
                 why: info.why.as_deref(),
                 lost: report.lost,
+                namespaces_left_out: report.namespaces_left_out,
                 unknown: info.unknown.iter().map(|(event, note)| (event.field(), note.as_str())).collect(),
                 by_namespace: by_namespace(info).collect(),
             },

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use ctwatch_ebpf::{Counters, Event, FlowType, Group};
 use jiff::tz::TimeZone;
 
-use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, rate, table_style, time};
+use super::plain::{BOLD, DIM, RED, YELLOW, clean, left_out, paint, rate, table_style, time};
 use super::{Machine, View, json};
 use crate::model::ranking::{By, Top};
 use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
@@ -25,6 +25,7 @@ pub struct Lines {
     color: bool,
     since_header: usize,
     lost_shown: u64,
+    left_out_shown: u64,
     /// What was last said of the source: some of it can change, as when the kernel's events are switched off.
     told: Option<String>,
 }
@@ -51,7 +52,7 @@ const COLUMNS: [(&str, usize, Group, Weight); 5] = [
 impl Lines {
     /// Lines with times in this zone, coloured or not.
     pub const fn new(machine: Machine, zone: TimeZone, color: bool) -> Self {
-        Self { machine, zone, color, since_header: 0, lost_shown: 0, told: None }
+        Self { machine, zone, color, since_header: 0, lost_shown: 0, left_out_shown: 0, told: None }
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
@@ -168,6 +169,13 @@ impl View for Lines {
             let line = self.calm_line(&time, report);
             self.line(&mut out, &line);
         }
+        if report.namespaces_left_out != self.left_out_shown {
+            self.left_out_shown = report.namespaces_left_out;
+            let (mark, style) = if report.namespaces_left_out > 0 { ("!", RED) } else { ("", "") };
+            let text = format!("{time:<8} {mark}{}", left_out(report.namespaces_left_out));
+            let line = self.paint(style, &text);
+            self.line(&mut out, &line);
+        }
         for (at, flow) in active.iter().enumerate() {
             let line =
                 self.row(&time, flow.key, name_of(report, flow.key), rate_cells(flow.key, &flow.rates, info));
@@ -203,6 +211,9 @@ impl View for Lines {
             info.kind.name(),
             if last.lost == 0 { "nothing".into() } else { format!("!{} events", last.lost) },
         );
+        if last.namespaces_left_out > 0 {
+            let _ = writeln!(out, "!{}", left_out(last.namespaces_left_out));
+        }
         if last.flows.is_empty() {
             out += "no connection was tracked\n";
             return out;

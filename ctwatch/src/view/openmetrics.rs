@@ -270,6 +270,11 @@ impl Metrics {
                 "Destination ports that were counted and are not among those of the ranking",
                 left_out(exposition.top_left_out),
             ),
+            (
+                "ctwatch_namespaces_left_out",
+                "Network namespaces that are not looked at because there are too many",
+                exposition.namespaces_left_out,
+            ),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }

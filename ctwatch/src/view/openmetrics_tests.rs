@@ -44,6 +44,7 @@ fn exposition() -> Exposition {
         watching: true,
         left_out: 17,
         top_left_out: 2,
+        namespaces_left_out: 3,
     }
 }
 

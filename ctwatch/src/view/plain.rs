@@ -27,6 +27,15 @@ pub(super) fn table_style(table: &Table) -> &'static str {
     }
 }
 
+/// That some namespaces were not looked at.
+pub(super) fn left_out(namespaces: u64) -> String {
+    match namespaces {
+        0 => "all network namespaces are looked at again".into(),
+        1 => "1 network namespace is not looked at: its table is not read".into(),
+        many => format!("{many} network namespaces are not looked at: their tables are not read"),
+    }
+}
+
 /// The time of day, to the second.
 pub(super) fn time(wall_ns: i128, zone: &TimeZone) -> String {
     zoned(wall_ns, zone).strftime("%H:%M:%S").to_string()

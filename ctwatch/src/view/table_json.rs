@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Machine;
-use super::json::{line, time};
+use super::json::{is_none, line, time};
 use crate::model::table::{Census, Dimensions, Group, Holding, Space};
 use crate::model::{family_name, protocol};
 
@@ -24,6 +24,7 @@ pub fn holding(holding: &Holding, machine: &Machine) -> String {
         more: MoreObject { groups: holding.ranked.more_groups, entries: holding.ranked.more_entries },
         ungrouped: holding.ranked.ungrouped,
         interrupted: holding.spaces.iter().any(|space| space.interrupted),
+        namespaces_left_out: holding.namespaces_left_out,
     };
     line(&object)
 }
@@ -42,6 +43,8 @@ struct Object<'a> {
     more: MoreObject,
     ungrouped: u64,
     interrupted: bool,
+    #[serde(skip_serializing_if = "is_none")]
+    namespaces_left_out: u64,
 }
 
 /// `netns` is null where all namespaces are ranked together.

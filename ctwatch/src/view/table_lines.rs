@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::tz::TimeZone;
 
 use super::Machine;
-use super::plain::{BOLD, DIM, RED, YELLOW, clean, paint, table_style, time};
+use super::plain::{BOLD, DIM, RED, YELLOW, clean, left_out, paint, table_style, time};
 use crate::model::Table;
 use crate::model::table::{Census, Group, GroupBy, Holding, Space};
 use crate::model::{family_name, protocol};
@@ -25,9 +25,14 @@ impl TableLines {
     }
 
     /// What stands before the first namespace.
-    pub fn start(&self, wall_ns: i128) -> String {
+    pub fn start(&self, wall_ns: i128, namespaces_left_out: u64) -> String {
         let (host, kernel) = (clean(&self.machine.host), clean(&self.machine.kernel));
-        format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone))
+        let mut out = format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone));
+        if namespaces_left_out > 0 {
+            let line = self.paint(RED, &format!("!{}", left_out(namespaces_left_out)));
+            let _ = writeln!(out, "{line}");
+        }
+        out
     }
 
     /// What was found.

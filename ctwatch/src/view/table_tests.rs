@@ -63,7 +63,7 @@ fn holding(by: &[GroupBy], shown: Option<usize>, most: usize, tables: &[Table]) 
         spaces.push(Space { table: table.clone(), census, interrupted: false, error: None });
     }
     let ranked = grouping.ranked(shown);
-    Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, ranked }
+    Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, namespaces_left_out: 0, ranked }
 }
 
 /// All a view can meet: defaults, addresses, everything at once, several namespaces, no room, trouble.
@@ -101,7 +101,16 @@ fn lines_of_tables() {
     let lines = lines(false);
     let text: String = all().iter().map(|holding| lines.holding(holding)).collect();
     assert!(!text.contains('\x1b'), "a name can write no escape sequence");
-    insta::assert_snapshot!(lines.start(TIME) + &text);
+    insta::assert_snapshot!(lines.start(TIME, 0) + &text);
+}
+
+#[test]
+fn namespaces_that_are_left_out_are_told() {
+    assert!(lines(false).start(TIME, 1).contains("!1 network namespace is not looked at"));
+    let holding = Holding { namespaces_left_out: 3, ..all().remove(0) };
+    let object: serde_json::Value =
+        serde_json::from_str(&table_json::holding(&holding, &machine())).unwrap();
+    assert_eq!(object["namespaces_left_out"], 3);
 }
 
 #[test]

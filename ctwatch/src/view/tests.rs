@@ -239,6 +239,23 @@ fn missed_events_are_told_once_more_each_time_they_grow() {
 }
 
 #[test]
+fn namespaces_that_are_left_out_are_told_when_their_number_changes() {
+    let mut samples: Vec<Sample> = (1..5).map(|second| at(second, &[], &[])).collect();
+    samples[1].namespaces_left_out = 76;
+    samples[2].namespaces_left_out = 76;
+    let text = all_lines(samples.clone(), &info(), false);
+    let told: Vec<&str> = text.lines().filter(|line| line.contains("namespaces are")).collect();
+    assert_eq!(told.len(), 2, "{text}");
+    assert!(told[0].starts_with("19:00:02 !76 network namespaces are not looked at"), "{text}");
+    assert!(told[1].starts_with("19:00:04 all network namespaces"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&Json::new(machine()).report(&report(samples[1].clone()), &info())).unwrap();
+    assert_eq!(json["source"]["namespaces_left_out"], 76);
+    samples.truncate(2);
+    assert!(all_lines(samples, &info(), false).trim_end().ends_with("no connection was tracked"));
+}
+
+#[test]
 fn a_line_without_events_names_the_fullest_table_and_is_calm_where_that_is_not_full() {
     let tables = [
         table(INIT, "init", Some(10), Some(262_144)),

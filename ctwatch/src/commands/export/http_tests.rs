@@ -21,6 +21,7 @@ fn published() -> watch::Receiver<Page> {
         watching: true,
         left_out: 0,
         top_left_out: 0,
+        namespaces_left_out: 0,
     };
     let build = Build { version: "1", revision: "r" };
     watch::channel(Page::new(exposition, build, Duration::from_secs(1))).1

@@ -4,6 +4,7 @@ mod chains;
 mod counters;
 mod expectations;
 mod latency;
+mod left_out;
 mod occupancy;
 mod overflowed;
 mod presence;
@@ -17,10 +18,11 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 9] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 10] = [
     occupancy::check,
     overflowed::check,
     expectations::check,
+    left_out::check,
     latency::check,
     presence::check,
     timeouts::check,

@@ -48,6 +48,15 @@ fn text_about_captured_machines() {
 }
 
 #[test]
+fn a_machine_with_namespaces_left_out_is_not_ok() {
+    let mut facts = machine("healthy");
+    facts.namespaces_left_out = 76;
+    let diagnosis = diagnose(&facts);
+    assert_eq!(diagnosis.status, Status::Unknown);
+    assert!(diagnosis.verdict.starts_with("76 of "), "{}", diagnosis.verdict);
+}
+
+#[test]
 fn the_promised_machines_are_there() {
     let names = names();
     for wanted in

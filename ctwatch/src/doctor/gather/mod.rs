@@ -58,8 +58,8 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         return Ok(facts);
     }
     let kernel = system::Kernel::read();
-    let mut places = places::find();
-    places.retain(|place| wishes.netns.is_none_or(|netns| netns == place.netns));
+    let (places, left_out) = places::find(wishes.netns);
+    facts.namespaces_left_out = left_out;
     facts.namespaces = places::visit(&places, |place| namespace::read(place, kernel));
     // Statistics are read as close around the sample as can be: before it, what the listing of rules took has passed.
     let began = Instant::now();

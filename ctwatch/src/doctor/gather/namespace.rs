@@ -15,6 +15,7 @@ use super::{rules, table};
 use crate::doctor::facts::{Namespace, TableView};
 use crate::source::netlink::message::{CT_GET_STATS_CPU, EXPECT_GET};
 use crate::source::netlink::socket::Requests;
+use crate::source::proc_stat::Statistics;
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
 const STATS: &str = "/proc/thread-self/net/stat/nf_conntrack";
@@ -94,25 +95,12 @@ fn writable(name: &str) -> bool {
 /// Summed over CPUs; empty where nothing tells.
 fn stats(kernel: Kernel) -> BTreeMap<String, u64> {
     match fs::read_to_string(STATS) {
-        Ok(text) => parse_stats(&text),
+        Ok(text) => Statistics::parse(&text).map_or_else(BTreeMap::new, |statistics| {
+            statistics.iter().map(|(title, sum)| (title.to_owned(), sum)).collect()
+        }),
         Err(_) if kernel.ctnetlink => stats_by_netlink().unwrap_or_default(),
         Err(_) => BTreeMap::new(),
     }
-}
-
-/// Hexadecimal columns, a line for each CPU; all add up but `entries`, which each line repeats.
-fn parse_stats(text: &str) -> BTreeMap<String, u64> {
-    let mut lines = text.lines();
-    let titles: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
-    let mut sums = BTreeMap::new();
-    for line in lines {
-        for (title, word) in titles.iter().zip(line.split_whitespace()) {
-            let Ok(value) = u64::from_str_radix(word, 16) else { continue };
-            let sum: &mut u64 = sums.entry((*title).to_owned()).or_default();
-            *sum = if *title == "entries" { value } else { *sum + value };
-        }
-    }
-    sums
 }
 
 /// The same by ctnetlink, under the titles that procfs gives them.
@@ -158,17 +146,4 @@ fn look_into_table(sysctls: &BTreeMap<String, u64>, kernel: Kernel) -> TableView
         Err(error) => format!("/proc/net/nf_conntrack: {error}"),
     };
     TableView { unseen: Some(why), ..TableView::default() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn statistics_are_hexadecimal_and_add_up_over_cpus() {
-        let text = "entries  drop early_drop icmp_error  expect_new\n000000ff  00000001 00000010 0 0\n000000ff  00000002 00000001 0 0\n";
-        let stats = parse_stats(text);
-        assert_eq!((stats["entries"], stats["drop"], stats["early_drop"]), (255, 3, 17));
-        assert!(parse_stats("").is_empty());
-    }
 }

@@ -1,12 +1,8 @@
-//! Network namespaces: which there are, and how to get into them.
-
-use std::path::PathBuf;
+//! The network namespaces that doctor looks at, and how commands get into them.
 
 use crate::doctor::way::Way;
 use crate::source::namespaces::{self, Roots};
-
-/// How many namespaces are looked at closely: the own one and those found first.
-const MOST: usize = 64;
+use crate::source::search::{self, Found};
 
 /// A namespace and a way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,44 +15,42 @@ pub struct Place {
     pub own: bool,
     /// How a command gets there.
     pub enter: Way,
-    path: PathBuf,
+    ways: Vec<search::Way>,
 }
 
-/// The own namespace first, then those with a name, then those of processes.
-pub fn find() -> Vec<Place> {
+/// The own namespace first, then those with a name, then the others; and how many were left out.
+pub fn find(only: Option<u32>) -> (Vec<Place>, u64) {
     let roots = Roots::default();
-    let Ok(own) = roots.own() else { return Vec::new() };
-    let mut places: Vec<Place> = Vec::new();
-    let mut add = |netns: u32, name: Option<String>, enter: Way, path: PathBuf| {
-        if places.len() < MOST && !places.iter().any(|place| place.netns == netns) {
-            let name = name.unwrap_or_else(|| netns.to_string());
-            let enter = if netns == own { Way::Own } else { enter };
-            places.push(Place { netns, name, own: netns == own, enter, path });
-        }
+    let Ok(own) = roots.own() else { return (Vec::new(), 0) };
+    let Found { places, left_out } =
+        search::find(&roots, own, |netns| only.is_none_or(|only| only == netns));
+    let place = |(netns, place): (u32, search::Place)| Place {
+        netns,
+        own: netns == own,
+        enter: if netns == own { Way::Own } else { enter(&place) },
+        name: place.name.unwrap_or_else(|| netns.to_string()),
+        ways: place.ways,
     };
-    let init = roots.init(own);
-    let name_of_own = (init == Some(own)).then(|| "init".to_owned());
-    let named = roots.named(usize::MAX);
-    let own_name =
-        name_of_own.or_else(|| named.iter().find(|named| named.2 == own).map(|named| named.0.clone()));
-    add(own, own_name, Way::Own, roots.proc.join("thread-self/ns/net"));
-    if let Some(init) = init {
-        add(init, Some("init".into()), Way::Process(1), roots.way_of(1));
-    }
-    for (name, path, netns) in named {
-        let enter = Way::Named(name.clone());
-        add(netns, Some(name), enter, path);
-    }
-    for pid in roots.processes() {
-        if let Some(netns) = roots.of_process(pid) {
-            add(netns, None, Way::Process(pid), roots.way_of(pid));
-        }
-    }
-    places
+    let named = |place: &search::Place| place.name.is_some();
+    let mut places: Vec<(u32, search::Place)> = places.into_iter().collect();
+    places.sort_by_key(|(netns, place)| (*netns != own, !named(place)));
+    (places.into_iter().map(place).collect(), left_out as u64)
+}
+
+/// A command takes a name before a process, which may end.
+fn enter(place: &search::Place) -> Way {
+    let by_name = place.ways.iter().find_map(|way| match way {
+        search::Way::Named(name) => Some(Way::Named(name.clone())),
+        _ => None,
+    });
+    by_name.or_else(|| place.processes().next().map(Way::Process)).unwrap_or(Way::Unknown)
 }
 
 /// Runs `look` in each namespace that can be entered.
 pub fn visit<T: Send>(places: &[Place], look: impl Fn(&Place) -> T + Sync) -> Vec<T> {
-    let enter = |place: &&Place| place.own || namespaces::enter(&place.path, place.netns).is_ok();
+    let roots = Roots::default();
+    let enter = |place: &&Place| {
+        place.own || namespaces::enter_by_any(&roots, &place.ways, place.netns).is_ok()
+    };
     namespaces::apart(|| places.iter().filter(enter).map(&look).collect()).unwrap_or_default()
 }

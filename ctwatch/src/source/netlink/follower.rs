@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use ctwatch_ebpf::FlowType;
 use nix::libc::sock_filter;
 
-use super::super::namespaces::{self, Found};
+use super::super::namespaces::{self, Roots};
+use super::super::search::{self, Found, MOST, Place};
 use super::super::thread_time;
 use super::filter;
 use super::listener::Listener;
@@ -16,8 +17,6 @@ use super::setting::Announced;
 use super::watched::{FORGED, Sockets, Watched};
 use crate::model::Filter;
 
-/// How many namespaces are listened to: each has two sockets, and each event is offered to every socket of its group.
-const MOST: usize = 64;
 /// Kernel memory that all queues together may take when nobody empties them: an eighth of the machine's, at most this …
 const QUEUES_MOST: usize = 256 << 20;
 /// … and at least this.
@@ -35,6 +34,7 @@ const MOST_PAST: usize = 1024;
 #[derive(Debug)]
 pub struct Follower {
     listener: Arc<Listener>,
+    roots: Roots,
     own: u32,
     filter: Filter,
     program: Vec<sock_filter>,
@@ -59,6 +59,7 @@ impl Follower {
     pub fn new(listener: Arc<Listener>, own: u32, filter: &Filter) -> Self {
         Self {
             listener,
+            roots: Roots::default(),
             own,
             filter: *filter,
             program: filter::program(filter),
@@ -80,7 +81,8 @@ impl Follower {
     pub fn look(&mut self) {
         let start = thread_time();
         let (own, filter) = (self.own, self.filter);
-        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
+        let Found { places: found, left_out } =
+            search::find(&self.roots, own, |netns| filter.wants_netns(netns));
         let cost = Duration::from_nanos(thread_time().saturating_sub(start));
         self.next_look = Instant::now() + LOOK_EVERY.max(cost * LOOK_COST).min(LOOK_AT_LEAST_EVERY);
 
@@ -90,6 +92,7 @@ impl Follower {
 
         let mut watching = self.listener.watching();
         watching.met.left_out.retain(|netns, _| found.contains_key(netns));
+        watching.met.beyond = left_out;
         let known: BTreeSet<u32> = watching.namespaces.keys().copied().collect();
         // A process that sent forged events would send them again.
         let forged: BTreeSet<u32> =
@@ -121,9 +124,9 @@ impl Follower {
         if to_open.contains(&own) {
             opened.push((own, open(own)));
         }
-        let others: Found =
+        let others: BTreeMap<u32, Place> =
             found.into_iter().filter(|(netns, _)| *netns != own && to_open.contains(netns)).collect();
-        opened.extend(namespaces::in_each(&others, open));
+        opened.extend(namespaces::in_each(&self.roots, &others, open));
         for (netns, outcome) in opened {
             let outcome = outcome.and_then(|opened| match opened {
                 Opened::New(watched) => self.listener.add(*watched),
@@ -146,7 +149,7 @@ impl Follower {
     }
 
     /// Lets go of those that have ended, and with them of their sockets.
-    fn end(&mut self, found: &Found) {
+    fn end(&mut self, found: &BTreeMap<u32, Place>) {
         let watching = self.listener.watching();
         let absent: BTreeSet<u32> =
             watching.namespaces.keys().filter(|netns| !found.contains_key(netns)).copied().collect();

@@ -56,6 +56,8 @@ impl Past {
 /// What is reported to users about namespaces.
 #[derive(Clone, Debug, Default)]
 pub struct Met {
+    /// How many namespaces there are beyond [`super::super::search::MOST`].
+    pub beyond: usize,
     /// Why a namespace is not listened to.
     pub left_out: BTreeMap<u32, String>,
     /// Namespaces that were not listened to for a while.

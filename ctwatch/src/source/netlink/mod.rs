@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::follower::Follower;
 use self::listener::{Listener, Met, Past};
@@ -58,6 +59,7 @@ impl Netlink {
     /// Prepares the source and listens at once where there is something to hear. `better` says why no better source
     /// runs.
     pub fn open(filter: Filter, better: String) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
         let mut source = Self {
             filter,
             info: SourceInfo {
@@ -138,6 +140,16 @@ impl Netlink {
     }
 }
 
+/// Each namespace needs four descriptors. The soft limit is often 1,024; more than the hard one is not ours to take.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Where it is refused, namespaces without a descriptor are left out, and the reason is told.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -194,11 +206,13 @@ impl Source for Netlink {
         }
         let (wall_ns, mono_ns) = now()?;
         let tables = self.tables.read(rows.keys().map(|flow| flow.netns));
+        let namespaces_left_out = self.tables.left_out();
         Ok(Sample {
             wall_ns,
             mono_ns,
             rows,
             tables,
+            namespaces_left_out,
             lost,
             cost: Some(cost),
             own_ns: own_time(),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ctwatch_ebpf::Event;
 
+use super::super::search::MOST;
 use super::listener::Met;
 use super::setting::Announced;
 use super::watched::Watched;
@@ -25,7 +26,7 @@ pub(super) fn notes(
     filter: &Filter,
     listening: &Listening<'_>,
 ) -> (Option<String>, BTreeMap<Event, String>) {
-    let Listening { watched, met: Met { left_out, interrupted, was_silent } } = listening;
+    let Listening { watched, met: Met { beyond, left_out, interrupted, was_silent } } = listening;
     let mut why = vec![better.to_owned(), LISTENING_COSTS.to_owned()];
     let mut unknown = BTreeMap::new();
     let silent: Vec<&Watched> =
@@ -46,6 +47,9 @@ pub(super) fn notes(
     }
     if *was_silent {
         why.push("nf_conntrack_events was 0 for a while: what came or went then is missing".to_owned());
+    }
+    if *beyond > 0 {
+        why.push(format!("{beyond} network namespaces more are left out (at most {MOST} are listened to)"));
     }
     if !left_out.is_empty() {
         let reasons: BTreeSet<&str> = left_out.values().map(String::as_str).collect();

@@ -2,13 +2,15 @@
 //!
 //! Opening loads nfnetlink and dumping loads nf_conntrack_netlink where they are missing: ask [`super::presence`] first.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 
 use ctwatch_ebpf::{AF_INET, AF_INET6, loss};
 use nix::libc;
 
-use super::super::namespaces::{self, Found, Roots};
+use super::super::namespaces::{self, Roots};
+use super::super::search::{self, Found};
 use super::entry::{self, cta};
 use super::message::{CT_GET, Message};
 use super::socket::{Dumped, Requests};
@@ -19,6 +21,7 @@ use crate::model::table::Entry;
 #[derive(Debug)]
 pub struct Spaces {
     own: u32,
+    roots: Roots,
     found: Found,
 }
 
@@ -34,14 +37,20 @@ pub struct Walked {
 impl Spaces {
     /// Finds them; our own is always among them, unless it is not wanted.
     pub fn find(filter: &Filter) -> io::Result<Self> {
-        let own = Roots::default().own()?;
-        let found = namespaces::find(own, |netns| filter.wants_netns(netns));
-        Ok(Self { own, found })
+        let roots = Roots::default();
+        let own = roots.own()?;
+        let found = search::find(&roots, own, |netns| filter.wants_netns(netns));
+        Ok(Self { own, roots, found })
     }
 
     /// Their inodes.
     pub fn inodes(&self) -> impl Iterator<Item = u32> {
-        self.found.keys().copied()
+        self.found.places.keys().copied()
+    }
+
+    /// How many the search left out.
+    pub const fn left_out(&self) -> usize {
+        self.found.left_out
     }
 
     /// Hands over the entries of one of them that pass the filter.
@@ -76,9 +85,9 @@ impl Spaces {
             return Requests::open();
         }
         let gone = || io::Error::from(io::ErrorKind::NotFound);
-        let ways = self.found.get(&netns).ok_or_else(gone)?;
-        let place = Found::from([(netns, ways.clone())]);
-        namespaces::in_each(&place, |_| Requests::open()).pop().ok_or_else(gone)?.1
+        let place = self.found.places.get(&netns).ok_or_else(gone)?;
+        let place = BTreeMap::from([(netns, place.clone())]);
+        namespaces::in_each(&self.roots, &place, |_| Requests::open()).pop().ok_or_else(gone)?.1
     }
 }
 

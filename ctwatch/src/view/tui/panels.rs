@@ -18,6 +18,7 @@ use crate::model::diff::per_second;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::verdict::Level;
 use crate::model::{protocol, protocol_name};
+use crate::view::plain::left_out;
 use crate::view::trace_lines::flow_text;
 
 /// The lines of a panel, made as they are seen: a ranking can have thousands.
@@ -219,6 +220,9 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
             0 => "nothing lost: every count is exact".to_owned(),
             lost => format!("!{lost} events missed since the start: counts are too low by as many"),
         });
+        if report.namespaces_left_out > 0 {
+            said.push(format!("!{}", left_out(report.namespaces_left_out)));
+        }
         if report.flows.iter().any(|flow| flow.key == FlowType::OVERFLOW) {
             said.push(format!(
                 "row {}: more flow types than are told apart share it",
@@ -256,6 +260,11 @@ pub(super) fn source_line(app: &App, width: usize) -> Line<'static> {
     } else {
         spans.push(Span::styled(text, theme.quiet()));
         spans.push(Span::styled(format!("!lost {lost}: counts too low"), theme.bad(Level::Warning)));
+    }
+    let left_out = shown.report.as_ref().map_or(0, |report| report.namespaces_left_out);
+    if left_out > 0 {
+        let text = format!(", !{left_out} namespaces not looked at");
+        spans.push(Span::styled(text, theme.bad(Level::Warning)));
     }
     let mut text = String::new();
     if let Some(cost) = shown.report.as_ref().and_then(|report| report.cost.as_ref()) {
