@@ -3,12 +3,15 @@
 //!
 //! A target fails by a panic: the parser's own, or one of the assertions here.
 
+use ctwatch::doctor::gather::budget::Budget;
+use ctwatch::doctor::gather::output::Lossy;
 use ctwatch::doctor::gather::{rules, system};
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{frame, kallsyms, kcore};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
+use ctwatch::source::proc_stat::Statistics;
 use ctwatch::view::doctor::{self as view, Context, Style};
 
 /// A parser under test, by the name of its corpus.
@@ -116,21 +119,22 @@ pub fn code(data: &[u8]) {
 
 /// `nft -j list ruleset` and `nft -a list ruleset`, parted by a zero byte.
 pub fn nft(data: &[u8]) {
-    let mut parts = data.splitn(2, |byte| *byte == 0).map(String::from_utf8_lossy);
+    let mut parts = data.splitn(2, |byte| *byte == 0);
     let (json, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let _ = rules::parse_nft(&json, &text);
+    let _ = rules::parse_nft(Lossy::new(json), Lossy::new(text), &Budget::start());
 }
 
 /// `iptables-save`.
 pub fn iptables(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let listing = rules::parse_iptables(&text, "ip");
+    let listing = rules::parse_iptables(&text, "ip", &Budget::start());
     assert!(listing.rules.len() <= text.matches("-A ").count(), "no rule without a line");
 }
 
-/// `/proc/modules` and `/proc/slabinfo`.
+/// `/proc/modules`, `/proc/slabinfo` and `/proc/net/stat/nf_conntrack`.
 pub fn proc(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
+    let _ = Statistics::parse(&text).map(|statistics| statistics.iter().count());
     let _ = (system::parse_modules(&text), system::parse_slab(&text));
 }
 

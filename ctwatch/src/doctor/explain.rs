@@ -23,7 +23,7 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 26] = [
+pub const TOPICS: [Topic; 27] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
@@ -36,6 +36,7 @@ pub const TOPICS: [Topic; 26] = [
     topic!("long-timeouts", "entries kept only by a long timeout"),
     topic!("one-flow-type", "one protocol and port fills the table"),
     topic!("table-unseen", "what the table holds could not be read"),
+    topic!("rules-left-out", "rules that were not read, or counted only"),
     topic!("namespaces-left-out", "network namespaces that were not looked at"),
     topic!("table-unreadable", "the table's count could not be read"),
     topic!("insert-failed", "packets lost in races for one entry"),

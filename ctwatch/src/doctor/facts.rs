@@ -146,8 +146,14 @@ impl Namespace {
 pub struct Listing {
     /// Whether they could be listed.
     pub state: ListingState,
-    /// Those that have to do with tracking.
+    /// Those that have to do with tracking, as far as there was room.
     pub rules: Vec<Rule>,
+    /// How many more of these were counted only.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub left_out: u64,
+    /// Whether a bound on time or size ended the listing: `state` says which.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
     /// Whether some chain drops what no rule accepts.
     pub drops_by_default: bool,
     /// Names and texts that the tool would not read back as it prints them: rules that hold such cannot be saved and

@@ -135,8 +135,7 @@ mod tests {
 
     #[test]
     fn statistics_are_summed_over_cpus() {
-        let failures =
-            |text| Statistics::parse(text).and_then(|statistics| Failures::of(&statistics));
+        let failures = |text| Statistics::parse(text).and_then(|statistics| Failures::of(&statistics));
         let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop\n\
                     0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000002 00000010 00000000\n\
                     0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000001 00000001 00000000\n";

@@ -178,8 +178,11 @@ fn read_all(roots: &Roots, own: u32, places: &BTreeMap<u32, Known>) -> BTreeMap<
     if places.contains_key(&own) {
         readings.insert(own, read_here());
     }
-    let others: Vec<(u32, &Place)> =
-        places.iter().filter(|(netns, _)| **netns != own).map(|(netns, known)| (*netns, &known.place)).collect();
+    let others: Vec<(u32, &Place)> = places
+        .iter()
+        .filter(|(netns, _)| **netns != own)
+        .map(|(netns, known)| (*netns, &known.place))
+        .collect();
     if !others.is_empty() {
         let entered = namespaces::apart(|| {
             let read = |(netns, place)| Some((netns, enter(roots, netns, place)?));

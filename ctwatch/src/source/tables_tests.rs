@@ -47,10 +47,7 @@ fn netns_words_are_resolved() {
 #[test]
 fn an_ended_process_is_no_way_in() {
     let (_dir, roots) = fake(&[(1, 100)]);
-    let place = Place {
-        ways: vec![Way::Process(4_000_000), Way::Named("gone".into())],
-        ..Place::default()
-    };
+    let place = Place { ways: vec![Way::Process(4_000_000), Way::Named("gone".into())], ..Place::default() };
     assert_eq!(enter(&roots, 100, &place), None);
 }
 

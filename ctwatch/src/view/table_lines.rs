@@ -27,7 +27,8 @@ impl TableLines {
     /// What stands before the first namespace.
     pub fn start(&self, wall_ns: i128, namespaces_left_out: u64) -> String {
         let (host, kernel) = (clean(&self.machine.host), clean(&self.machine.kernel));
-        let mut out = format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone));
+        let mut out =
+            format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone));
         if namespaces_left_out > 0 {
             let line = self.paint(RED, &format!("!{}", left_out(namespaces_left_out)));
             let _ = writeln!(out, "{line}");

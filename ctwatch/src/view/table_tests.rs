@@ -108,8 +108,7 @@ fn lines_of_tables() {
 fn namespaces_that_are_left_out_are_told() {
     assert!(lines(false).start(TIME, 1).contains("!1 network namespace is not looked at"));
     let holding = Holding { namespaces_left_out: 3, ..all().remove(0) };
-    let object: serde_json::Value =
-        serde_json::from_str(&table_json::holding(&holding, &machine())).unwrap();
+    let object: serde_json::Value = serde_json::from_str(&table_json::holding(&holding, &machine())).unwrap();
     assert_eq!(object["namespaces_left_out"], 3);
 }
 

@@ -1,7 +1,7 @@
 //! A process of a user without privileges, in user and network namespaces of its own, in which it may do as it likes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
@@ -11,15 +11,20 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
 };
+use nix::unistd::{ForkResult, Pid, fork, pause};
 use serde::{Deserialize, Serialize};
 
 /// Its user and group.
 const USER: u32 = 4321;
 /// However long it is let.
 const LONGEST: Duration = Duration::from_mins(2);
+/// What asks for namespaces, before their number.
+const CROWD: &str = "crowd ";
 /// `NETLINK_NETFILTER`, as `/proc/net/netlink` writes it.
 const NETFILTER: &str = "12";
 
@@ -76,6 +81,14 @@ impl Attacker {
         writeln!(input, "{messages}").context("start the attack")
     }
 
+    /// Has it make so many more namespaces, each with a process in it that ends with the attacker. Returns the last
+    /// process.
+    pub(super) fn crowd(&mut self, namespaces: u32) -> anyhow::Result<u32> {
+        let input = self.input.as_mut().context("its stdin")?;
+        writeln!(input, "{CROWD}{namespaces}").context("ask for namespaces")?;
+        self.line()?.trim().parse().context("the last process")
+    }
+
     /// Ends it once it has sent what was asked for.
     pub(super) fn stop(mut self) -> anyhow::Result<Made> {
         self.input = None;
@@ -108,6 +121,11 @@ pub(super) fn run() -> anyhow::Result<ExitCode> {
     let mut wanted = String::new();
     let mut stdin = std::io::stdin().lock();
     stdin.read_line(&mut wanted)?;
+    if let Some(namespaces) = wanted.trim().strip_prefix(CROWD) {
+        println!("{}", crowd(namespaces.parse()?)?);
+        stdin.read_to_string(&mut String::new())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let wanted: u64 = match wanted.trim() {
         "" => return Ok(ExitCode::SUCCESS),
         number => number.parse()?,
@@ -119,6 +137,33 @@ pub(super) fn run() -> anyhow::Result<ExitCode> {
     println!("{}", serde_json::to_string(&made)?);
     stdin.read_to_string(&mut String::new())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes so many namespaces and returns the last process.
+fn crowd(namespaces: u32) -> anyhow::Result<Pid> {
+    let mut last = None;
+    for number in 0..namespaces {
+        let (mut done, mut ready) = pipe()?;
+        // SAFETY: this process has one thread.
+        match unsafe { fork() }? {
+            ForkResult::Parent { child } => {
+                drop(ready);
+                let made = done.read(&mut [0])?;
+                anyhow::ensure!(made == 1, "namespace {number} could not be made");
+                last = Some(child);
+            }
+            ForkResult::Child => {
+                let made = set_pdeathsig(Signal::SIGKILL).and_then(|()| unshare(CloneFlags::CLONE_NEWNET));
+                if made.is_err() || ready.write_all(b"!").is_err() {
+                    std::process::exit(1);
+                }
+                loop {
+                    pause();
+                }
+            }
+        }
+    }
+    last.context("no namespace was asked for")
 }
 
 fn attack(wanted: u64, told_to_stop: impl Fn() -> bool) -> anyhow::Result<Made> {

@@ -5,6 +5,7 @@ use std::fs;
 
 use super::*;
 use crate::doctor::explain;
+use crate::doctor::facts::ListingState;
 use crate::view::doctor::{Style, plain};
 
 const MACHINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machines");
@@ -54,6 +55,29 @@ fn a_machine_with_namespaces_left_out_is_not_ok() {
     let diagnosis = diagnose(&facts);
     assert_eq!(diagnosis.status, Status::Unknown);
     assert!(diagnosis.verdict.starts_with("76 of "), "{}", diagnosis.verdict);
+}
+
+#[test]
+fn rules_that_were_not_read_are_told_and_those_counted_are_no_trouble() {
+    let mut facts = machine("healthy");
+    facts.namespaces[0].nft.left_out = 29_000;
+    let found = |facts: &Facts| {
+        let diagnosis = diagnose(facts);
+        let finding = diagnosis.findings.into_iter().find(|finding| finding.id == "rules-left-out");
+        (diagnosis.status, finding.unwrap())
+    };
+    let (status, finding) = found(&facts);
+    assert_eq!((status, finding.status), (Status::Ok, Status::Ok));
+    assert!(finding.evidence["counted"].value.to_string().contains("29000 counted only"));
+    facts.namespaces[0].nft.state = ListingState::Unreadable("nft: it took too long".into());
+    facts.namespaces[0].nft.cut = true;
+    let (status, finding) = found(&facts);
+    assert_eq!((status, finding.status), (Status::Unknown, Status::Unknown));
+    assert!(
+        finding.what.contains("init") && finding.what.contains("nft: it took too long"),
+        "{}",
+        finding.what
+    );
 }
 
 #[test]

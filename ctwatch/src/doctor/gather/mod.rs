@@ -1,10 +1,13 @@
 //! Reads a machine without changing it, and without loading a module by looking.
 
+pub mod budget;
 pub mod child;
 pub mod latency;
 pub mod live;
 pub mod log;
 pub mod namespace;
+pub mod nft;
+pub mod output;
 pub mod places;
 pub mod rules;
 pub mod system;
@@ -13,6 +16,7 @@ pub mod written;
 
 use std::time::{Duration, Instant};
 
+use self::budget::Budget;
 use super::facts::{FORMAT, Facts};
 use crate::cli::SourceChoice;
 use crate::kernel::facts::{Presence, presence};
@@ -60,7 +64,8 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
     let kernel = system::Kernel::read();
     let (places, left_out) = places::find(wishes.netns);
     facts.namespaces_left_out = left_out;
-    facts.namespaces = places::visit(&places, |place| namespace::read(place, kernel));
+    let budget = Budget::start();
+    facts.namespaces = places::visit(&places, |place| namespace::read(place, kernel, &budget));
     // Statistics are read as close around the sample as can be: before it, what the listing of rules took has passed.
     let began = Instant::now();
     let before = places::visit(&places, |place| (place.netns, namespace::read_again(kernel)));

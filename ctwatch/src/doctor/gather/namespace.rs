@@ -9,6 +9,7 @@ use std::path::Path;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
+use super::budget::Budget;
 use super::places::Place;
 use super::system::Kernel;
 use super::{rules, table};
@@ -21,7 +22,7 @@ const SYSCTLS: &str = "/proc/sys/net/netfilter";
 const STATS: &str = "/proc/thread-self/net/stat/nf_conntrack";
 
 /// All of a namespace but what comes after the sample.
-pub fn read(place: &Place, kernel: Kernel) -> Namespace {
+pub fn read(place: &Place, kernel: Kernel, budget: &Budget) -> Namespace {
     let sysctls = sysctls();
     let count = sysctls.get("nf_conntrack_count").copied();
     Namespace {
@@ -37,9 +38,9 @@ pub fn read(place: &Place, kernel: Kernel) -> Namespace {
         stats_after: BTreeMap::new(),
         ipvs_conntrack: fs::read_to_string("/proc/sys/net/ipv4/vs/conntrack")
             .is_ok_and(|on| on.trim() == "1"),
-        nft: rules::nft(kernel),
-        iptables: rules::iptables("ip_tables_names", "ip", "iptables"),
-        ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables"),
+        nft: rules::nft(kernel, budget),
+        iptables: rules::iptables("ip_tables_names", "ip", "iptables", budget),
+        ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables", budget),
         table: if count.is_some_and(|count| count > 0) {
             look_into_table(&sysctls, kernel)
         } else {

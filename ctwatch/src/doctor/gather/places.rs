@@ -22,8 +22,7 @@ pub struct Place {
 pub fn find(only: Option<u32>) -> (Vec<Place>, u64) {
     let roots = Roots::default();
     let Ok(own) = roots.own() else { return (Vec::new(), 0) };
-    let Found { places, left_out } =
-        search::find(&roots, own, |netns| only.is_none_or(|only| only == netns));
+    let Found { places, left_out } = search::find(&roots, own, |netns| only.is_none_or(|only| only == netns));
     let place = |(netns, place): (u32, search::Place)| Place {
         netns,
         own: netns == own,
@@ -49,8 +48,7 @@ fn enter(place: &search::Place) -> Way {
 /// Runs `look` in each namespace that can be entered.
 pub fn visit<T: Send>(places: &[Place], look: impl Fn(&Place) -> T + Sync) -> Vec<T> {
     let roots = Roots::default();
-    let enter = |place: &&Place| {
-        place.own || namespaces::enter_by_any(&roots, &place.ways, place.netns).is_ok()
-    };
+    let enter =
+        |place: &&Place| place.own || namespaces::enter_by_any(&roots, &place.ways, place.netns).is_ok();
     namespaces::apart(|| places.iter().filter(enter).map(&look).collect()).unwrap_or_default()
 }

@@ -1,70 +1,8 @@
+use super::super::budget::MOST_OF_ONE;
 use super::*;
 
-const JSON: &str = r#"{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
- {"table": {"family": "ip", "name": "filter", "handle": 1}},
- {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "handle": 1, "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}},
- {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "handle": 2, "expr": [{"xt": {"type": "match", "name": "conntrack"}}, {"counter": {"packets": 0, "bytes": 0}}, {"accept": null}]}},
- {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "handle": 3, "expr": [{"xt": {"type": "match", "name": "tcp"}}, {"accept": null}]}},
- {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "handle": 4, "expr": [{"xt": {"type": "target", "name": "CT"}}]}},
- {"table": {"family": "ip", "name": "nat", "handle": 2}},
- {"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING", "handle": 1, "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}},
- {"rule": {"family": "ip", "table": "nat", "chain": "POSTROUTING", "handle": 2, "expr": [{"masquerade": null}]}},
- {"table": {"family": "inet", "name": "t", "handle": 3}},
- {"flowtable": {"family": "inet", "name": "ft", "table": "t", "handle": 9, "hook": "ingress", "prio": 0}},
- {"ct helper": {"family": "inet", "name": "ftp-std", "table": "t", "handle": 10, "type": "ftp", "protocol": "tcp", "l3proto": "ip"}},
- {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 5, "expr": [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["established", {"accept": null}]]}}}]}},
- {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 6, "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 6881}}, {"notrack": null}]}},
- {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 7, "expr": [{"flow": {"op": "add", "flowtable": "@ft"}}]}}]}"#;
-
-const TEXT: &str = "table ip filter { # handle 1
-\tchain INPUT { # handle 1
-\t\ttype filter hook input priority filter; policy drop;
-\t\tct state new counter packets 0 bytes 0 accept # handle 2
-\t\ttcp dport 22 accept # handle 3
-\t\tudp dport 53 counter packets 0 bytes 0 notrack # handle 4
-\t}
-}
-table ip nat { # handle 2
-\tchain POSTROUTING { # handle 1
-\t\ttype nat hook postrouting priority srcnat; policy accept;
-\t\tmasquerade # handle 2
-\t}
-}
-table inet t { # handle 3
-\tchain c { # handle 4
-\t\tct state vmap { established : accept } # handle 5
-\t\tudp dport 6881 notrack # handle 6
-\t\tflow add @ft # handle 7
-\t}
-}
-";
-
-fn told(rule: &Rule) -> (RuleKind, String, String) {
-    (rule.kind.clone(), rule.text.clone(), rule.needs.join(" "))
-}
-
-#[test]
-fn nft_rules_are_known_by_what_they_ask_for() {
-    let listing = parse_nft(JSON, TEXT).unwrap();
-    assert!(listing.drops_by_default);
-    let rules: Vec<_> = listing.rules.iter().map(told).collect();
-    let rule = |kind: RuleKind, text: &str, needs: &str| (kind, text.to_owned(), needs.to_owned());
-    assert_eq!(
-        rules,
-        [
-            rule(RuleKind::Rule, "ct state new counter packets 0 bytes 0 accept", "conntrack"),
-            rule(RuleKind::Notrack, "udp dport 53 counter packets 0 bytes 0 notrack", "CT"),
-            rule(RuleKind::NatChain, "chain POSTROUTING", "nat"),
-            rule(RuleKind::Rule, "masquerade", "masquerade"),
-            rule(RuleKind::Flowtable, "ft", "flow offload"),
-            rule(RuleKind::Object("ct helper".into()), "ftp-std", "ct helper"),
-            rule(RuleKind::Rule, "ct state vmap { established : accept }", "ct state"),
-            rule(RuleKind::Notrack, "udp dport 6881 notrack", ""),
-            rule(RuleKind::Rule, "flow add @ft", "flow offload"),
-        ]
-    );
-    assert_eq!(listing.rules[0].handle, Some(2));
-    assert!(parse_nft("no JSON", "").is_err());
+fn parse_iptables(save: &str) -> Listing {
+    super::parse_iptables(save, "ip", &Budget::start())
 }
 
 #[test]
@@ -75,7 +13,7 @@ fn iptables_rules_are_known_by_match_and_target() {
                 *filter\n:INPUT DROP [0:0]\n-A INPUT -m conntrack --ctstate NEW -j ACCEPT\n\
                 -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n\
                 *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n";
-    let listing = parse_iptables(save, "ip");
+    let listing = parse_iptables(save);
     assert!(listing.drops_by_default);
     let kinds: Vec<_> = listing
         .rules
@@ -99,7 +37,7 @@ fn a_comment_is_no_rule_and_shifts_no_number() {
                 -A INPUT -m comment --comment \"x \\\" -m conntrack\n-A INPUT -j CT\" -j ACCEPT\n\
                 -A FORWARD -j ACCEPT\n\
                 -A INPUT -m state --state NEW -j ACCEPT\nCOMMIT\n";
-    let listing = parse_iptables(save, "ip");
+    let listing = parse_iptables(save);
     assert_eq!(listing.rules.len(), 1, "{:?}", listing.rules);
     assert_eq!(
         (listing.rules[0].number, listing.rules[0].text.as_str()),
@@ -109,24 +47,10 @@ fn a_comment_is_no_rule_and_shifts_no_number() {
 }
 
 #[test]
-fn what_nft_would_not_read_back_is_counted() {
-    let count = |object: &str| {
-        let json = format!("{{\"nftables\": [{{\"metainfo\": {{}}}}, {object}]}}");
-        parse_nft(&json, "").unwrap().unquotable
-    };
-    assert_eq!(count(r#"{"table": {"family": "ip", "name": "filter", "handle": 1}}"#), 0);
-    assert_eq!(count(r#"{"table": {"family": "ip", "name": "a;flush ruleset", "handle": 1}}"#), 1);
-    assert_eq!(count(r#"{"chain": {"family": "ip", "table": "t", "name": "c d", "handle": 1}}"#), 1);
-    assert_eq!(
-        count(
-            r#"{"rule": {"family": "ip", "table": "t", "chain": "c", "handle": 1, "comment": "für \u00dc"}}"#
-        ),
-        0
-    );
-    for comment in [r#"a\"; reboot"#, r"a\nb", r"\u001b[2J", r"\u007f", r"\u009b"] {
-        let rule = format!(
-            r#"{{"rule": {{"family": "ip", "table": "t", "chain": "c", "handle": 1, "comment": "{comment}"}}}}"#
-        );
-        assert_eq!(count(&rule), 1, "{comment}");
-    }
+fn rules_beyond_the_bound_are_counted() {
+    let rule = "-A INPUT -m state --state NEW -j ACCEPT\n";
+    let long = format!("-A INPUT -m state -m comment --comment \"{}\"\n", "x".repeat(MOST_TEXT));
+    let listing = parse_iptables(&format!("*filter\n{long}{}COMMIT\n", rule.repeat(MOST_OF_ONE + 5)));
+    assert_eq!((listing.rules.len(), listing.left_out), (MOST_OF_ONE, 6));
+    assert_eq!(listing.rules[0].number, Some(2));
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::doctor::command::{Arg, Call, Command, Place, Refused};
-use crate::doctor::facts::{Namespace, Rule, RuleKind};
+use crate::doctor::facts::{Listing, Namespace, Rule, RuleKind};
 
 /// More handles than these are looked up by a person anyway.
 const NAMED: usize = 8;
@@ -19,28 +19,24 @@ pub(super) struct Steps {
 impl Steps {
     /// All rules of a namespace, or the reason why they are left.
     pub(super) fn add(&mut self, namespace: &Namespace) {
-        let kinds: [(&str, &[Rule], u64, Write); 3] = [
-            ("nft", &namespace.nft.rules, namespace.nft.unquotable, nft),
-            (
-                "iptables",
-                &namespace.iptables.rules,
-                namespace.iptables.unquotable,
-                |namespace, place, steps| legacy(&LEGACY[0], namespace, place, steps),
-            ),
-            (
-                "ip6tables",
-                &namespace.ip6tables.rules,
-                namespace.ip6tables.unquotable,
-                |namespace, place, steps| legacy(&LEGACY[1], namespace, place, steps),
-            ),
+        let kinds: [(&str, &Listing, Write); 3] = [
+            ("nft", &namespace.nft, nft),
+            ("iptables", &namespace.iptables, |namespace, place, steps| {
+                legacy(&LEGACY[0], namespace, place, steps)
+            }),
+            ("ip6tables", &namespace.ip6tables, |namespace, place, steps| {
+                legacy(&LEGACY[1], namespace, place, steps)
+            }),
         ];
-        for (tool, rules, unquotable, write) in kinds {
-            if rules.is_empty() {
+        for (tool, listing, write) in kinds {
+            let Listing { rules, left_out, unquotable, .. } = listing;
+            if rules.is_empty() && *left_out == 0 {
                 continue;
             }
             let mut steps = Self::default();
             let written = match namespace.place() {
-                _ if unquotable > 0 => Err(Refused(
+                _ if *left_out > 0 => Err(Refused("there are more than ctwatch keeps")),
+                _ if *unquotable > 0 => Err(Refused(
                     "names or comments there have characters that would not be read back as they are printed",
                 )),
                 Ok(place) => write(namespace, place.as_ref(), &mut steps),
@@ -55,7 +51,7 @@ impl Steps {
                     "{tool} rules of namespace {} (inode {}): {why}. They are {}",
                     namespace.name,
                     namespace.netns,
-                    references(rules)
+                    references(rules, *left_out)
                 )),
             }
         }
@@ -65,10 +61,11 @@ impl Steps {
 type Write = fn(&Namespace, Option<&Place>, &mut Steps) -> Result<(), Refused>;
 
 /// What to look for in a listing with handles or numbers.
-fn references(rules: &[Rule]) -> String {
+fn references(rules: &[Rule], left_out: u64) -> String {
     let mut named: Vec<String> = rules.iter().take(NAMED).map(reference).collect();
-    if rules.len() > NAMED {
-        named.push(format!("{} more", rules.len() - NAMED));
+    let more = rules.len().saturating_sub(NAMED) as u64 + left_out;
+    if more > 0 {
+        named.push(format!("{more} more"));
     }
     named.join(", ")
 }

@@ -1,9 +1,11 @@
 //! A user without privileges on the same machine, in namespaces of their own: ctwatch lives and counts exactly.
 
+mod crowd;
 mod facts;
 mod names;
 mod netlink;
 mod path;
+mod rules;
 
 use super::{Scenario, scenario};
 
@@ -16,4 +18,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::child_path", path::of_the_caller),
     scenario("attacker::child_rights", path::of_a_child),
     scenario("attacker::child_reaches_rules", path::of_a_strangers_namespace),
+    scenario("attacker::many_rules", rules::many_rules),
+    // Last: the kernel takes a while to take so many namespaces down.
+    scenario("attacker::many_namespaces", crowd::many_namespaces),
 ];

@@ -61,7 +61,7 @@ impl Answer {
         self.object["status"].as_str().unwrap_or_default()
     }
 
-    fn finding(&self, id: &str) -> anyhow::Result<&Value> {
+    pub(super) fn finding(&self, id: &str) -> anyhow::Result<&Value> {
         let mut findings = self.object["findings"].as_array().into_iter().flatten();
         findings
             .find(|finding| finding["id"] == id)
@@ -76,7 +76,7 @@ impl Answer {
             .with_context(|| format!("{id} has no remedy that says “{words}”: {}", self.object))
     }
 
-    fn expect(&self, code: i32, status: &str) -> anyhow::Result<()> {
+    pub(super) fn expect(&self, code: i32, status: &str) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.code == code && self.status() == status,
             "exit code {} and status {}, not {code} and {status}: {}",
