@@ -14,6 +14,8 @@ use crate::cli::{DoctorArgs, DoctorCommand};
 use crate::doctor::facts::FORMAT;
 use crate::doctor::gather::{self, Wishes};
 use crate::doctor::{Facts, diagnose, explain, mask};
+use crate::model::Filter;
+use crate::source::keeper;
 use crate::view::doctor::{self as view, Context, Style};
 
 /// The exit code for all that keeps doctor from an answer, wrong usage included.
@@ -64,6 +66,7 @@ fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
         latency: args.latency,
         announce: super::tell,
     };
+    keeper::start(&Filter { netns: wishes.netns, ..Filter::default() });
     run_to_end(gather::read(wishes))
 }
 

@@ -17,7 +17,7 @@ use super::tell;
 use crate::cli::{ExportOptions, Outlet};
 use crate::model::Tracker;
 use crate::model::series::{Series, Totals};
-use crate::source::{self, Source, Status};
+use crate::source::{self, Source, Status, keeper};
 use crate::view::openmetrics::Build;
 
 /// Which ctwatch this is. A package says which commit it was built from.
@@ -31,6 +31,7 @@ const BUILD: Build = Build {
 
 /// Runs until stopped.
 pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
+    keeper::start(&options.source.filter);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;

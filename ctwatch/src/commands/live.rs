@@ -12,7 +12,7 @@ use super::running::{
 use super::{color, live_screen, machine, tell};
 use crate::cli::{Format, Options};
 use crate::model::Tracker;
-use crate::source::{self, Source, Status};
+use crate::source::{self, Source, Status, keeper};
 use crate::view::View;
 use crate::view::json::Json;
 use crate::view::lines::Lines;
@@ -20,6 +20,7 @@ use crate::view::tui::{App, Settings, Theme};
 
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    keeper::start(&options.filter);
     let options = &Options { format: format(options), ..options.clone() };
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.

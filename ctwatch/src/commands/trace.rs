@@ -11,13 +11,14 @@ use super::running::{
 use super::{color, tell};
 use crate::cli::{Format, TraceOptions};
 use crate::model::trace::Record;
-use crate::source::Status;
 use crate::source::trace::Tracer;
+use crate::source::{Status, keeper};
 use crate::view::trace_json;
 use crate::view::trace_lines::TraceLines;
 
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
+    keeper::start(&options.filter);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;

@@ -6,6 +6,7 @@ pub mod census;
 mod channel;
 mod counts;
 mod demand;
+pub mod keeper;
 mod kprobe;
 pub mod latency;
 mod logger;
@@ -32,6 +33,7 @@ use crate::model::{By, Filter, Sample, SourceInfo};
 use auto::Auto;
 use losses::Lossy;
 use netlink::Netlink;
+use netlink::remote::Remote;
 use probe::{Addresses, Mechanism, Probe, Wishes};
 
 /// Whether there is anything to watch right now.
@@ -85,6 +87,10 @@ pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
 /// A ranking that nobody makes must not pass in silence.
 fn open_netlink(filter: &Filter, by: &[By], why: String) -> anyhow::Result<Box<dyn Source>> {
     anyhow::ensure!(by.iter().all(|by| *by == By::Dport), "the netlink source ranks no addresses (--by)");
+    // Its sockets hold namespaces: not in the process that may be stopped.
+    if let Some(keeper) = keeper::get().filter(|keeper| keeper.serves(filter)) {
+        return Ok(Box::new(Remote::open(keeper, why)?));
+    }
     Ok(Box::new(Netlink::open(*filter, why)?))
 }
 
@@ -136,9 +142,9 @@ pub fn now() -> anyhow::Result<(i128, u64)> {
     Ok((wall.into(), before + apart / 2))
 }
 
-/// Processor time of this process since it started, nanoseconds.
+/// Processor time of this process and of its keeper since they started, nanoseconds.
 fn own_time() -> Option<u64> {
-    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()
+    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok().map(|own| own + keeper::own_ns())
 }
 
 /// The same of the calling thread alone; 0 where it cannot be read.

@@ -56,16 +56,12 @@ impl Roots {
         named
     }
 
-    /// The namespace of this name. Looked at without opening it: a descriptor would keep it alive.
+    /// The namespace of this name.
     pub fn of_name(&self, name: &str) -> Option<u32> {
         if name.contains('/') || name == "." || name == ".." {
             return None;
         }
-        let path = self.named.join(name);
-        if statfs(&path).ok()?.filesystem_type() != NSFS_MAGIC {
-            return None;
-        }
-        u32::try_from(fs::metadata(&path).ok()?.ino()).ok()
+        inode_of_mount(&self.named.join(name))
     }
 
     /// The processes there are, as the kernel lists them: by number.
@@ -98,6 +94,14 @@ impl Roots {
 /// The namespace behind a link of a process.
 pub(super) fn inode_of_link(path: &Path) -> Option<u32> {
     inode_in(fs::read_link(path).ok()?.to_str()?)
+}
+
+/// The namespace that is mounted here. A descriptor of it would keep it alive.
+pub(super) fn inode_of_mount(path: &Path) -> Option<u32> {
+    if statfs(path).ok()?.filesystem_type() != NSFS_MAGIC {
+        return None;
+    }
+    u32::try_from(fs::metadata(path).ok()?.ino()).ok()
 }
 
 /// The inode in `net:[4026531840]`.

@@ -34,6 +34,14 @@ impl Way {
             Self::Process(pid) => roots.way_of(*pid),
         }
     }
+
+    /// The namespace that it leads to now, found out without opening it.
+    pub fn leads_to(&self, roots: &Roots) -> Option<u32> {
+        match self {
+            Self::Process(pid) => roots.of_process(*pid),
+            Self::Named(_) | Self::Mount(_) => namespaces::inode_of_mount(&self.path(roots)),
+        }
+    }
 }
 
 /// One namespace as found.

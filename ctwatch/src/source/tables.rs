@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use nix::sched::{CloneFlags, setns};
 
 use super::demand::Failures;
+use super::keeper::{self, TableReading};
 use super::namespaces::{self, Roots};
 use super::occupant::Occupant;
 use super::proc_stat::Statistics;
@@ -50,9 +51,49 @@ struct Reading {
     failures: Option<Failures>,
 }
 
-/// Reads the tables of all namespaces that it can find.
+/// Reads the tables of all namespaces that it can find: by the keeper where there is one, which nothing stops while it is
+/// inside of one.
 #[derive(Debug)]
 pub struct Tables {
+    only: Option<u32>,
+    here: Here,
+    left_out: u64,
+    failures: BTreeMap<u32, Failures>,
+}
+
+impl Tables {
+    /// All namespaces, or only the one with this inode.
+    pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
+        Ok(Self { only, here: Here::new(only)?, left_out: 0, failures: BTreeMap::new() })
+    }
+
+    /// The tables now. `met` are the namespaces that the counters know: one not yet found starts a search for it.
+    ///
+    /// Empty where connection tracking is not loaded.
+    pub fn read(&mut self, met: impl IntoIterator<Item = u32>) -> Vec<Table> {
+        let met: Vec<u32> = met.into_iter().collect();
+        let asked = keeper::get().and_then(|keeper| keeper.tables(self.only, met.clone()).ok());
+        let reading = asked.unwrap_or_else(|| self.here.reading(met));
+        self.left_out = reading.left_out;
+        let (tables, failures) = reading.into_parts();
+        self.failures = failures;
+        tables
+    }
+
+    /// How many namespaces the last search left out: their tables are not read.
+    pub const fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
+    pub(super) const fn failures(&self) -> &BTreeMap<u32, Failures> {
+        &self.failures
+    }
+}
+
+/// The same by the calling process.
+#[derive(Debug)]
+pub(super) struct Here {
     roots: Roots,
     only: Option<u32>,
     own: u32,
@@ -62,19 +103,22 @@ pub struct Tables {
     failures: BTreeMap<u32, Failures>,
 }
 
-impl Tables {
+impl Here {
     /// All namespaces, or only the one with this inode.
-    pub fn new(only: Option<u32>) -> anyhow::Result<Self> {
+    pub(super) fn new(only: Option<u32>) -> anyhow::Result<Self> {
         let roots = Roots::default();
         let own = roots.own()?;
         let (places, failures) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { roots, only, own, places, left_out: 0, looked: None, failures })
     }
 
-    /// The tables now. `met` are the namespaces that the counters know: one not yet found starts a search for it.
-    ///
-    /// Empty where connection tracking is not loaded.
-    pub fn read(&mut self, met: impl IntoIterator<Item = u32>) -> Vec<Table> {
+    /// Tables, failures and how many namespaces were left out.
+    pub(super) fn reading(&mut self, met: Vec<u32>) -> TableReading {
+        let tables = self.read(met);
+        TableReading::new(tables, &self.failures, self.left_out as u64)
+    }
+
+    fn read(&mut self, met: Vec<u32>) -> Vec<Table> {
         if !Path::new(COUNT).exists() {
             return Vec::new();
         }
@@ -108,16 +152,6 @@ impl Tables {
         let failures = readings.iter().filter_map(|(netns, reading)| Some((*netns, reading.failures?)));
         self.failures = failures.collect();
         tables
-    }
-
-    /// How many namespaces the last search left out: their tables are not read.
-    pub fn left_out(&self) -> u64 {
-        self.left_out as u64
-    }
-
-    /// The kernel's counters of failures at the last reading, of the namespaces where they could be read.
-    pub(super) fn failures(&self) -> &BTreeMap<u32, Failures> {
-        &self.failures
     }
 }
 

@@ -55,7 +55,7 @@ const COUNTING: [&str; 13] = [
 const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 
 /// Beside it, by netlink: how it behaves.
-const BY_NETLINK: [&str; 2] = ["manners::waits_for_conntrack", "manners::sigint"];
+const BY_NETLINK: [&str; 3] = ["manners::waits_for_conntrack", "manners::sigint", "alive::"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
 const ANYWHERE: [&str; 18] = [

@@ -27,6 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(900);
 const LOOK_COST: u32 = 50;
 /// … but this often it is made in any case.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+/// How often the ways into those that are listened to are tried, some microseconds each.
+const CHECK_EVERY: Duration = Duration::from_millis(900);
+/// When a second look must agree that one has ended: our sockets hold it until then.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 /// Rows of namespaces that were let go, kept for the reader's next sample.
 const MOST_PAST: usize = 1024;
 
@@ -39,6 +43,9 @@ pub struct Follower {
     filter: Filter,
     program: Vec<sock_filter>,
     next_look: Instant,
+    next_check: Instant,
+    /// Those that the last look found.
+    places: BTreeMap<u32, Place>,
     /// Not found by the last look: a second one must agree, since a walk over /proc can miss a process that is replaced.
     absent: BTreeSet<u32>,
     /// What each queue may take of kernel memory.
@@ -64,17 +71,36 @@ impl Follower {
             filter: *filter,
             program: filter::program(filter),
             next_look: Instant::now(),
+            next_check: Instant::now() + CHECK_EVERY,
+            places: BTreeMap::new(),
             absent: BTreeSet::new(),
             queue: 0,
             found_before: None,
         }
     }
 
-    /// Looks where that is due.
+    /// Looks where that is due, or where no known way leads into one that is listened to.
     pub fn look_if_due(&mut self) {
-        if Instant::now() >= self.next_look {
+        let now = Instant::now();
+        let mut ended = false;
+        if now >= self.next_check {
+            self.next_check = now + CHECK_EVERY;
+            let watched: Vec<u32> = self.listener.watching().namespaces.keys().copied().collect();
+            ended = watched.into_iter().any(|netns| netns != self.own && !self.is_reached(netns));
+        }
+        if ended || now >= self.next_look {
             self.look();
         }
+    }
+
+    /// When there is something to do next.
+    pub fn due(&self) -> Instant {
+        self.next_look.min(self.next_check)
+    }
+
+    fn is_reached(&self, netns: u32) -> bool {
+        let ways = self.places.get(&netns).map(|place| place.ways.as_slice()).unwrap_or_default();
+        ways.iter().any(|way| way.leads_to(&self.roots) == Some(netns))
     }
 
     /// Looks for namespaces that came or went. An error in one of them leaves out that one.
@@ -124,6 +150,7 @@ impl Follower {
         if to_open.contains(&own) {
             opened.push((own, open(own)));
         }
+        self.places.clone_from(&found);
         let others: BTreeMap<u32, Place> =
             found.into_iter().filter(|(netns, _)| *netns != own && to_open.contains(netns)).collect();
         opened.extend(namespaces::in_each(&self.roots, &others, open));
@@ -159,6 +186,9 @@ impl Follower {
             self.listener.watching().let_go(*netns, true);
         }
         self.absent = absent;
+        if !self.absent.is_empty() {
+            self.next_look = self.next_look.min(Instant::now() + SECOND_LOOK);
+        }
     }
 
     /// Stops listening where the kernel no longer announces events. Returns the namespaces where it does again.

@@ -12,6 +12,7 @@ mod listener;
 pub mod message;
 mod notes;
 pub mod presence;
+pub(super) mod remote;
 mod setting;
 mod settlement;
 pub mod socket;
@@ -21,6 +22,7 @@ mod watched;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -126,6 +128,20 @@ impl Netlink {
         let cost = watching.cost();
         self.past_cost.run_ns += cost.run_ns;
         self.past_cost.runs += cost.runs;
+    }
+
+    /// Looks for namespaces that came or went, where that is due: nobody may ask for a sample meanwhile.
+    pub(super) fn follow(&mut self) {
+        if presence::check().is_err() {
+            self.stop();
+        } else if let Some(listening) = &mut self.listening {
+            listening.follower.look_if_due();
+        }
+    }
+
+    /// When that is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.listening.as_ref().map(|listening| listening.follower.due())
     }
 
     fn inform(&mut self) {

@@ -1,5 +1,6 @@
 //! The scenarios, one function each: every count compared with what the kernel and the generators say.
 
+mod alive;
 mod attacker;
 mod causes;
 mod clash;
@@ -81,6 +82,7 @@ pub(super) fn all() -> Vec<Scenario> {
         screen::SCENARIOS,
         export::SCENARIOS,
         manners::SCENARIOS,
+        alive::SCENARIOS,
         attacker::SCENARIOS,
         modules::SCENARIOS,
         doctor::SCENARIOS,
