@@ -87,6 +87,7 @@ pub(super) fn all() -> Vec<Scenario> {
         modules::SCENARIOS,
         doctor::SCENARIOS,
         units::SCENARIOS,
+        attacker::SCENARIOS_LAST,
     ]
     .concat()
 }

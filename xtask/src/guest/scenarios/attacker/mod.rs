@@ -19,6 +19,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::child_rights", path::of_a_child),
     scenario("attacker::child_reaches_rules", path::of_a_strangers_namespace),
     scenario("attacker::many_rules", rules::many_rules),
-    // Last: the kernel takes a while to take so many namespaces down.
-    scenario("attacker::many_namespaces", crowd::many_namespaces),
 ];
+
+/// The kernel takes minutes to take so many namespaces down.
+pub(super) const SCENARIOS_LAST: &[Scenario] =
+    &[scenario("attacker::many_namespaces", crowd::many_namespaces)];
