@@ -7,6 +7,8 @@ mod complaints;
 mod fuzz;
 mod guest;
 mod guest_protocol;
+#[cfg(test)]
+mod manifests;
 mod monitoring;
 mod package;
 mod packages;

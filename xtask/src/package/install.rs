@@ -38,7 +38,9 @@ pub fn run() -> Result<()> {
         bail!("a clean Debian to install in needs root: run this as root");
     }
     let root = root()?;
-    let package = super::deb(&build::dist()?)?;
+    let binary = build::dist()?;
+    alone(&binary)?;
+    let package = super::deb(&binary)?;
     let before = files(&root)?;
     let installed = Step::begin("installing the .deb in a clean Debian");
     fs::copy(&package, root.join("ctwatch.deb"))?;
@@ -56,6 +58,21 @@ pub fn run() -> Result<()> {
         bail!("installing and removing the .deb left a trace: {left:?}");
     }
     installed.end();
+    Ok(())
+}
+
+/// As in an image from scratch: it runs where there is no other file.
+fn alone(binary: &Path) -> Result<()> {
+    let root = paths::target("package/scratch");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    fs::create_dir_all(&root)?;
+    fs::copy(binary, root.join("ctwatch"))?;
+    let version = step::read(Command::new("chroot").arg(&root).args(["/ctwatch", "--version"]))?;
+    if version.trim() != format!("ctwatch {}", super::version()) {
+        bail!("alone in a directory ctwatch says {version:?}");
+    }
     Ok(())
 }
 
