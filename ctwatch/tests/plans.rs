@@ -122,6 +122,15 @@ fn kprobes_take_over_where_trampolines_are_refused_at_attaching() {
 }
 
 #[test]
+fn a_kernel_of_another_architecture_is_refused() {
+    let mut facts = captured("debian-6.12");
+    facts.machine = "i686".into();
+    assert!(plan::best(&facts).is_ok(), "so a 64-bit kernel calls itself under setarch");
+    facts.machine = "aarch64".into();
+    insta::assert_snapshot!(shown(plan::best(&facts)));
+}
+
+#[test]
 fn lockdown_refuses_both() {
     let facts = captured("debian-6.12-lockdown");
     insta::assert_snapshot!(shown(plan::best(&facts)));

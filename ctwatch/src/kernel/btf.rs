@@ -68,14 +68,18 @@ struct Type<'a> {
     count: u32,
 }
 
+/// Bytes from a place in the file, however damaged the numbers are that led there.
+fn bytes_at(bytes: &[u8], at: usize, length: usize) -> Result<&[u8]> {
+    let end = at.checked_add(length);
+    end.and_then(|end| bytes.get(at..end)).context("BTF ends too early")
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {
-    let bytes = bytes.get(at..at + 2).context("BTF ends too early")?;
-    Ok(u16::from_le_bytes([bytes[0], bytes[1]]))
+    Ok(u16::from_le_bytes(bytes_at(bytes, at, 2)?.try_into()?))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Result<u32> {
-    let bytes = bytes.get(at..at + 4).context("BTF ends too early")?;
-    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    Ok(u32::from_le_bytes(bytes_at(bytes, at, 4)?.try_into()?))
 }
 
 /// Bytes after the 12 of every type, for `count` members.
@@ -99,8 +103,7 @@ impl<'a> Btf<'a> {
         let header = u32_at(data, 4)? as usize;
         let section = |at: usize| -> Result<&'a [u8]> {
             let start = header.checked_add(u32_at(data, at)? as usize).context("BTF header is damaged")?;
-            let end = start.checked_add(u32_at(data, at + 4)? as usize).context("BTF header is damaged")?;
-            data.get(start..end).context("BTF ends too early")
+            bytes_at(data, start, u32_at(data, at + 4)? as usize)
         };
         let (types, strings) = (section(8)?, section(16)?);
         let first = base.map_or(1, Btf::end);
@@ -183,10 +186,7 @@ impl<'a> Btf<'a> {
             kind,
             flag: info >> 31 != 0,
             word: u32_at(self.types, at + 8)?,
-            rest: self
-                .types
-                .get(at + 12..at + 12 + tail(kind, count as usize)?)
-                .context("BTF ends inside a type")?,
+            rest: bytes_at(self.types, at + 12, tail(kind, count as usize)?)?,
             count,
         })
     }
@@ -244,12 +244,12 @@ impl<'a> Btf<'a> {
         let Some(mut id) = self.find(KIND_STRUCT, structure)? else {
             return Ok(None);
         };
-        let mut bits = 0;
+        let mut bits = 0_u32;
         for name in path {
             let Some((member, at)) = self.member_of(self.resolve(id)?, name, 0)? else {
                 return Ok(None);
             };
-            bits += at;
+            bits = bits.checked_add(at).context("BTF structures are too large")?;
             id = member;
         }
         ensure!(bits % 8 == 0, "{structure}.{} is a bit field", path.join("."));
@@ -283,7 +283,7 @@ impl<'a> Btf<'a> {
             if member_name == 0
                 && let Some((id, inner)) = self.member_of(self.resolve(id)?, name, depth + 1)?
             {
-                return Ok(Some((id, bits + inner)));
+                return Ok(Some((id, bits.checked_add(inner).context("BTF structures are too large")?)));
             }
         }
         Ok(None)

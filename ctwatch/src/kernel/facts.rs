@@ -17,6 +17,9 @@ use super::{
 pub struct Facts {
     /// `uname -r`.
     pub release: String,
+    /// `uname -m`; empty in facts that were captured before it was asked for.
+    #[serde(default)]
+    pub machine: String,
     /// Whether connection tracking is there at all.
     pub conntrack: Presence,
     /// What this process may do.
@@ -185,8 +188,10 @@ fn lists(modules: &str, name: &str) -> bool {
 impl Facts {
     /// Reads this machine.
     pub fn read() -> anyhow::Result<Self> {
+        let uname = nix::sys::utsname::uname()?;
         let mut facts = Self {
-            release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+            release: uname.release().to_string_lossy().into_owned(),
+            machine: uname.machine().to_string_lossy().into_owned(),
             conntrack: presence(),
             capabilities: Capabilities::parse(&fs::read_to_string("/proc/self/status")?),
             kprobes: Path::new("/sys/bus/event_source/devices/kprobe/type").exists(),

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, slice::from_ref};
 use ctwatch_ebpf::Event;
 use serde::Serialize;
 
-use super::kallsyms::Symbols;
+use super::{arch, kallsyms::Symbols};
 
 /// A kernel function that programs watch.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) const REMOVAL: Function =
     Function { softirqs_off: true, ..function(&["__nf_ct_delete_from_lists", "nf_ct_delete_from_lists"], 1) };
 const RESOLVE_CLASH: Function = function(&["nf_ct_resolve_clash"], 3);
 pub(super) const WALK: Function = function(&["nf_ct_iterate_cleanup_net"], 2);
-const FLOOR: Function = function(&["__do_sys_getppid"], 1);
+const FLOOR: Function = function(&[arch::GETPPID], 1);
 const IN: Function = function(&["nf_conntrack_in"], 2);
 const RECEIVE: Function = function(&["net_rx_action"], 0);
 

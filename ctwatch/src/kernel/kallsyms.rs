@@ -7,7 +7,7 @@ use ctwatch_ebpf::Caller;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    frame,
+    arch,
     hooks::{self, ALLOC, RATELIMIT, REMOVAL},
     kcore,
 };
@@ -223,13 +223,13 @@ impl Symbols {
     pub(super) fn delete_frame(&self) -> Option<u32> {
         let mut whole = self.callers.iter().filter(|text| text.caller == Caller::Itself);
         let (Some(text), None) = (whole.next(), whole.next()) else { return None };
-        frame::distance(&text.code()?, text.start, known(self.removal)?)
+        arch::distance(&text.code()?, text.start, known(self.removal)?)
     }
 
     /// See [`Newcomer`].
     pub(super) fn newcomer(&self) -> Option<Newcomer> {
         let text = self.callers.iter().find(|text| text.symbol == ALLOC.name())?;
-        let [net, zone, orig, ..] = frame::arguments(&text.code()?, text.start, known(self.ratelimit)?);
+        let [net, zone, orig, ..] = arch::arguments(&text.code()?, text.start, known(self.ratelimit)?);
         Some(Newcomer { net: net?, zone: zone?, orig: orig? })
     }
 }

@@ -1,8 +1,8 @@
 //! What this kernel is: facts read once, and what follows from them.
 
+pub mod arch;
 pub mod btf;
 pub mod facts;
-pub mod frame;
 pub mod hooks;
 pub mod kallsyms;
 pub mod kcore;

@@ -5,6 +5,7 @@ use std::fmt;
 use ctwatch_ebpf::CONN_READ;
 use serde::Serialize;
 
+use super::arch::MACHINES;
 use super::facts::{Availability, Facts, Presence, offset_names};
 use crate::model::SourceKind;
 
@@ -55,6 +56,13 @@ pub fn obstacles(kind: SourceKind, facts: &Facts) -> Vec<Obstacle> {
     let mut add = |missing: String, mend: &str| {
         found.push(Obstacle { missing, mend: mend.to_owned() });
     };
+    if !facts.machine.is_empty() && !MACHINES.contains(&facts.machine.as_str()) {
+        add(
+            format!("a kernel for {}: this is one for {}", MACHINES[0], facts.machine),
+            "a ctwatch that was built for this machine, or --source netlink",
+        );
+        return found;
+    }
     let caps = facts.capabilities;
     if !caps.sys_admin {
         let lacking: Vec<&str> = [

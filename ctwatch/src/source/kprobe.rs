@@ -34,7 +34,8 @@ impl Kprobe {
         attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
         attr.link_create.__bindgen_anon_2.target_fd = event.as_raw_fd().cast_unsigned();
         attr.link_create.attach_type = bpf_attach_type::BPF_PERF_EVENT as u32;
-        let link = match bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr) {
+        // SAFETY: attr holds two descriptors and a number, no address.
+        let link = match unsafe { bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr) } {
             Ok(link) => Some(link),
             // Before 5.15 the kernel does not know this type of attaching.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {

@@ -179,7 +179,8 @@ impl Object {
             Target::Kprobe => "--source netlink",
             Target::Trampoline { .. } => "--source kprobe or netlink",
         };
-        load_program(&mut attr, others)
+        // SAFETY: the code and the licence that attr points to live until the call returns.
+        unsafe { load_program(&mut attr, others) }
             .with_context(|| format!("the kernel does not accept program {program}"))
     }
 }
@@ -233,8 +234,13 @@ fn references(code: &[bpf_insn]) -> impl Iterator<Item = (usize, usize)> {
 
 /// Loads once in silence; if that fails, again with the verifier's log, whose end names the fault.
 /// `others` is what to try where the kernel refuses such programs.
-fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
-    let first = match bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
+///
+/// # Safety
+///
+/// `attr` must be filled for BPF_PROG_LOAD, with valid addresses.
+unsafe fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
+    // SAFETY: the caller answers for the addresses.
+    let first = match unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) } {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
@@ -244,7 +250,8 @@ fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
     load.log_level = 1;
     load.log_buf = log.as_mut_ptr() as u64;
     load.log_size = u32::try_from(log.len())?;
-    if let Ok(fd) = bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) {
+    // SAFETY: as above; the log lives until the call returns.
+    if let Ok(fd) = unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, attr) } {
         return Ok(fd);
     }
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());

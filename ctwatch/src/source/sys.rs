@@ -107,7 +107,8 @@ pub fn create_map(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
     create.max_entries = map.max_entries();
     create.map_flags = map.map_flags();
     set_name(&mut create.map_name, name);
-    bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+    // SAFETY: attr holds numbers and a name, no address.
+    unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr) }
 }
 
 /// Writes the one element of an array that holds a section of data.
@@ -155,8 +156,12 @@ pub unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
 }
 
 /// A command that opens something.
-pub fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
-    // SAFETY: the callers fill attr with addresses of live buffers only.
+///
+/// # Safety
+///
+/// As for [`bpf`], and `command` must return a new descriptor.
+pub unsafe fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the caller answers for the addresses inside.
     let fd = unsafe { bpf(command, attr) }?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it for us.

@@ -15,7 +15,8 @@ use super::sys::{bpf, bpf_fd, btf_name, zeroed};
 pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut attr = zeroed();
     attr.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
-    bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr).context("the kernel makes no trampoline")
+    // SAFETY: attr holds a descriptor and nothing else.
+    unsafe { bpf_fd(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }.context("the kernel makes no trampoline")
 }
 
 /// The BTF object that the kernel keeps for a module.
@@ -31,7 +32,8 @@ pub fn btf_object(module: &str) -> Result<OwnedFd> {
         id = unsafe { attr.__bindgen_anon_6.next_id };
         let mut attr = zeroed();
         attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
-        let fd = match bpf_fd(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) {
+        // SAFETY: attr holds the id and nothing else.
+        let fd = match unsafe { bpf_fd(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) } {
             Ok(fd) => fd,
             // The object went away between the two calls.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,

@@ -1,4 +1,4 @@
-//! What the stack and the registers hold where a function calls another, from its machine code.
+//! x86-64: what the stack and the registers hold where a function calls another, from its machine code.
 //!
 //! Who asked for a removal is told by the return address of `nf_ct_delete`. A hook on the function
 //! that it calls finds that address at a fixed distance on the stack: the compiler's frame. Whose
@@ -11,6 +11,12 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
 };
+
+/// What `uname -m` prints on such a kernel; the second under `setarch i686`, where a 64-bit program runs all the same.
+pub const MACHINES: [&str; 2] = ["x86_64", "i686"];
+
+/// The system call `getppid`.
+pub const GETPPID: &str = "__do_sys_getppid";
 
 /// Instructions that a function may have.
 const MOST: usize = 4096;
