@@ -252,7 +252,7 @@ impl<'a> Btf<'a> {
             bits = bits.checked_add(at).context("BTF structures are too large")?;
             id = member;
         }
-        ensure!(bits % 8 == 0, "{structure}.{} is a bit field", path.join("."));
+        ensure!(bits.is_multiple_of(8), "{structure}.{} is a bit field", path.join("."));
         Ok(Some(bits / 8))
     }
 
