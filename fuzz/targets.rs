@@ -8,7 +8,7 @@ use ctwatch::doctor::gather::output::Lossy;
 use ctwatch::doctor::gather::{rules, system};
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
-use ctwatch::kernel::{frame, kallsyms, kcore};
+use ctwatch::kernel::{arch, kallsyms, kcore};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
 use ctwatch::source::proc_stat::Statistics;
@@ -110,9 +110,9 @@ pub fn kcore(data: &[u8]) {
 pub fn code(data: &[u8]) {
     for start in [0, 0xffff_ffff_8100_0000, u64::MAX - 0x1000] {
         for callee in [start, start.wrapping_add(64), 0xffff_ffff_c000_0000] {
-            let distance = frame::distance(data, start, callee);
+            let distance = arch::distance(data, start, callee);
             assert!(distance.is_none_or(|bytes| bytes % 8 == 0), "the stack holds words");
-            let _ = frame::arguments(data, start, callee);
+            let _ = arch::arguments(data, start, callee);
         }
     }
 }
