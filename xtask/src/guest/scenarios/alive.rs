@@ -104,10 +104,12 @@ fn stopped(child: &Child, which: Signal) -> anyhow::Result<()> {
 
 /// Its pipe fills, since nobody reads it, until a thread waits for room.
 fn blocked(child: &Child) -> anyhow::Result<()> {
+    // The system call in which a thread sleeps, and its first argument; one that runs shows `running`.
+    let writing = format!("{} 0x1 ", nix::libc::SYS_write);
     wait::until("a full pipe", PATIENCE, || {
         let tasks = fs::read_dir(format!("/proc/{}/task", child.id()))?;
-        let waits = |task: fs::DirEntry| fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
+        let waits = |task: fs::DirEntry| fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
         let all: Vec<String> = tasks.flatten().map(waits).collect();
-        Ok(if all.iter().any(|place| place.contains("pipe_write")) { Ok(()) } else { Err(all.join(" ")) })
+        Ok(if all.iter().any(|place| place.starts_with(&writing)) { Ok(()) } else { Err(all.join(" ")) })
     })
 }
