@@ -226,9 +226,18 @@ fn flood_and_sigterm() -> anyhow::Result<()> {
     terminal.resize(200, 60)?;
     terminal.wait("the keys", |text| text.contains("q quit"))?;
 
-    let pid = checked(Command::new("pidof").arg("ctwatch"))?;
-    kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGTERM)?;
+    kill(watching()?, Signal::SIGTERM)?;
     watched.ended(&terminal)
+}
+
+/// The ctwatch that was started, not the process that it started for network namespaces: that has another name.
+fn watching() -> anyhow::Result<Pid> {
+    let pids = checked(Command::new("pidof").arg("ctwatch"))?;
+    let is_named = |pid: &&str| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "ctwatch")
+    };
+    let pid = pids.split_whitespace().find(is_named).with_context(|| format!("no ctwatch among {pids}"))?;
+    Ok(Pid::from_raw(pid.parse()?))
 }
 
 /// A process in a network namespace without a name and in a cgroup, for as long as this lives.
