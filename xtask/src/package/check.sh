@@ -57,6 +57,11 @@ source=$(scrape | grep '^ctwatch_source_info')
 [ $started = 0 ] && [ "$witness" = 300 ] && [ "$told" = "$witness" ] && [[ $source == *'kind="fexit"'* ]]
 report packaged::service $? "started $started, nft $witness new flows, ctwatch $told, $source"
 
+# The process that holds what is foreign: the service's filter of system calls must not end it.
+processes=$(cat $(sed 's#.*#/proc/&/comm#' /sys/fs/cgroup/system.slice/ctwatch.service/cgroup.procs) | sort | xargs)
+[ "$processes" = "ctwatch ctwatch-netns" ]
+report packaged::second_process $? "processes: $processes"
+
 # Longer than its watchdog waits (30 s in the unit, 3 s here), and it is the same process.
 mkdir -p /run/systemd/system/ctwatch.service.d
 printf '[Service]\nWatchdogSec=3s\n' > /run/systemd/system/ctwatch.service.d/watchdog.conf

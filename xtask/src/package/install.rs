@@ -30,7 +30,13 @@ const OTHERS: [&str; 5] =
 const CHECK: &[u8] = include_bytes!("check.sh");
 const CHECK_UNIT: &[u8] = b"[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nExecStart=/check.sh\n";
 /// The lines with which `check.sh` reports what it saw.
-const CHECKS: [&str; 4] = ["packaged::service", "packaged::watchdog", "packaged::socket", "packaged::stop"];
+const CHECKS: [&str; 5] = [
+    "packaged::service",
+    "packaged::second_process",
+    "packaged::watchdog",
+    "packaged::socket",
+    "packaged::stop",
+];
 
 /// Makes the package and does all of it.
 pub fn run() -> Result<()> {
