@@ -32,7 +32,7 @@ pub struct Sample {
 }
 
 /// Occupation of one namespace's connection tracking table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Table {
     /// Inode of the network namespace.
     pub netns: u32,
@@ -45,7 +45,7 @@ pub struct Table {
 }
 
 /// Work done by the programs since the source started, from the kernel's program statistics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
     /// Nanoseconds spent in the programs, all CPUs together.
     pub run_ns: u64,
@@ -54,7 +54,7 @@ pub struct Cost {
 }
 
 /// Which source runs and what it cannot say; fixed for the life of the source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceInfo {
     /// The mechanism.
     pub kind: SourceKind,

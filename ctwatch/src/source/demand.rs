@@ -32,7 +32,7 @@ pub(super) fn near_full(before: &[Table], now: &[Table]) -> bool {
 }
 
 /// The kernel's counters of failures, all CPUs of a namespace together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Failures {
     /// Entries that could not enter the table at confirmation.
     pub(super) insert_failed: u64,

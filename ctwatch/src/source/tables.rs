@@ -74,9 +74,9 @@ impl Tables {
         let met: Vec<u32> = met.into_iter().collect();
         let asked = keeper::get().and_then(|keeper| keeper.tables(self.only, met.clone()).ok());
         let reading = asked.unwrap_or_else(|| self.here.reading(met));
-        self.left_out = reading.left_out;
-        let (tables, failures) = reading.into_parts();
+        let TableReading { tables, failures, left_out } = reading;
         self.failures = failures;
+        self.left_out = left_out;
         tables
     }
 
@@ -115,7 +115,7 @@ impl Here {
     /// Tables, failures and how many namespaces were left out.
     pub(super) fn reading(&mut self, met: Vec<u32>) -> TableReading {
         let tables = self.read(met);
-        TableReading::new(tables, &self.failures, self.left_out as u64)
+        TableReading { tables, failures: self.failures.clone(), left_out: self.left_out as u64 }
     }
 
     fn read(&mut self, met: Vec<u32>) -> Vec<Table> {

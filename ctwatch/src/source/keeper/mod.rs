@@ -93,7 +93,7 @@ fn settle_in(parent: u32) -> io::Result<()> {
         // SAFETY: to ignore a signal runs no code.
         unsafe { signal(which, SigHandler::SigIgn) }?;
     }
-    // Whoever reads ctwatch's output must see its end when ctwatch ends.
+    // The reader of ctwatch's output must see its end when ctwatch ends.
     let nothing = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&nothing)?;
     dup2_stdout(&nothing)?;
@@ -145,7 +145,7 @@ impl Keeper {
     /// Opens the netlink source there.
     pub(super) fn open(&self, why: String) -> anyhow::Result<SourceInfo> {
         match self.ask(&Request::Open { why })? {
-            Answer::Opened(info) => Ok(info.into()),
+            Answer::Opened(info) => Ok(info),
             other => Err(other.error()),
         }
     }
@@ -155,7 +155,7 @@ impl Keeper {
         match self.ask(&Request::Look)? {
             Answer::Looked { waiting, info } => {
                 let status = waiting.map_or(super::Status::Watching, super::Status::Waiting);
-                Ok((status, info.into()))
+                Ok((status, info))
             }
             other => Err(other.error()),
         }

@@ -84,7 +84,7 @@ impl Keeping {
             }
             Request::Open { why } => {
                 let netlink = Netlink::open(self.filter, why)?;
-                let info = netlink.info().into();
+                let info = netlink.info().clone();
                 self.netlink = Some(netlink);
                 Answer::Opened(info)
             }
@@ -94,7 +94,7 @@ impl Keeping {
                     Status::Watching => None,
                     Status::Waiting(why) => Some(why),
                 };
-                Answer::Looked { waiting, info: netlink.info().into() }
+                Answer::Looked { waiting, info: netlink.info().clone() }
             }
             Request::Sample => Answer::Sampled(self.opened()?.sample()?.into()),
             Request::Close => {

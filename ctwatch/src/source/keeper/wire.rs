@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use ctwatch_ebpf::{Counters, Event, FlowType};
+use ctwatch_ebpf::{Counters, FlowType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,8 @@ pub(super) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Tables(TableReading),
-    Opened(WireInfo),
-    Looked { waiting: Option<String>, info: WireInfo },
+    Opened(SourceInfo),
+    Looked { waiting: Option<String>, info: SourceInfo },
     Sampled(WireSample),
     Closed,
     Failed(Failure),
@@ -47,26 +47,21 @@ pub(super) struct Failure {
 /// What is read of tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct TableReading {
-    tables: Vec<(u32, String, Option<u64>, Option<u64>)>,
-    failures: Vec<(u32, u64, u64)>,
+    pub(in super::super) tables: Vec<Table>,
+    pub(in super::super) failures: BTreeMap<u32, Failures>,
     pub(in super::super) left_out: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct WireInfo {
-    why: Option<String>,
-    unknown: BTreeMap<Event, String>,
-}
-
+/// A sample by ctnetlink. JSON has no maps by flow type.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WireSample {
     wall_ns: i128,
     mono_ns: u64,
     rows: Vec<(u32, u8, u8, Vec<u64>)>,
-    tables: Vec<(u32, String, Option<u64>, Option<u64>)>,
+    tables: Vec<Table>,
     left_out: u64,
     lost: u64,
-    cost: Option<(u64, u64)>,
+    cost: Option<Cost>,
 }
 
 impl Answer {
@@ -93,42 +88,6 @@ pub(super) fn failed(error: &anyhow::Error) -> Answer {
     Answer::Failed(Failure { obstacles: obstacles.unwrap_or_default(), text: format!("{error:#}") })
 }
 
-impl TableReading {
-    pub(in super::super) fn new(
-        tables: Vec<Table>,
-        failures: &BTreeMap<u32, Failures>,
-        left_out: u64,
-    ) -> Self {
-        let failures = failures.iter().map(|(netns, sums)| (*netns, sums.insert_failed, sums.drop)).collect();
-        Self { tables: tables.into_iter().map(of_table).collect(), failures, left_out }
-    }
-
-    pub(in super::super) fn into_parts(self) -> (Vec<Table>, BTreeMap<u32, Failures>) {
-        let failures = |(netns, insert_failed, drop)| (netns, Failures { insert_failed, drop });
-        (self.tables.into_iter().map(to_table).collect(), self.failures.into_iter().map(failures).collect())
-    }
-}
-
-fn of_table(table: Table) -> (u32, String, Option<u64>, Option<u64>) {
-    (table.netns, table.name, table.count, table.max)
-}
-
-fn to_table((netns, name, count, max): (u32, String, Option<u64>, Option<u64>)) -> Table {
-    Table { netns, name, count, max }
-}
-
-impl From<&SourceInfo> for WireInfo {
-    fn from(info: &SourceInfo) -> Self {
-        Self { why: info.why.clone(), unknown: info.unknown.clone() }
-    }
-}
-
-impl From<WireInfo> for SourceInfo {
-    fn from(info: WireInfo) -> Self {
-        Self { kind: SourceKind::Netlink, why: info.why, unknown: info.unknown }
-    }
-}
-
 impl From<Sample> for WireSample {
     fn from(sample: Sample) -> Self {
         let row = |(flow, counters): (FlowType, Counters)| {
@@ -138,10 +97,10 @@ impl From<Sample> for WireSample {
             wall_ns: sample.wall_ns,
             mono_ns: sample.mono_ns,
             rows: sample.rows.into_iter().map(row).collect(),
-            tables: sample.tables.into_iter().map(of_table).collect(),
+            tables: sample.tables,
             left_out: sample.namespaces_left_out,
             lost: sample.lost,
-            cost: sample.cost.map(|cost| (cost.run_ns, cost.runs)),
+            cost: sample.cost,
         }
     }
 }
@@ -159,10 +118,10 @@ impl From<WireSample> for Sample {
             wall_ns: wire.wall_ns,
             mono_ns: wire.mono_ns,
             rows: wire.rows.into_iter().map(row).collect(),
-            tables: wire.tables.into_iter().map(to_table).collect(),
+            tables: wire.tables,
             namespaces_left_out: wire.left_out,
             lost: wire.lost,
-            cost: wire.cost.map(|(run_ns, runs)| Cost { run_ns, runs }),
+            cost: wire.cost,
             ..Self::default()
         }
     }
