@@ -21,7 +21,9 @@ const MOST_TOP: usize = 100;
 
 /// Flags of `export`, as typed.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Counters are totals since ctwatch started. What a source cannot tell has no series.")]
+#[command(
+    after_help = "Counters are totals since ctwatch started. Events that a source cannot count have no series."
+)]
 pub struct ExportArgs {
     /// Serve /metrics and /healthz at this address, or at a Unix socket: unix:PATH. May be given several times
     #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_LISTEN, value_parser = parse_listen)]
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn wrong_values_say_what_is_wrong() {
-        for (args, told) in [
+        for (args, expected) in [
             (&["--listen", "localhost"][..], "no address `localhost`"),
             (&["--listen", "unix:"], "needs the path"),
             (&["--top", "101"], "from 0 to 100"),
@@ -182,7 +184,7 @@ mod tests {
         ] {
             let error = options(args).expect_err("accepted");
             assert_eq!(error.exit_code(), 2, "{args:?}");
-            assert!(error.to_string().contains(told), "{args:?}: {error}");
+            assert!(error.to_string().contains(expected), "{args:?}: {error}");
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use self::page::Page;
 use self::textfile::Textfile;
-use super::running::{LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, every, run_to_end, stop_on_signals, stopped};
+use super::running::{announce, every, look_after, run_to_end, stop_on_signals, stopped};
 use super::tell;
 use crate::cli::{ExportOptions, Outlet};
 use crate::model::Tracker;
@@ -72,7 +72,7 @@ async fn export(
     let (publish, published) = watch::channel(read(source, &status)?);
     begin(&mut out, &published, &status)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    let mut told = Told::default();
+    let mut writes = Writes::default();
     let mut ticks = every(interval);
     let mut looks = every(look_after(&status));
     let mut alive = every(alive_after(sd_notify::watchdog_enabled()));
@@ -84,7 +84,7 @@ async fn export(
                 let page = read(source, &status)?;
                 if let Out::Textfile(file) = &mut out {
                     // A disk that is full now may have room at the next reading, and totals live as long as we do.
-                    told.tell(file.replace(page.prometheus()));
+                    writes.note(file.replace(page.prometheus()));
                 }
                 publish.send_replace(page);
             }
@@ -128,37 +128,26 @@ fn begin(out: &mut Out, published: &watch::Receiver<Page>, status: &Status) -> a
     Ok(())
 }
 
-/// A failure that lasts is told once.
+/// Reports the first of a row of failed writes.
 #[derive(Default)]
-struct Told(bool);
+struct Writes {
+    failing: bool,
+}
 
-impl Told {
-    fn tell(&mut self, outcome: anyhow::Result<()>) {
-        match outcome {
-            Ok(()) => self.0 = false,
-            Err(error) if !std::mem::replace(&mut self.0, true) => tell(&format!("{error:#}; trying again")),
-            Err(_) => {}
+impl Writes {
+    fn note(&mut self, outcome: anyhow::Result<()>) {
+        let was_failing = std::mem::replace(&mut self.failing, outcome.is_err());
+        if let Err(error) = outcome
+            && !was_failing
+        {
+            tell(&format!("{error:#}; trying again"));
         }
     }
 }
 
-fn announce(status: &Status) {
-    match status {
-        Status::Watching => tell("connection tracking is loaded: watching"),
-        Status::Waiting(why) => tell(why),
-    }
-}
-
-const fn look_after(status: &Status) -> Duration {
-    match status {
-        Status::Watching => LOOK_WHILE_WATCHING,
-        Status::Waiting(_) => LOOK_WHILE_WAITING,
-    }
-}
-
-/// How often systemd's watchdog hears of us: twice in the time that it allows, and never where it does not watch.
+/// How often to report to systemd's watchdog: twice in the time that it allows, and never where there is no watchdog.
 fn alive_after(allowed: Option<Duration>) -> Duration {
-    /// tokio's timer takes no longer one.
+    /// tokio's timer takes no longer time.
     const NEVER: Duration = Duration::from_hours(24 * 365);
     allowed.map_or(NEVER, |allowed| (allowed / 2).max(Duration::from_millis(1)))
 }

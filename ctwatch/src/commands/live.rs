@@ -6,7 +6,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
 use super::running::{
-    LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, Reader, every, print, run_to_end, stdout_is_closed,
+    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, stdout_is_closed,
     stop_on_signals, stopped,
 };
 use super::{color, live_screen, machine, tell};
@@ -126,19 +126,19 @@ impl<W: AsyncWrite + Unpin> Watch<'_, W> {
             if look_now {
                 let was = std::mem::replace(&mut status, self.source.look()?);
                 match (&was, &status) {
-                    (Status::Watching, Status::Waiting(why)) => {
-                        tell(why);
+                    (Status::Watching, Status::Waiting(_)) => {
+                        announce(&status);
                         // What was counted up to the moment of its going is a report of its own.
                         if self.started && self.report(&mut left).await? == Reader::Gone {
                             return Ok(End::ReaderGone);
                         }
-                        looks = every(LOOK_WHILE_WAITING);
+                        looks = every(look_after(&status));
                     }
                     (Status::Waiting(_), Status::Watching) => {
-                        tell("connection tracking is loaded: watching");
+                        announce(&status);
                         self.tracker.restart_interval(self.source.sample()?.mono_ns);
                         ticks = every(options.interval);
-                        looks = every(LOOK_WHILE_WATCHING);
+                        looks = every(look_after(&status));
                     }
                     _ => {}
                 }

@@ -13,12 +13,29 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
-use super::nobody_reads;
+use super::{nobody_reads, tell};
+use crate::source::Status;
 
 /// How soon the appearance of connection tracking is seen.
 pub(super) const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);
 /// How soon it is seen that it went away, or went away and came back.
 pub(super) const LOOK_WHILE_WATCHING: Duration = Duration::from_secs(1);
+/// How long after a look the next one follows.
+pub(super) const fn look_after(status: &Status) -> Duration {
+    match status {
+        Status::Watching => LOOK_WHILE_WATCHING,
+        Status::Waiting(_) => LOOK_WHILE_WAITING,
+    }
+}
+
+/// Says on stderr that connection tracking came, or why there is nothing to watch.
+pub(super) fn announce(status: &Status) {
+    match status {
+        Status::Watching => tell("connection tracking is loaded: watching"),
+        Status::Waiting(why) => tell(why),
+    }
+}
+
 /// How long a reader or a terminal that takes nothing may hold up our end.
 const PATIENCE: Duration = Duration::from_secs(1);
 

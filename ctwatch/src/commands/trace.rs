@@ -5,7 +5,7 @@ use tokio::sync::watch;
 use ctwatch_ebpf::Group;
 
 use super::running::{
-    LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, Reader, every, print, run_to_end, stdout_is_closed,
+    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, stdout_is_closed,
     stop_on_signals, stopped,
 };
 use super::{color, tell};
@@ -104,10 +104,7 @@ impl Trace {
                     if go == Go::Home {
                         return Ok(());
                     }
-                    looks = every(match now {
-                        Status::Watching => LOOK_WHILE_WATCHING,
-                        Status::Waiting(_) => LOOK_WHILE_WAITING,
-                    });
+                    looks = every(look_after(&now));
                     status = Some(now);
                 }
                 if self.tell_counts().await? == Go::Home || stdout_is_closed() {
@@ -138,13 +135,13 @@ impl Trace {
     /// Tells that there is something to watch, or nothing.
     async fn turn(&mut self, now: &Status, again: bool, options: &TraceOptions) -> anyhow::Result<Go> {
         match now {
-            Status::Waiting(why) => {
-                tell(why);
+            Status::Waiting(_) => {
+                announce(now);
                 Ok(Go::On)
             }
             Status::Watching => {
                 if again {
-                    tell("connection tracking is loaded: watching");
+                    announce(now);
                 }
                 let info = self.tracer.info();
                 for name in options.wanted.names.iter() {
