@@ -269,6 +269,13 @@ pub struct KernelLog {
     pub expectations_ms: Option<u64>,
 }
 
+impl KernelLog {
+    /// How long ago the last line about a full table was, in milliseconds; older captures have it in seconds alone.
+    pub fn last_ago_ms(&self) -> Option<u64> {
+        self.last_ms.or(self.last_s.map(|s| s * 1000))
+    }
+}
+
 /// What is installed and what holds the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "one answer for each tool")]

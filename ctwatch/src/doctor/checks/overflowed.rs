@@ -49,7 +49,7 @@ fn past(facts: &Facts, namespace: &Namespace) -> Option<Past> {
     let ago_ms = log.and_then(|log| match log.by_netns.get(&namespace.netns) {
         Some(ago) => Some(*ago),
         // A kernel that names the namespace has named another.
-        None => log.last_ms.or(log.last_s.map(|s| s * 1000)).filter(|_| log.by_netns.is_empty()),
+        None => log.last_ago_ms().filter(|_| log.by_netns.is_empty()),
     });
     Some(Past { refused, evicted, ago_ms })
 }
@@ -84,8 +84,8 @@ fn undated(facts: &Facts, past: &Past) -> &'static str {
     }
 }
 
-fn ago(past: &Past) -> String {
-    past.ago_ms.map_or_else(|| "since boot".into(), |ago| format!("{} ago", duration(ago / 1000)))
+fn when(ago_ms: Option<u64>) -> String {
+    ago_ms.map_or_else(|| "since boot".into(), |ago| format!("{} ago", duration(ago / 1000)))
 }
 
 /// `1,913 new flows refused and 1,187 live ones evicted`.
@@ -106,7 +106,8 @@ fn finding(facts: &Facts, namespace: &Namespace, past: &Past) -> Finding {
         (Some(peak), Some(max)) => format!("now {} of {}", thousands(peak), thousands(max)),
         _ => "there is room now".into(),
     };
-    let what = format!("the table{place} overflowed {}: {} since boot; {room}", ago(past), losses(past));
+    let what =
+        format!("the table{place} overflowed {}: {} since boot; {room}", when(past.ago_ms), losses(past));
     let finding = match &dealt {
         None => Finding::new(
             "table-overflowed",
@@ -155,7 +156,7 @@ fn nobody(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let first = facts.namespaces.first()?;
-    let ago_ms = log.last_ms.or(log.last_s.map(|s| s * 1000));
+    let ago_ms = log.last_ago_ms();
     // Named ones that are there have counted nothing since their counters began, so theirs is not the loss.
     let ended = !log.by_netns.is_empty();
     let dealt = dealt_with(facts, ago_ms);
@@ -165,11 +166,10 @@ fn nobody(facts: &Facts) -> Option<Finding> {
         ("table-overflowed", Status::Warning)
     };
     let whose = if ended { "a namespace that has ended" } else { "a namespace that the log does not name" };
-    let when = ago_ms.map_or_else(|| "since boot".into(), |ago| format!("{} ago", duration(ago / 1000)));
     let finding = Finding::new(
         id,
         status,
-        format!("the table of {whose} overflowed {when}, and no table is full now"),
+        format!("the table of {whose} overflowed {}, and no table is full now", when(ago_ms)),
         "The kernel logged that it dropped packets of new flows, and no namespace that is there now has counted such a loss. \
          Either the namespace has ended, as containers do, or its counters may not be read. One limit holds for each \
          namespace, so the next one meets the same.",
