@@ -76,7 +76,7 @@ pub struct Namespace {
     pub count: Option<u64>,
     /// Entries at its end.
     pub count_after: Option<u64>,
-    /// Expectations that helpers wait for; `None` where the kernel does not tell.
+    /// Expectations that helpers wait for; `None` where the kernel does not list them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expectations: Option<u64>,
     /// Whether the limit and the buckets may be set from here: only from the first namespace.

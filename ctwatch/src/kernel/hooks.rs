@@ -178,7 +178,7 @@ const CONFIRMATIONS: &[Event] = &[
     Event::ClashResolve,
     Event::ClashReplyOnly,
 ];
-/// One may be done inside the other, and is told apart by that.
+/// One may be done inside the other; the programs see which.
 const INSERTS: &[Event] = &[Event::Insert, Event::InsertNetlink];
 
 /// Every program: kprobes, then trampolines, each in the order of attaching.

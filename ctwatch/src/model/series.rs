@@ -38,7 +38,7 @@ pub struct Bounds {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Labels {
     /// The network namespace: `init`, the inode of another one, `any` for what is counted without one; `None` where
-    /// namespaces are not told apart.
+    /// namespaces are summed.
     pub netns: Option<String>,
     /// Address family.
     pub family: &'static str,
@@ -77,9 +77,9 @@ pub struct Ranked {
 /// Everything that is exported at one moment; counts are totals since the start.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exposition {
-    /// Flow types. A count is there only where the source can tell it.
+    /// Flow types. A count is there only where the source reports it.
     pub flows: BTreeMap<Labels, BTreeMap<Event, u64>>,
-    /// Tables; where namespaces are not told apart, the fullest one.
+    /// Tables; where namespaces are summed, the fullest one.
     pub tables: Vec<Occupation>,
     /// The ranking, worst first; empty where the source has none.
     pub top: Vec<Ranked>,

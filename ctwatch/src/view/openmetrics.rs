@@ -100,7 +100,7 @@ struct Metrics {
 struct Counter {
     name: String,
     help: &'static str,
-    /// The label that tells its events apart.
+    /// The label that names the event.
     label: Option<&'static str>,
     events: &'static [Event],
 }

@@ -1,4 +1,4 @@
-//! HTTP for scrapes. Whoever connects may be slow, broken or hostile, so everything about a connection is bounded: their
+//! HTTP for scrapes. A client may be slow, broken or hostile. So ctwatch bounds everything about connections: their
 //! number, the size of a request, and the time from its first byte to the answer's last.
 
 use std::convert::Infallible;

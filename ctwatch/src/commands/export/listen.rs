@@ -84,7 +84,8 @@ fn bind(place: &Listen) -> anyhow::Result<Listener> {
     }
 }
 
-/// Removes a socket's file that an earlier run left, killed: nobody answers there. Anything else stays and fails the bind.
+/// Removes the file of a socket that a killed run left: a connection to it is refused. Any other file stays, and the bind
+/// fails.
 fn clear(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused =

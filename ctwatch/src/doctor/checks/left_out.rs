@@ -30,7 +30,7 @@ fn namespaces(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Rules of which only the number is known are no reason to say that nothing could be told; those that were not read are.
+/// Rules that were read and only counted leave the status ok. A listing that was ended makes it unknown.
 fn rules(facts: &Facts) -> Option<Finding> {
     let tools = ["nft", "iptables", "ip6tables"];
     let listings = || {

@@ -92,7 +92,7 @@ fn evicted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 }
 
 /// Whether something done so many milliseconds ago came after what was logged so long ago. The two clocks differ by tens of
-/// milliseconds, so that less than this tells no order.
+/// milliseconds, so a smaller difference gives no order.
 fn after_loss(done_ms: Option<u64>, logged_ms: u64) -> bool {
     const ORDER: u64 = 200;
     done_ms.is_some_and(|done| done.saturating_add(ORDER) < logged_ms)

@@ -130,7 +130,7 @@ impl Netlink {
         self.past_cost.runs += cost.runs;
     }
 
-    /// Looks for namespaces that came or went, where that is due: nobody may ask for a sample meanwhile.
+    /// Looks for namespaces that came or went, where that is due. A stopped ctwatch asks for no sample.
     pub(super) fn follow(&mut self) {
         if presence::check().is_err() {
             self.stop();
@@ -161,7 +161,7 @@ fn raise_descriptor_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {
-        // Where it is refused, namespaces without a descriptor are left out, and the reason is told.
+        // Where it is refused, namespaces without a descriptor are left out, and the reason is reported.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
