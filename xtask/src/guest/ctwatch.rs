@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::processes;
 use super::space::Space;
 pub(super) use child::{Ended, Running, bears_a_closed_pipe, signal};
 use rows::{ANY, field_of, flatten, is_part, key_of, rows_of, sum_of};
@@ -159,20 +160,14 @@ impl Watch {
         self.running.pid()
     }
 
-    /// A line of its `/proc/PID/status` that tells an amount of memory, in KiB.
+    /// A line of its `/proc/PID/status` that has an amount of memory, in KiB.
     pub(super) fn memory_kib(&self, name: &str) -> anyhow::Result<u64> {
-        let amount = self.status(name)?;
-        amount
-            .strip_suffix(" kB")
-            .and_then(|amount| amount.parse().ok())
-            .with_context(|| format!("{name} of ctwatch: {amount}"))
+        processes::memory_kib(self.pid()?, name)
     }
 
     /// A line of its `/proc/PID/status`.
     pub(super) fn status(&self, name: &str) -> anyhow::Result<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        Ok(line.with_context(|| format!("no {name} of ctwatch"))?.trim().to_owned())
+        processes::status(self.pid()?, name)
     }
 
     /// Ctrl-C, then everything it counted; fails unless it ends well.

@@ -57,12 +57,9 @@ impl Exporter {
         Scrape::over_tcp(self.address)
     }
 
-    /// A line of its `/proc/PID/status` that tells an amount of memory, in KiB.
+    /// A line of its `/proc/PID/status` that has an amount of memory, in KiB.
     pub(super) fn memory_kib(&self, name: &str) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.pid()?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let amount = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        amount.and_then(|amount| amount.trim().parse().ok()).with_context(|| format!("{name} of ctwatch"))
+        super::processes::memory_kib(self.running.pid()?, name)
     }
 
     /// Ends it; it must end well.

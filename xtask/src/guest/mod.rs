@@ -12,6 +12,7 @@ mod exporter;
 mod init;
 mod kernel_log;
 mod modules;
+mod processes;
 mod prototypes;
 mod report;
 mod scenarios;

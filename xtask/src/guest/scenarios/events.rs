@@ -16,7 +16,7 @@ use super::super::space::{Space, checked};
 use super::super::traffic::tcp::{self, End};
 use super::super::traffic::{Family, Flows, raw, spread, udp};
 use super::super::trial::{Trial, equal};
-use super::super::{modules, state, witness};
+use super::super::{modules, processes, state, witness};
 use super::{Scenario, init, scenario, traffic};
 
 /// This needs a kernel that has never had conntrack.
@@ -153,10 +153,8 @@ fn overrun() -> anyhow::Result<()> {
 
 /// The process in which ctwatch listens.
 fn second(watch: &Watch) -> anyhow::Result<Pid> {
-    let pid = watch.pid()?;
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let child = children.split_whitespace().next().context("ctwatch has no second process")?;
-    Ok(Pid::from_raw(child.parse()?))
+    let children = processes::children(watch.pid()?)?;
+    children.first().copied().context("ctwatch has no second process")
 }
 
 /// The notes on what is unknown.

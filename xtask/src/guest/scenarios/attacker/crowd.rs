@@ -12,7 +12,7 @@ use super::super::super::attacker::Attacker;
 use super::super::super::ctwatch::{Watch, run};
 use super::super::super::space::Space;
 use super::super::super::traffic::{Family, Flows, udp};
-use super::super::super::{modules, state, witness};
+use super::super::super::{modules, processes, state, witness};
 use super::super::doctor::doctor;
 use super::super::init;
 
@@ -50,25 +50,16 @@ pub(super) fn many_namespaces() -> anyhow::Result<()> {
     let mut watch = Watch::start(&[])?;
     let says = |object: &Value| object["source"]["namespaces_left_out"] == left_out;
     watch.wait_object("live's number of those left out", says)?;
-    let peak = watch.memory_kib("VmHWM")? + children_kib(watch.pid()?.as_raw())?;
+    let mut peak = watch.memory_kib("VmHWM")?;
+    for child in processes::children(watch.pid()?)? {
+        peak += processes::memory_kib(child, "VmHWM")?;
+    }
     watch.stop()?;
     anyhow::ensure!(peak < MEMORY, "live and its second process took {peak} KiB");
     let table = run(&["table", "--json", "--by", "netns"])?;
     let table: Value = serde_json::from_slice(&table.stdout).context("table")?;
     anyhow::ensure!(table["namespaces_left_out"] == left_out, "table: {}", table["namespaces_left_out"]);
     Ok(())
-}
-
-/// What the processes that a process started took at most, together.
-fn children_kib(pid: i32) -> anyhow::Result<u64> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-    let mut sum = 0;
-    for child in children.split_whitespace() {
-        let status = fs::read_to_string(format!("/proc/{child}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("its memory")?;
-        sum += line.trim().trim_end_matches(" kB").parse::<u64>()?;
-    }
-    Ok(sum)
 }
 
 fn namespaces_of_processes() -> anyhow::Result<usize> {

@@ -6,12 +6,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::super::super::attacker::Attacker;
 use super::super::super::ctwatch::program;
 use super::super::super::space::{Space, checked};
-use super::super::super::{modules, state};
+use super::super::super::{modules, processes, state};
 use super::super::init;
 
 const RULES: u32 = 30_000;
@@ -44,13 +45,12 @@ pub(super) fn many_rules() -> anyhow::Result<()> {
         .stderr(Stdio::null())
         .spawn()
         .context("start doctor")?;
+    let pid = Pid::from_raw(i32::try_from(child.id())?);
     let mut peak = 0;
     // It prints at its very end, less than a pipe holds.
     while child.try_wait()?.is_none() {
-        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let now = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
-        peak = peak.max(now);
+        // It may have ended since.
+        peak = peak.max(processes::memory_kib(pid, "VmHWM").unwrap_or(0));
         if start.elapsed() > TIME {
             child.kill()?;
             anyhow::bail!("doctor was still at work after {} s", TIME.as_secs());
