@@ -25,7 +25,6 @@ mod units;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -102,14 +101,6 @@ pub(super) fn wanted(filters: &[String], name: &str) -> bool {
     filters.is_empty() || filters.iter().any(asks)
 }
 
-/// When the scenario at hand began.
-static BEGAN: Mutex<Option<Instant>> = Mutex::new(None);
-
-/// Whole seconds since the scenario at hand began. The kernel's log keeps what earlier ones did.
-fn seconds_since_its_beginning() -> u64 {
-    BEGAN.lock().ok().and_then(|began| *began).map_or(0, |began| began.elapsed().as_secs())
-}
-
 /// Runs those that are asked for and reports each.
 pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
@@ -122,9 +113,6 @@ pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode
     }
     for scenario in all().into_iter().filter(|scenario| wanted(filters, scenario.name)) {
         let start = Instant::now();
-        if let Ok(mut began) = BEGAN.lock() {
-            *began = Some(start);
-        }
         let result = std::panic::catch_unwind(scenario.run);
         let outcome = outcome(result, log.complaints()?);
         failed |= matches!(outcome, Outcome::Failed(_));

@@ -10,7 +10,7 @@ use super::super::super::space::{Space, checked};
 use super::super::super::traffic::{Family, Flows, PORT, udp};
 use super::super::super::{modules, state, witness};
 use super::super::{Skip, init};
-use super::{MAX, configuration_folders, doctor, doctor_of_boot, full_table, no_files_left, shell, sysctl};
+use super::{MAX, configuration_folders, doctor, full_table, no_files_left, shell, sysctl};
 
 pub(super) fn raise_limit() -> anyhow::Result<()> {
     full_table()?;
@@ -72,7 +72,7 @@ pub(super) fn notrack(tool: &str) -> anyhow::Result<()> {
 
 /// After a remedy that leaves the limit as it was: what was lost before stays a warning until the question leaves it out.
 fn only_the_past(remedied: Instant) -> anyhow::Result<()> {
-    let warned = doctor_of_boot(&[], 60_000)?;
+    let warned = doctor(&[], 60_000)?;
     warned.expect(1, "warning")?;
     warned.finding("table-overflowed")?;
     doctor(&["--since", &format!("{}s", remedied.elapsed().as_secs())], 60_000)?.expect(0, "ok")

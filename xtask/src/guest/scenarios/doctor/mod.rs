@@ -19,7 +19,7 @@ use super::super::ctwatch::program;
 use super::super::space::checked;
 use super::super::traffic::{Family, Flows, udp};
 use super::super::{modules, state};
-use super::{Scenario, init, scenario, seconds_since_its_beginning};
+use super::{Scenario, init, scenario};
 
 /// These need a kernel without conntrack.
 pub(super) const SCENARIOS_BEFORE: &[Scenario] = &[scenario("doctor::loads_nothing", loads_nothing)];
@@ -88,22 +88,8 @@ impl Answer {
     }
 }
 
-/// What leaves out the losses of earlier scenarios, which the kernel's log still holds.
-fn since() -> [String; 2] {
-    ["--since".into(), format!("{}s", seconds_since_its_beginning())]
-}
-
-/// Runs doctor, on what happened since the scenario began unless the arguments say since when; while it looks, new flows
-/// keep coming, each to another address.
+/// Runs doctor; while it looks, new flows keep coming, each to another address.
 pub(super) fn doctor(args: &[&str], first: u32) -> anyhow::Result<Answer> {
-    let [flag, time] = since();
-    let since = [flag.as_str(), time.as_str()];
-    let own = if args.contains(&since[0]) { &[][..] } else { &since };
-    doctor_of_boot(&[own, args].concat(), first)
-}
-
-/// The same on what happened since boot.
-pub(super) fn doctor_of_boot(args: &[&str], first: u32) -> anyhow::Result<Answer> {
     let mut child = Command::new(program())
         .args(["doctor", "--json", "--sample", "1"])
         .args(args)
@@ -219,7 +205,7 @@ fn healthy() -> anyhow::Result<()> {
     let answer = doctor(&[], 1)?;
     answer.expect(0, "ok")?;
     anyhow::ensure!(answer.object["findings"].as_array().is_some_and(Vec::is_empty), "{}", answer.object);
-    let plain = checked(Command::new(program()).args(["doctor", "--sample", "0.5"]).args(since()))?;
+    let plain = checked(Command::new(program()).args(["doctor", "--sample", "0.5"]))?;
     anyhow::ensure!(plain.lines().count() == 1 && plain.starts_with("OK: "), "{plain}");
     Ok(())
 }

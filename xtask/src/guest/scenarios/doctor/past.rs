@@ -13,7 +13,7 @@ use super::super::super::traffic::{Family, Flows, udp};
 use super::super::super::trial::equal;
 use super::super::super::{modules, state, wait, witness};
 use super::super::init;
-use super::{Answer, MAX, configuration_folders, doctor, doctor_of_boot, full_table, shell, sysctl};
+use super::{Answer, MAX, configuration_folders, doctor, full_table, shell, sysctl};
 
 /// A burst of refusals and evictions, then calm with the limit unchanged.
 pub(super) fn overflowed() -> anyhow::Result<()> {
@@ -29,7 +29,7 @@ pub(super) fn overflowed() -> anyhow::Result<()> {
         let passed = over.elapsed();
         Ok(if passed >= CALM { Ok(()) } else { Err(format!("{} s", passed.as_secs())) })
     })?;
-    let answer = doctor_of_boot(&[], 0)?;
+    let answer = doctor(&[], 0)?;
     answer.expect(1, "warning")?;
     let evidence = &answer.finding("table-overflowed")?["evidence"];
     let figure = |name: &str| {
@@ -67,7 +67,7 @@ pub(super) fn expectations_logged() -> anyhow::Result<()> {
     state::set("nf_conntrack_max", MAX)?;
     udp::send(Flows::new(Family::V4, MAX * 6 / 10))?;
     fs::write("/dev/kmsg", "<4>nf_conntrack: nf_conntrack: expectation table full\n")?;
-    let sick = doctor_of_boot(&[], 0)?;
+    let sick = doctor(&[], 0)?;
     sick.expect(1, "warning")?;
     no_word_of_a_full_table(&sick)?;
     let remedy = sick.remedy("expectations-full", "Let helpers expect")?.clone();
@@ -118,7 +118,7 @@ pub(super) fn expectations() -> anyhow::Result<()> {
     let expected =
         || checked(Command::new("conntrack").args(["-L", "expect"])).map(|text| text.lines().count());
     equal("expectations that the kernel lists", u64::try_from(expected()?)?, 1)?;
-    let sick = doctor_of_boot(&[], 0)?;
+    let sick = doctor(&[], 0)?;
     sick.expect(1, "warning")?;
     no_word_of_a_full_table(&sick)?;
     let evidence = &sick.finding("expectations-full")?["evidence"];
