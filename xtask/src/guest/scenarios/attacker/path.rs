@@ -118,7 +118,7 @@ fn script(file: &str, lines: &str) -> anyhow::Result<()> {
 
 /// `doctor`, started by a shell after these words.
 fn doctor(before: &str) -> anyhow::Result<Output> {
-    let words = format!("{before}; exec {} doctor --json --all --sample 0.1", program());
+    let words = format!("{before}; exec {} doctor --json --all --sample 0.1 --since 1s", program());
     let output = init().command("/bin/sh").args(["-c", &words]).output()?;
     anyhow::ensure!(output.status.code() == Some(0), "doctor: {output:?}");
     Ok(output)

@@ -39,7 +39,7 @@ pub(super) fn many_rules() -> anyhow::Result<()> {
 
     let start = Instant::now();
     let mut child = Command::new(program())
-        .args(["doctor", "--json", "--all", "--sample", "1"])
+        .args(["doctor", "--json", "--all", "--sample", "1", "--since", "1s"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
