@@ -44,7 +44,7 @@ const COUNTING: [&str; 13] = [
     "netlink::",
     "clash::",
     "netns::",
-    "attacker::",
+    "attacker::netlink",
     "nat::",
     "filter::",
     "export::counts",
@@ -58,7 +58,7 @@ const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 const BY_NETLINK: [&str; 3] = ["manners::waits_for_conntrack", "manners::sigint", "alive::"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 18] = [
+const ANYWHERE: [&str; 25] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -77,7 +77,17 @@ const ANYWHERE: [&str; 18] = [
     "doctor::wrong_usage",
     "doctor::resolver",
     "trace::sigterm_and_closed_pipe",
+    "attacker::nft_names",
+    "attacker::xt_comment",
+    "attacker::another_namespace",
+    "attacker::child_path",
+    "attacker::child_reaches_rules",
+    "attacker::many_rules",
+    "attacker::many_namespaces",
 ];
+
+/// Of these, what the source can change: once by netlink too.
+const ANYWHERE_BY_NETLINK: [&str; 1] = ["attacker::many_namespaces"];
 
 /// Where these run, if it is among the kernels.
 const ONE: &str = "6.12";
@@ -144,7 +154,7 @@ fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, i
         _ if selection.is_quick() && !is_one => false,
         // On 5.10 two minutes pass between the collector's rounds, which the first run of this kernel waits for.
         _ if is_5_10(kernel) && name == "clash::udp_reply_only" => false,
-        _ => any(&COUNTING) || any(&BY_NETLINK),
+        _ => any(&COUNTING) || any(&BY_NETLINK) || (is_one && any(&ANYWHERE_BY_NETLINK)),
     }
 }
 
@@ -190,7 +200,10 @@ mod tests {
         assert_eq!(times("manners::wrong_usage"), 1);
         assert_eq!(times(AS_ROOT), 1);
         assert_eq!(times("traffic::udp"), 8, "three by auto, two by kprobes, three by netlink");
-        for part in ANYWHERE.iter().chain(&COUNTING).chain(&BY_KPROBE).chain(&BY_NETLINK) {
+        assert_eq!(times("attacker::many_rules"), 1);
+        assert_eq!(times("attacker::many_namespaces"), 2, "by auto and by netlink");
+        let parts = ANYWHERE.iter().chain(&ANYWHERE_BY_NETLINK).chain(&COUNTING).chain(&BY_KPROBE);
+        for part in parts.chain(&BY_NETLINK) {
             assert!(guest::scenario_names().any(|name| name.contains(part)), "no scenario is called {part}");
         }
         // Where that kernel is not asked for, another one does it.
