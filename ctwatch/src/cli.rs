@@ -19,10 +19,10 @@ pub use export::{ExportArgs, ExportOptions, Listen, Outlet};
 pub use table::{TableArgs, TableOptions};
 pub use trace::{TraceArgs, TraceOptions};
 
-/// See what connection tracking does to this machine: new flows, refused flows, evictions, removals, by protocol.
+/// Show what connection tracking does on this machine: new flows, refused flows, evictions and deletes, by protocol.
 #[derive(Debug, Parser)]
 #[command(name = "ctwatch", version, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Without a command, `ctwatch` is `ctwatch live`.")]
+#[command(after_help = "Without a command, ctwatch runs `ctwatch live`.")]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -40,38 +40,38 @@ impl Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Live rates: inserts, deletes, evictions, drops and failed inserts of each flow type
+    /// Show live rates of inserts, deletes, evictions, drops and failed inserts, by flow type
     Live(LiveArgs),
-    /// Each event as it happens: refused flows, evictions with victim and newcomer, failed inserts
+    /// Print each loss as it happens: refused flows, failed inserts, evictions with victim and newcomer
     Trace(TraceArgs),
-    /// What the table holds now, grouped and ranked; read over ctnetlink
+    /// List what the table holds now, in groups, the largest first
     Table(TableArgs),
-    /// Is connection tracking hurting this machine, why, and exactly what to do; it changes nothing
+    /// Check whether connection tracking harms this machine, and print what to do. Doctor changes nothing
     Doctor(DoctorArgs),
-    /// The same counts for Prometheus, over HTTP or into a file: OpenMetrics or Prometheus text
+    /// Serve the counts to Prometheus over HTTP, or write them into a file
     Export(Box<ExportArgs>),
-    /// What this kernel offers for watching, as JSON
+    /// Print as JSON what this kernel allows, for bug reports
     Facts,
-    /// Write a completion script to stdout
+    /// Print a completion script for a shell
     Completions {
-        /// Whose completions
+        /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the man page to stdout
+    /// Print the man page
     Man,
 }
 
 /// Flags of `live`, as typed.
 #[derive(Clone, Debug, Args)]
 pub struct LiveArgs {
-    /// Seconds between reports, fractions allowed, 0.1 to 3600
+    /// Seconds between reports, from 0.1 to 3600
     #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = parse_interval)]
     interval: Duration,
     /// Stop after N reports
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
-    /// Rank by these: dport, src, dst, separated by commas. Destination ports are always ranked; addresses, source or
-    /// destination, only when asked for: each costs every new flow a look-up more
+    /// Rank by destination port (dport), source address (src) or destination address (dst), separated by commas. dport is
+    /// always ranked. Each address ranking costs one more look-up for each new flow
     #[arg(long, value_name = "LIST", default_value = "dport", value_parser = parse_by, help_heading = ABOUT_FILTERS)]
     by: Ranked,
     #[command(flatten)]

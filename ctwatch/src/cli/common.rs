@@ -21,10 +21,10 @@ pub struct CommonArgs {
     pub(super) place: PlaceArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
-    /// Plain lines, even on a terminal
+    /// Print plain lines, even on a terminal
     #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
     plain: bool,
-    /// Say more on stderr: what the programs in the kernel have to say, how the table was read
+    /// Also print details on stderr: the log of the kernel programs, and how the table was read
     #[arg(short, long, help_heading = ABOUT_OUTPUT)]
     pub(super) verbose: bool,
 }
@@ -32,16 +32,17 @@ pub struct CommonArgs {
 /// Which flows.
 #[derive(Clone, Debug, Args)]
 pub struct FlowArgs {
-    /// Only these L4 protocols: names or numbers, separated by commas
+    /// Count only these L4 protocols: names or numbers, separated by commas
     #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
     proto: Option<Protocols>,
-    /// Only this address family
+    /// Count only this address family
     #[arg(long, value_name = "FAMILY", help_heading = ABOUT_FILTERS)]
     family: Option<Family>,
-    /// Only flows with one of these ports at either end, separated by commas; of an eviction, the victim's
+    /// Count only flows that use one of these ports at either end, separated by commas. For evictions, this matches the
+    /// evicted flow
     #[arg(long, value_name = "LIST", value_parser = parse_ports, help_heading = ABOUT_FILTERS)]
     port: Option<Ports>,
-    /// Only flows with either end in one of these networks, as 10.0.0.0/8 or 2001:db8::/32, separated by commas
+    /// Count only flows with an address in one of these networks, separated by commas: 10.0.0.0/8, 2001:db8::/32
     #[arg(long, value_name = "CIDR", value_parser = parse_nets, help_heading = ABOUT_FILTERS)]
     net: Option<Nets>,
 }
@@ -49,11 +50,11 @@ pub struct FlowArgs {
 /// Where to look, and by what means.
 #[derive(Clone, Debug, Args)]
 pub struct PlaceArgs {
-    /// Only this network namespace: `all`, `self`, `init`, a name known to `ip netns`, or an inode
+    /// Look at this network namespace: `all`, `self`, `init`, a name that `ip netns` lists, or an inode
     #[arg(long, value_name = "NETNS", default_value = "all", help_heading = ABOUT_FILTERS)]
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new().try_map(|text| parse_netns(&text)))]
     netns: Netns,
-    /// Where the figures come from; a source that is named and cannot run is an error
+    /// Choose how events are counted. If the chosen source cannot run here, ctwatch ends with an error
     #[arg(long, value_name = "SOURCE", default_value = "auto")]
     pub source: SourceChoice,
 }
@@ -68,10 +69,10 @@ impl PlaceArgs {
 /// How to write.
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
-    /// JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long, help_heading = ABOUT_OUTPUT)]
     pub json: bool,
-    /// No colour, even on a terminal (as does the variable NO_COLOR)
+    /// Print no colours, even on a terminal. The variable NO_COLOR does the same
     #[arg(long, help_heading = ABOUT_OUTPUT)]
     pub no_color: bool,
 }

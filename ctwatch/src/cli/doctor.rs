@@ -11,32 +11,32 @@ use super::{OutputArgs, PlaceArgs};
 /// Flags of `doctor`.
 #[derive(Clone, Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit codes: 0 ok, 1 warning, 2 critical, 3 could not tell or wrong usage.")]
+#[command(after_help = "Exit codes: 0 ok, 1 warning, 2 critical, 3 unknown or wrong usage.")]
 pub struct DoctorArgs {
     /// What to do instead of looking at this machine.
     #[command(subcommand)]
     pub command: Option<DoctorCommand>,
-    /// Length of the live sample in seconds, fractions allowed, 0.1 to 3600
+    /// Count live events for this many seconds, from 0.1 to 3600
     #[arg(long, value_name = "SECS", default_value = "3", value_parser = super::parse_interval)]
     pub sample: Duration,
-    /// Also time what tracking costs each packet, on the whole machine, for so many seconds (5 where none are given)
+    /// Also measure the time that tracking takes for each packet on this machine, for this many seconds (5 by default)
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "5", conflicts_with = "from")]
     #[arg(value_parser = super::parse_interval)]
     pub latency: Option<Duration>,
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// Warn only of past losses within this time, such as 90s, 10min, 2h or 3d; those before it are known
+    /// Warn only about past losses within this time, such as 90s, 10min, 2h or 3d. Older losses count as known
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     pub since: Option<Duration>,
-    /// Also what is only worth knowing
+    /// Also print informational findings
     #[arg(long, help_heading = ABOUT_OUTPUT)]
     pub all: bool,
     #[command(flatten)]
     pub output: OutputArgs,
-    /// Write the facts, addresses masked, for a bug report; `-` is stdout, in place of the answer
+    /// Write the facts to this file for a bug report, with masked addresses. `-` prints them instead of the findings
     #[arg(long, value_name = "FILE")]
     pub capture: Option<PathBuf>,
-    /// Judge captured facts instead of this machine; `-` is stdin
+    /// Check captured facts instead of this machine. `-` reads stdin
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 }
@@ -62,7 +62,7 @@ fn parse_since(text: &str) -> Result<Duration, String> {
 /// What else `doctor` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum DoctorCommand {
-    /// All about one finding, offline; without an id, all findings there are
+    /// Explain one finding. Without an id, list all findings that exist
     Explain {
         /// The finding's id, such as `table-full`
         id: Option<String>,

@@ -25,31 +25,31 @@ const MOST_TOP: usize = 100;
     after_help = "Counters are totals since ctwatch started. Events that a source cannot count have no series."
 )]
 pub struct ExportArgs {
-    /// Serve /metrics and /healthz at this address, or at a Unix socket: unix:PATH. May be given several times
+    /// Serve /metrics and /healthz at this address, or at a Unix socket (unix:PATH). Repeat the flag for several addresses
     #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_LISTEN, value_parser = parse_listen)]
     #[arg(help_heading = ABOUT_OUTPUT)]
     listen: Vec<Listen>,
-    /// Write Prometheus text into this file instead, for node_exporter's textfile collector; it is replaced as a whole at
-    /// each interval
+    /// Write Prometheus text into this file instead, for node_exporter's textfile collector. Each interval replaces the
+    /// whole file
     #[arg(long, value_name = "FILE", conflicts_with = "listen", help_heading = ABOUT_OUTPUT)]
     textfile: Option<PathBuf>,
-    /// Seconds between readings, fractions allowed, 0.1 to 3600; a scrape is answered from the last one
+    /// Seconds between readings, from 0.1 to 3600. A scrape gets the last reading
     #[arg(short, long, value_name = "SECS", default_value = "1", value_parser = parse_interval)]
     interval: Duration,
-    /// At most N destination ports in the ranking, 0 to 100
+    /// Rank at most N destination ports, from 0 to 100
     #[arg(long, value_name = "N", default_value = "20", value_parser = parse_top, help_heading = ABOUT_OUTPUT)]
     top: usize,
-    /// Whether network namespaces have series of their own; without them the fullest table is shown
+    /// Whether each network namespace has its own series. With `no`, the gauges show the fullest table
     #[arg(long, value_name = "WHETHER", default_value = "yes", help_heading = ABOUT_OUTPUT)]
     by_netns: YesNo,
-    /// At most N series, 1000 to 100000; what is left out is counted in ctwatch_series_left_out
+    /// Write at most N series, from 1000 to 100000. ctwatch_series_left_out counts the rest
     #[arg(long, value_name = "N", default_value = "10000", value_parser = parse_series, help_heading = ABOUT_OUTPUT)]
     max_series: usize,
     #[command(flatten)]
     flows: FlowArgs,
     #[command(flatten)]
     place: PlaceArgs,
-    /// Say more on stderr: what the programs in the kernel have to say
+    /// Also print details on stderr: the log of the kernel programs
     #[arg(short, long, help_heading = ABOUT_FILTERS)]
     verbose: bool,
 }

@@ -12,14 +12,14 @@ const SHOWN: u64 = 20;
 /// Flags of `table`, as typed.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "A table that changes while it is read is no snapshot: a few entries may be missing or twice."
+    after_help = "The table changes while it is read, so a few entries may be missing or appear twice."
 )]
 pub struct TableArgs {
-    /// Group by these: proto (with the family), state, assured, src, sport, dst, dport, separated by commas; with
-    /// netns, all namespaces in one ranking
+    /// Group by these, separated by commas: proto (with the family), state, assured, src, sport, dst, dport. Add netns to
+    /// rank the groups of all namespaces together
     #[arg(long, value_name = "LIST", default_value = "proto,state,dport", value_parser = parse_by)]
     by: Dimensions,
-    /// Show the N largest groups; without it 20, or all of them as JSON
+    /// Print the N largest groups. The default is 20, or all of them as JSON
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
     #[command(flatten)]

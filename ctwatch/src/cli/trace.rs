@@ -14,12 +14,12 @@ pub struct TraceArgs {
     /// Stop after N events
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
-    /// These too, beside drop, early_drop and insert_failed: insert, insert_netlink, clash_resolve, delete, or `all`,
-    /// separated by commas; a name behind `-` is left out
+    /// Print these events too, separated by commas: insert, insert_netlink, clash_resolve, delete, or `all`. A `-` before
+    /// a name leaves that event out. drop, early_drop and insert_failed are printed by default
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, value_parser = parse_events)]
     #[arg(help_heading = ABOUT_FILTERS)]
     events: Option<Names>,
-    /// Show at most N events a second from each CPU; what is left out is counted
+    /// Print at most N events per second from each CPU. Events beyond this are counted and reported as suppressed
     #[arg(long, value_name = "N", default_value = "1000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_events: u32,

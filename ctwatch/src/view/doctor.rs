@@ -16,7 +16,7 @@ const INDENT: &str = "   ";
 /// How plain text is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
-    /// Also what is only worth knowing.
+    /// Also print informational findings.
     pub all: bool,
     /// With colours.
     pub color: bool,
@@ -47,10 +47,10 @@ pub fn plain(diagnosis: &Diagnosis, style: Style) -> String {
     let hidden = diagnosis.findings.iter().filter(|finding| !finding.matters()).count();
     if diagnosis.status != Status::Ok && !style.all {
         let more =
-            if hidden > 0 { format!("; {hidden} more worth knowing with --all") } else { String::new() };
+            if hidden > 0 { format!("; {hidden} informational ones with --all") } else { String::new() };
         let _ = write!(
             out,
-            "\ndoctor has changed nothing. `ctwatch doctor explain ID` tells all about a finding{more}.\n"
+            "\ndoctor has changed nothing. `ctwatch doctor explain ID` explains a finding{more}.\n"
         );
     }
     out

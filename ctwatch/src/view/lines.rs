@@ -160,7 +160,7 @@ impl View for Lines {
         let mut out = String::new();
         let now = notes(info);
         if self.told.as_ref().is_some_and(|told| *told != now) {
-            out += if now.is_empty() { "nothing is unknown any more\n" } else { &now };
+            out += if now.is_empty() { "all counters are available again\n" } else { &now };
             self.told = Some(now);
         }
         let active: Vec<&Flow> =
@@ -244,7 +244,7 @@ impl View for Lines {
 fn notes(info: &SourceInfo) -> String {
     let mut text = String::new();
     if let Some(why) = &info.why {
-        let _ = writeln!(text, "not by a better source: {why}");
+        let _ = writeln!(text, "using {}, because no better source is available: {why}", info.kind.name());
     }
     for (at, note) in info.unknown.values().enumerate() {
         if !info.unknown.values().take(at).any(|earlier| earlier == note) {

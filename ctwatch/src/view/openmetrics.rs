@@ -279,7 +279,7 @@ impl Metrics {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
         }
         let why = short(exposition.why.as_deref().unwrap_or_default());
-        let help = "Where the counts come from, and what kept a better source from running";
+        let help = "The source of the counts, and the reason why no better source runs";
         let source = [("kind", exposition.kind), ("why", why.as_str())];
         encoder.encode_descriptor("ctwatch_source", help, None, MetricType::Info)?.encode_info(&source)?;
         let build = [("version", self.build.version), ("revision", self.build.revision)];

@@ -36,7 +36,8 @@ impl TraceLines {
             info.kind.name()
         );
         if let Some(why) = &info.why {
-            let _ = writeln!(text, "not by a better source: {why}");
+            let _ =
+                writeln!(text, "using {}, because no better source is available: {why}", info.kind.name());
         }
         self.paint(DIM, text.trim_end()) + "\n"
     }

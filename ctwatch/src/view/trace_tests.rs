@@ -77,7 +77,7 @@ fn lines_of_each_kind() {
     text += &lines.lost(3);
     insta::assert_snapshot!(text, @r"
     tracing early_drop, insert_failed, drop by kprobe; at most 1000 a second from each CPU
-    not by a better source: a reason
+    using kprobe, because no better source is available: a reason
     19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  for icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77
     19:00:00.012 drop          tcp [2001:db8::1]:40000 > [2001:db8::2]:443 zone 7  table_full  netns blue  by curl?[2J
     19:00:00.012 insert_failed 253 10.0.0.1 > 10.0.0.9  chaintoolong
