@@ -11,9 +11,10 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::model::{By, Filter};
+use crate::source::{Needs, SourceChoice};
 
 use common::ABOUT_FILTERS;
-pub use common::{CommonArgs, OutputArgs, PlaceArgs, SourceChoice};
+pub use common::{CommonArgs, OutputArgs, PlaceArgs};
 pub use doctor::{DoctorArgs, DoctorCommand};
 pub use export::{ExportArgs, ExportOptions, Listen, Outlet};
 pub use table::{TableArgs, TableOptions};
@@ -118,10 +119,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults of `live` with this source; its cost is measured.
-    pub fn of_source(source: SourceChoice) -> Self {
-        let defaults = Self::from(Cli::parse_from(["ctwatch"]).live);
-        Self { source, format: Format::Json, ..defaults }
+    /// What this format needs: the screen and JSON show the cost, the screen shows single losses.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            source: self.source,
+            filter: self.filter,
+            by: self.by.clone(),
+            verbose: self.verbose,
+            cost: matches!(self.format, Format::Json | Format::Screen),
+            losses: self.format == Format::Screen,
+        }
     }
 }
 

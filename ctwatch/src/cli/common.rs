@@ -1,13 +1,13 @@
 //! Flags that several commands share, each defined once.
 
-use clap::builder::TypedValueParser as _;
+use clap::builder::{PossibleValue, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use ctwatch_ebpf::loss::{Net, TRACE_NETS, TRACE_PORTS};
 use ctwatch_ebpf::{AF_INET, AF_INET6};
 
 use super::Format;
 use crate::model::{Filter, Protocols, filter, protocol};
-use crate::source::tables;
+use crate::source::{SourceChoice, tables};
 
 pub(super) const ABOUT_OUTPUT: &str = "Output";
 pub(super) const ABOUT_FILTERS: &str = "What to watch";
@@ -128,18 +128,20 @@ struct Ports(Vec<u16>);
 #[derive(Clone, Debug)]
 struct Nets(Vec<Net>);
 
-/// `--source`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum SourceChoice {
-    /// The best that this kernel allows
-    #[default]
-    Auto,
-    /// BPF trampolines
-    Fexit,
-    /// Kprobes and kretprobes
-    Kprobe,
-    /// Ctnetlink events and statistics
-    Netlink,
+impl ValueEnum for SourceChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Auto, Self::Fexit, Self::Kprobe, Self::Netlink]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Auto => ("auto", "Use the best source that this kernel allows"),
+            Self::Fexit => ("fexit", "Attach BPF trampolines (fentry and fexit)"),
+            Self::Kprobe => ("kprobe", "Attach kprobes and kretprobes"),
+            Self::Netlink => ("netlink", "Listen to ctnetlink events and read the kernel's statistics"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 fn parse_protocols(text: &str) -> Result<Protocols, String> {

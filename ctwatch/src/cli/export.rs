@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::common::{ABOUT_FILTERS, ABOUT_OUTPUT, FlowArgs, PlaceArgs};
-use super::{Format, Options, parse_interval};
+use super::parse_interval;
 use crate::model::series::Bounds;
+use crate::source::Needs;
 
 /// Where clients connect unless something else is asked for.
 const DEFAULT_LISTEN: &str = "127.0.0.1:9963";
@@ -85,8 +86,10 @@ pub struct ExportOptions {
     pub outlet: Outlet,
     /// How many series.
     pub bounds: Bounds,
-    /// The source and its interval.
-    pub source: Options,
+    /// Time between readings.
+    pub interval: Duration,
+    /// What the source is to deliver.
+    pub needs: Needs,
 }
 
 impl From<ExportArgs> for ExportOptions {
@@ -98,12 +101,10 @@ impl From<ExportArgs> for ExportOptions {
         Self {
             outlet,
             bounds: Bounds { top: args.top, by_netns: args.by_netns == YesNo::Yes, series: args.max_series },
-            source: Options {
-                interval: args.interval,
-                format: Format::Json,
+            interval: args.interval,
+            needs: Needs {
                 verbose: args.verbose,
-                filter: args.flows.filter(args.place.netns()),
-                ..Options::of_source(args.place.source)
+                ..Needs::counts(args.place.source, args.flows.filter(args.place.netns()))
             },
         }
     }
@@ -152,8 +153,8 @@ mod tests {
         let loopback = Listen::Tcp("127.0.0.1:9963".parse().unwrap());
         assert_eq!(defaults.outlet, Outlet::Http(vec![loopback]));
         assert_eq!(defaults.bounds, Bounds { top: 20, by_netns: true, series: 10_000 });
-        assert_eq!(defaults.source.interval, Duration::from_secs(1));
-        assert!(defaults.source.filter == crate::model::Filter::default());
+        assert_eq!(defaults.interval, Duration::from_secs(1));
+        assert!(defaults.needs.filter == crate::model::Filter::default());
     }
 
     #[test]
@@ -166,8 +167,8 @@ mod tests {
         assert_eq!(given.bounds, Bounds { top: 0, by_netns: false, series: 10_000 });
         let file = options(&["--textfile", "/var/m.prom", "-i", "15", "--proto", "udp"]).unwrap();
         assert_eq!(file.outlet, Outlet::Textfile("/var/m.prom".into()));
-        assert_eq!(file.source.interval, Duration::from_secs(15));
-        assert!(file.source.filter.protos.is_some_and(|protos| protos.contains(17) && !protos.contains(6)));
+        assert_eq!(file.interval, Duration::from_secs(15));
+        assert!(file.needs.filter.protos.is_some_and(|protos| protos.contains(17) && !protos.contains(6)));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use clap::Args;
 
-use super::{CommonArgs, Format, SourceChoice, common};
+use super::{CommonArgs, Format, common};
 use crate::model::Filter;
 use crate::model::table::{Dimensions, GroupBy};
+use crate::source::SourceChoice;
 
 /// How many groups plain text shows where no number is given.
 const SHOWN: u64 = 20;

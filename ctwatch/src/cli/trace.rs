@@ -4,9 +4,10 @@ use clap::Args;
 
 use ctwatch_ebpf::Group;
 
-use super::{ABOUT_FILTERS, CommonArgs, Format, SourceChoice};
+use super::{ABOUT_FILTERS, CommonArgs, Format};
 use crate::model::Filter;
 use crate::model::trace::{Names, Wanted};
+use crate::source::SourceChoice;
 
 /// Flags of `trace`, as typed.
 #[derive(Clone, Debug, Args)]

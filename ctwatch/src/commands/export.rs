@@ -31,7 +31,7 @@ const BUILD: Build = Build {
 
 /// Runs until stopped.
 pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
-    keeper::start(&options.source.filter);
+    keeper::start(&options.needs.filter);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;
@@ -40,7 +40,7 @@ pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
             Outlet::Http(places) => Out::Http(listen::open(places)?),
             Outlet::Textfile(path) => Out::Textfile(Textfile::new(path)?),
         };
-        let mut source = source::open(&options.source)?;
+        let mut source = source::open(&options.needs)?;
         export(&mut *source, options, outlet, stop).await
     })
 }
@@ -58,7 +58,7 @@ async fn export(
     mut out: Out,
     mut stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let interval = options.source.interval;
+    let interval = options.interval;
     let mut status = source.look()?;
     let mut tracker = Tracker::new(source.sample()?.mono_ns);
     let mut series = Series::new(options.bounds);

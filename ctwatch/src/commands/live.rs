@@ -25,7 +25,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(options.format == Format::Screen)?;
-        let mut source = source::open(options)?;
+        let mut source = source::open(&options.needs())?;
         if options.format == Format::Screen {
             return screen(&mut *source, options, stop).await;
         }

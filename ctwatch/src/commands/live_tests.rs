@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::super::scripted::Scripted;
 use super::*;
-use crate::cli::SourceChoice;
 use crate::model::{By, Filter};
+use crate::source::SourceChoice;
 use crate::view::Machine;
 
 /// A writer that fails, or never gets ready.

@@ -7,13 +7,13 @@ use anyhow::Context as _;
 
 use super::running::{run_to_end, stdout_is_closed, stop_on_signals, stopped};
 use super::{color, machine, print, tell};
-use crate::cli::{Format, SourceChoice, TableOptions};
+use crate::cli::{Format, TableOptions};
 use crate::model::Table;
 use crate::model::table::{Entry, GroupBy, Grouping, Holding, MOST_GROUPS, Space};
 use crate::source::netlink::presence;
 use crate::source::netlink::table::Spaces;
-use crate::source::now;
 use crate::source::tables::Tables;
+use crate::source::{SourceChoice, now};
 use crate::view::Machine;
 use crate::view::table_json;
 use crate::view::table_lines::{self, TableLines};

@@ -22,7 +22,7 @@ pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;
-        let tracer = Tracer::open(options)?;
+        let tracer = Tracer::open(options.source, options.filter, options.wanted, options.verbose)?;
         let mut trace = Trace {
             tracer,
             view: view(options),

@@ -7,12 +7,12 @@ use ctwatch_ebpf::timing::{Receive, Stage, Timing};
 use nix::unistd::getppid;
 use tokio::time::sleep;
 
+use super::SourceChoice;
 use super::attached::Attached;
 use super::now;
 use super::object::{Globals, Object};
 use super::reader::{PerCpu, Reader};
 use super::sys::lift_memlock_limit;
-use crate::cli::SourceChoice;
 use crate::kernel::facts::{Facts, Presence};
 use crate::kernel::plan;
 use crate::kernel::plan_latency::{Plan, plan as timing_plan};

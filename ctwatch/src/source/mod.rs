@@ -12,6 +12,7 @@ pub mod latency;
 mod logger;
 pub mod losses;
 pub mod namespaces;
+mod needs;
 pub mod netlink;
 pub mod object;
 mod occupant;
@@ -27,14 +28,14 @@ pub mod watch;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::cli::{Format, Options, SourceChoice};
 use crate::kernel::plan::Refusal;
 use crate::model::{By, Filter, Sample, SourceInfo};
 use auto::Auto;
 use losses::Lossy;
+pub use needs::{Needs, SourceChoice};
 use netlink::Netlink;
 use netlink::remote::Remote;
-use probe::{Addresses, Mechanism, Probe, Wishes};
+use probe::{Mechanism, Probe, Wishes};
 
 /// Whether there is anything to watch right now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,24 +64,21 @@ pub trait Source {
 }
 
 /// Opens the best source that this kernel allows, or the one that was named.
-pub fn open(options: &Options) -> anyhow::Result<Box<dyn Source>> {
-    match options.source {
-        SourceChoice::Auto => {
-            let (filter, by) = (options.filter, options.by.clone());
+pub fn open(needs: &Needs) -> anyhow::Result<Box<dyn Source>> {
+    match needs.source.mechanism() {
+        Some(Mechanism::Best) => {
+            let (filter, by) = (needs.filter, needs.by.clone());
             let next = move |refused: &anyhow::Error| match open_netlink(&filter, &by, short(refused)) {
                 Ok(netlink) => Ok(netlink),
                 Err(second) => Err(anyhow::anyhow!("{refused:#}\n{second:#}")),
             };
-            match open_probe(options, Mechanism::Best) {
+            match open_probe(needs, Mechanism::Best) {
                 Ok(probe) => Ok(Box::new(Auto::new(probe, next))),
                 Err(refused) => next(&refused),
             }
         }
-        SourceChoice::Fexit => open_probe(options, Mechanism::Trampolines),
-        SourceChoice::Kprobe => open_probe(options, Mechanism::Kprobes),
-        SourceChoice::Netlink => {
-            open_netlink(&options.filter, &options.by, "chosen by --source netlink".into())
-        }
+        Some(mechanism) => open_probe(needs, mechanism),
+        None => open_netlink(&needs.filter, &needs.by, "chosen by --source netlink".into()),
     }
 }
 
@@ -94,21 +92,17 @@ fn open_netlink(filter: &Filter, by: &[By], why: String) -> anyhow::Result<Box<d
     Ok(Box::new(Netlink::open(*filter, why)?))
 }
 
-/// Programs in the kernel, by this mechanism; for the full-screen view with single losses.
-fn open_probe(options: &Options, mechanism: Mechanism) -> anyhow::Result<Box<dyn Source>> {
+/// Opens programs in the kernel, attached by this mechanism.
+fn open_probe(needs: &Needs, mechanism: Mechanism) -> anyhow::Result<Box<dyn Source>> {
     let wishes = Wishes {
         mechanism,
-        filter: options.filter,
-        verbose: options.verbose,
-        cost: matches!(options.format, Format::Json | Format::Screen),
+        filter: needs.filter,
+        verbose: needs.verbose,
+        cost: needs.cost,
         trace: None,
-        addresses: Addresses { src: options.by.contains(&By::Src), dst: options.by.contains(&By::Dst) },
+        addresses: needs.addresses(),
     };
-    Ok(if options.format == Format::Screen {
-        Box::new(Lossy::open(wishes)?)
-    } else {
-        Box::new(Probe::open(wishes)?)
-    })
+    Ok(if needs.losses { Box::new(Lossy::open(wishes)?) } else { Box::new(Probe::open(wishes)?) })
 }
 
 /// Why a source did not run, in one line: its first obstacle, or the cause of its failure.

@@ -9,13 +9,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::channel::Channel;
-use super::probe::{Addresses, Mechanism, Probe, Wishes};
+use super::probe::{Addresses, Probe, Wishes};
 use super::tables::Tables;
 use super::watch::Events;
-use super::{Source as _, Status};
-use crate::cli::{SourceChoice, TraceOptions};
-use crate::model::SourceInfo;
-use crate::model::trace::{Names, Record};
+use super::{Source as _, SourceChoice, Status};
+use crate::model::trace::{Names, Record, Wanted};
+use crate::model::{Filter, SourceInfo};
 
 /// How many events are read before the reader of our output gets them.
 const BATCH: usize = 256;
@@ -45,31 +44,26 @@ struct Waited {
 
 impl Tracer {
     /// Prepares the programs and attaches at once where tracking is there.
-    pub fn open(options: &TraceOptions) -> anyhow::Result<Self> {
-        let mechanism = match options.source {
-            SourceChoice::Auto => Mechanism::Best,
-            SourceChoice::Fexit => Mechanism::Trampolines,
-            SourceChoice::Kprobe => Mechanism::Kprobes,
-            SourceChoice::Netlink => anyhow::bail!(
-                "the netlink source cannot trace: the kernel announces no refused flow and no failed insert, \
-                 and an eviction without its newcomer; leave --source out, or use `ctwatch live --source netlink`"
-            ),
-        };
+    pub fn open(source: SourceChoice, filter: Filter, wanted: Wanted, verbose: bool) -> anyhow::Result<Self> {
+        let mechanism = source.mechanism().context(
+            "the netlink source cannot trace: the kernel announces no refused flow and no failed insert, \
+             and an eviction without its newcomer; leave --source out, or use `ctwatch live --source netlink`",
+        )?;
         let probe = Probe::open(Wishes {
             mechanism,
-            filter: options.filter,
-            verbose: options.verbose,
+            filter,
+            verbose,
             cost: false,
-            trace: Some(options.wanted),
+            trace: Some(wanted),
             addresses: Addresses::default(),
         })?;
         let mut tracer = Self {
             probe,
-            names: options.wanted.names,
+            names: wanted.names,
             channel: None,
             left: VecDeque::new(),
             past_suppressed: 0,
-            namespaces: Namespaces::new(options.filter.netns)?,
+            namespaces: Namespaces::new(filter.netns)?,
         };
         tracer.take_channel()?;
         Ok(tracer)

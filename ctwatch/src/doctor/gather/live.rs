@@ -6,10 +6,9 @@ use ctwatch_ebpf::{Event, FlowType};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Wishes;
-use crate::cli::Options;
 use crate::doctor::facts::{Live, LiveFlow};
-use crate::model::{Sample, family_name};
-use crate::source::{self, Status};
+use crate::model::{Filter, Sample, family_name};
+use crate::source::{self, Needs, Status};
 
 /// Counts for as long as wished. A source that cannot run leaves its reason, and the time passes all the same: the
 /// kernel's own counters are read around it.
@@ -27,9 +26,8 @@ pub async fn sample(wishes: &Wishes) -> Live {
 }
 
 async fn watch(wishes: &Wishes, live: &mut Live) -> anyhow::Result<()> {
-    let mut options = Options::of_source(wishes.source);
-    options.filter.netns = wishes.netns;
-    let mut source = source::open(&options)?;
+    let filter = Filter { netns: wishes.netns, ..Filter::default() };
+    let mut source = source::open(&Needs::counts(wishes.source, filter))?;
     if let Status::Waiting(why) = source.look()? {
         anyhow::bail!(why);
     }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use self::budget::Budget;
 use super::facts::{FORMAT, Facts};
-use crate::cli::SourceChoice;
 use crate::kernel::facts::{Presence, presence};
+use crate::source::SourceChoice;
 
 /// What to look at, and for how long.
 #[derive(Clone, Copy, Debug)]
