@@ -27,7 +27,7 @@ const LOOK_EVERY: u64 = 4096;
 /// Reads every namespace that is wanted, or stops on a signal.
 pub fn run(options: &TableOptions) -> anyhow::Result<()> {
     if let SourceChoice::Fexit | SourceChoice::Kprobe = options.source {
-        anyhow::bail!("only ctnetlink tells what the table holds; leave --source out");
+        anyhow::bail!("only ctnetlink can list the table; leave --source out");
     }
     if let Err(missing) = presence::check() {
         anyhow::bail!("{}; {}", missing.text(), missing.way_out());

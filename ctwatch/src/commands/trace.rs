@@ -146,7 +146,7 @@ impl Trace {
                 let info = self.tracer.info();
                 for name in options.wanted.names.iter() {
                     if let Some(why) = unknown(info, name) {
-                        tell(&format!("{} cannot be told here: {why}", name.name()));
+                        tell(&format!("{} is unknown here: {why}", name.name()));
                     }
                 }
                 let text = match &self.view {

@@ -48,7 +48,7 @@ fn judge(facts: &Facts, latency: &Latency) -> Finding {
         return Finding::new(
             "latency",
             Status::Ok,
-            "no packet came by while it was timed, so there is no latency to tell",
+            "no packet passed during the measurement, so the latency is unknown",
             "Connection tracking sees packets only where some rule asks for tracking. Time it for longer, or while there is \
              traffic.",
         )

@@ -99,7 +99,7 @@ fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &s
         Some(lost) if lost > 0 => format!(", {} {what}", rate(facts.live.per_second(lost))),
         _ => String::new(),
     };
-    told(refused, "new flows a second refused") + &told(evicted, "live ones a second thrown out") + culprit
+    told(refused, "new flows a second refused") + &told(evicted, "live entries a second evicted") + culprit
 }
 
 fn culprit_text(namespace: &Namespace) -> String {

@@ -30,14 +30,14 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
                 "no-source",
                 Status::Ok,
                 "no source could count live; the kernel's own counters were read instead",
-                "Occupation and the kernel's statistics are told as they are. What they cannot tell apart, doctor cannot either.",
+                "Doctor still reports the table's entries and the kernel's statistics. It cannot separate what those counters mix.",
             )
             .seen_if("why", live.why.clone(), "opening the source"),
         ];
     };
     let unknown: Vec<String> = live.unknown.iter().map(|(event, why)| format!("{event:?}: {why}")).collect();
     let what = match &live.why {
-        Some(_) => format!("live counts come by {} here; a better source cannot run", kind.name()),
+        Some(_) => format!("live counts come from {} here; a better source cannot run", kind.name()),
         None => format!("live counts come by {} here", kind.name()),
     };
     let share = live.run_ns.map(|ns| {

@@ -78,8 +78,8 @@ fn unseen(namespace: &Namespace) -> Option<Finding> {
         Finding::new(
             "table-unseen",
             Status::Ok,
-            "what the table holds could not be read, so nobody can say which flows fill it",
-            "Count, limit and live rates are told all the same. Which protocol, port and state fill the table is not.",
+            "the entries of the table could not be read, so the flows that fill it are unknown",
+            "Count, limit and live rates are known. The protocol, port and state that fill the table are not.",
         )
         .seen("why", why.clone(), "reading the table"),
     )

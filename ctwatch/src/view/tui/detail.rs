@@ -26,7 +26,7 @@ pub(super) fn title(app: &App) -> String {
 pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let Some(past) = app.chosen().and_then(|chosen| app.shown().history.flow(chosen)) else {
-        return vec![Line::styled(" nothing to tell yet", theme.quiet())];
+        return vec![Line::styled(" no data yet", theme.quiet())];
     };
     let total = past.total();
     let mut lines = Vec::new();

@@ -150,7 +150,7 @@ fn calm(app: &App, lost: u64) -> String {
         .iter()
         .any(|event| app.live.info.unknown.contains_key(event));
     let now = if blind {
-        " ok, as far as this source can tell"
+        " ok, as far as this source can see"
     } else if lost > 0 {
         " ok, as far as was seen"
     } else {

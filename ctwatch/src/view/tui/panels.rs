@@ -207,9 +207,9 @@ fn loss_lines(app: &App, loss: &Loss, width: usize) -> Vec<Line<'static>> {
 /// Where the counts come from, what they miss, what they cannot tell and what they cost.
 pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
     let shown = app.shown();
-    let mut said = vec![format!("counting by {}", shown.info.kind.name())];
+    let mut said = vec![format!("counting with {}", shown.info.kind.name())];
     said.push(shown.info.why.as_ref().map_or_else(
-        || "this is the best source there is".to_owned(),
+        || "no better source exists".to_owned(),
         |why| format!("no better source: {}", text::clean(why)),
     ));
     for (event, note) in &shown.info.unknown {
@@ -218,14 +218,14 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
     if let Some(report) = &shown.report {
         said.push(match report.lost {
             0 => "nothing lost: every count is exact".to_owned(),
-            lost => format!("!{lost} events missed since the start: counts are too low by as many"),
+            lost => format!("!{lost} events missed since the start: counts are too low by this number"),
         });
         if report.namespaces_left_out > 0 {
             said.push(format!("!{}", left_out(report.namespaces_left_out)));
         }
         if report.flows.iter().any(|flow| flow.key == FlowType::OVERFLOW) {
             said.push(format!(
-                "row {}: more flow types than are told apart share it",
+                "row {}: flow types beyond the limit share it",
                 protocol_name(FlowType::OVERFLOW)
             ));
         }
@@ -318,7 +318,7 @@ pub(super) fn help(app: &App, width: usize) -> Vec<Line<'static>> {
 
 const SIGNS: [&str; 5] = [
     ". nothing   ! bad news   ~ about so many",
-    "? this source cannot tell: the panel `source` says why   9+ at least 9",
+    "? unknown by this source: the panel `source` says why   9+ at least 9",
     "Rates are events per second over the time named above, or as much of it as was watched.",
     "A forecast shows only while a table grows steadily and fills within the hour.",
     "Interval and filter are of this screen; nothing changes on the machine.",
