@@ -41,6 +41,8 @@ fn whatever_keeps_it_from_an_answer_is_3() {
     for (args, told) in [
         (&["--no-such-flag"][..], "unexpected argument"),
         (&["--sample", "soon"], "not a number of seconds"),
+        (&["--from", "/dev/zero"], "cannot read /dev/zero: not a regular file"),
+        (&["--from", "/"], "cannot read /: not a regular file"),
         (&["--from", "/no/such/file"], "cannot read /no/such/file: No such file"),
         (&["--from", garbage.path().to_str().unwrap()], "does not hold what `doctor --capture` writes: EOF"),
         (&["--from", other.path().to_str().unwrap()], "captured in format 999"),

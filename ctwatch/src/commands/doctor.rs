@@ -1,7 +1,5 @@
 //! `ctwatch doctor`: facts, findings, and the exit code of a monitoring plugin.
 
-use std::fs;
-use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,7 +7,7 @@ use anyhow::Context as _;
 use nix::time::{ClockId, clock_gettime};
 
 use super::running::run_to_end;
-use super::{color, print};
+use super::{capture, color, print};
 use crate::cli::{DoctorArgs, DoctorCommand};
 use crate::doctor::facts::FORMAT;
 use crate::doctor::gather::{self, Wishes};
@@ -86,12 +84,7 @@ fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {
 }
 
 fn load(file: &Path) -> anyhow::Result<Facts> {
-    let mut text = String::new();
-    if file == Path::new("-") {
-        io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
-    } else {
-        text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    }
+    let text = capture::read(file)?;
     let facts: Facts = serde_json::from_str(&text)
         .with_context(|| format!("{} does not hold what `doctor --capture` writes", file.display()))?;
     anyhow::ensure!(
@@ -110,7 +103,7 @@ fn save(mut facts: Facts, file: &Path) -> anyhow::Result<()> {
     if file == Path::new("-") {
         return print(text.as_bytes());
     }
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    capture::write(file, &text)
 }
 
 fn explain_finding(id: Option<&str>) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! One file per subcommand: each wires a source to the model to a view.
 
+mod capture;
 pub mod doctor;
 pub mod export;
 pub mod live;

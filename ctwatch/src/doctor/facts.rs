@@ -6,6 +6,7 @@ use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
 
 use super::latency::Latency;
+use super::text::sum;
 use super::way::Way;
 use crate::kernel::facts::Presence;
 use crate::model::SourceKind;
@@ -378,7 +379,7 @@ impl Live {
             return None;
         }
         let flows = self.flows.iter().filter(|flow| flow.netns == netns);
-        Some(flows.flat_map(|flow| events.iter().filter_map(|event| flow.counts.get(event))).sum())
+        Some(sum(flows.flat_map(|flow| events.iter().filter_map(|event| flow.counts.get(event).copied()))))
     }
 
     /// A count as events per second: over the sample where a source counted, else over the readings around it.

@@ -3,6 +3,7 @@
 use ctwatch_ebpf::timing::Timing;
 use serde::{Deserialize, Serialize};
 
+use super::text::sum;
 use crate::model::SourceKind;
 
 /// How long tracking took while somebody timed it.
@@ -48,6 +49,14 @@ pub struct Passes {
     pub lost: u64,
 }
 
+/// Where a bucket ends; a capture may have more of them than there are bits.
+fn end_of(bucket: usize) -> u64 {
+    u32::try_from(bucket)
+        .ok()
+        .and_then(|bucket| 1_u64.checked_shl(bucket.checked_add(1)?))
+        .unwrap_or(u64::MAX)
+}
+
 impl From<&Timing> for Passes {
     fn from(timing: &Timing) -> Self {
         let length = timing.buckets.iter().rposition(|count| *count > 0).map_or(0, |last| last + 1);
@@ -64,7 +73,7 @@ impl From<&Timing> for Passes {
 impl Passes {
     /// How many were timed.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
+        sum(self.buckets.iter().copied())
     }
 
     /// The mean in nanoseconds; 0 of none.
@@ -75,25 +84,26 @@ impl Passes {
     /// A length that so many in a hundred stayed below; `None` of none.
     pub fn below_ns(&self, percent: u64) -> Option<u64> {
         let count = self.count();
-        let mut seen = 0;
+        let mut seen = 0_u128;
         let bucket = self.buckets.iter().position(|passes| {
-            seen += passes;
-            count > 0 && seen * 100 >= count * percent
+            seen += u128::from(*passes);
+            count > 0 && seen * 100 >= u128::from(count) * u128::from(percent)
         });
-        bucket.map(|bucket| 2 << bucket)
+        bucket.map(end_of)
     }
 
     /// The buckets that are not empty: from, below, count.
     pub fn histogram(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         let filled = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
-        filled.map(|(bucket, count)| (if bucket == 0 { 0 } else { 1 << bucket }, 2 << bucket, *count))
+        filled
+            .map(|(bucket, count)| (if bucket == 0 { 0 } else { end_of(bucket - 1) }, end_of(bucket), *count))
     }
 }
 
 impl Latency {
     /// Time in both functions as a share of one core, what timing them took included.
     pub fn core_share(&self) -> f64 {
-        let ns = (self.tracking.sum_ns + self.confirm.sum_ns) as f64;
+        let ns = self.tracking.sum_ns.saturating_add(self.confirm.sum_ns) as f64;
         if self.seconds > 0.0 { ns / 1e9 / self.seconds } else { 0.0 }
     }
 
@@ -137,6 +147,17 @@ mod tests {
             (skewed.below_ns(50), skewed.below_ns(98), skewed.below_ns(99), skewed.below_ns(100)),
             (Some(4), Some(4), Some(16), Some(32))
         );
+    }
+
+    #[test]
+    fn a_stranger_s_buckets_and_sums_have_an_end_too() {
+        let mut buckets = vec![0; 100];
+        buckets[98] = u64::MAX;
+        buckets[99] = u64::MAX;
+        let many = Passes { buckets, ..Passes::default() };
+        assert_eq!((many.count(), many.below_ns(99)), (u64::MAX, Some(u64::MAX)));
+        assert_eq!(many.histogram().last(), Some((u64::MAX, u64::MAX, u64::MAX)));
+        assert_eq!(passes(&[0, 1]).histogram().last(), Some((2, 4, 1)));
     }
 
     #[test]

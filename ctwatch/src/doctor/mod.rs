@@ -20,3 +20,6 @@ pub use checks::diagnose;
 pub use command::{Arg, Call, Command};
 pub use facts::Facts;
 pub use finding::{Diagnosis, Finding, Remedy, Status};
+
+#[cfg(test)]
+mod mutation_tests;

@@ -13,6 +13,11 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// A sum that stays at the largest number: a capture may hold any.
+pub fn sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    numbers.into_iter().fold(0, u64::saturating_add)
+}
+
 /// A rate, with a fraction only where it is small.
 pub fn rate(per_second: f64) -> String {
     if per_second >= 10.0 || per_second == 0.0 {

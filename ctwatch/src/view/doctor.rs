@@ -117,7 +117,7 @@ fn remedy_text(out: &mut String, remedy: &Remedy) {
 
 /// Bars for buckets of nanoseconds, as long as their share of the fullest; `None` for any other value.
 fn histogram(value: &Value) -> Option<String> {
-    const LONGEST: u64 = 40;
+    const LONGEST: u128 = 40;
     let buckets = value.as_array()?;
     let field = |bucket: &Value, name: &str| bucket.get(name)?.as_u64();
     let most = buckets.iter().filter_map(|bucket| field(bucket, "count")).max()?;
@@ -125,7 +125,7 @@ fn histogram(value: &Value) -> Option<String> {
     for bucket in buckets {
         let (below, count) = (field(bucket, "below_ns")?, field(bucket, "count")?);
         // What is there is seen, however rare.
-        let length = (count * LONGEST).div_ceil(most.max(1));
+        let length = (u128::from(count) * LONGEST).div_ceil(u128::from(most.max(1)));
         let bar = "#".repeat(usize::try_from(length).ok()?);
         let _ = writeln!(out, "{INDENT}    < {:>8} {:>11} {bar}", nanoseconds(below), thousands(count));
     }

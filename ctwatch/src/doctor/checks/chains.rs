@@ -4,7 +4,7 @@ use super::{BUCKETS, MAX, STATS, live_source, occupancy};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::limit;
-use crate::doctor::text::{rate, thousands};
+use crate::doctor::text::{rate, sum, thousands};
 
 /// Above this mean length a look-up costs several cache misses more than it need.
 const LONG: f64 = 4.0;
@@ -23,7 +23,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
 
 fn chains(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let (max, buckets) = (namespace.max()?, namespace.sysctl("buckets").filter(|buckets| *buckets > 0)?);
-    let entries: u64 = facts.namespaces.iter().filter_map(Namespace::peak).sum();
+    let entries = sum(facts.namespaces.iter().filter_map(Namespace::peak));
     // An entry is hashed twice, once for each direction.
     let mean = |entries: u64| 2.0 * entries as f64 / buckets as f64;
     let (now, at_limit) = (mean(entries), mean(max));

@@ -6,7 +6,7 @@ use super::{STATS, live_source, of_namespace};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::resolver;
-use crate::doctor::text::{rate, thousands};
+use crate::doctor::text::{rate, sum, thousands};
 use crate::model::protocol;
 
 /// Fewer than this a second is life: two packets of one flow met.
@@ -66,7 +66,7 @@ fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
 
 fn worst_protocol(facts: &Facts, namespace: &Namespace) -> Option<String> {
     let failed = |counts: &std::collections::BTreeMap<Event, u64>| -> u64 {
-        FAILED.iter().filter_map(|event| counts.get(event)).sum()
+        sum(FAILED.iter().filter_map(|event| counts.get(event).copied()))
     };
     let flows =
         facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns && failed(&flow.counts) > 0);

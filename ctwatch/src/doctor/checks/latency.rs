@@ -129,7 +129,7 @@ fn figures(finding: Finding, latency: &Latency) -> Finding {
             "the part of both inside net_rx_action, the receive softirq / all time in it; what this machine sends from a \
              process is in neither",
         )
-        .seen("lost", latency.tracking.lost + latency.confirm.lost, "passes of which only entry or return was seen")
+        .seen("lost", latency.tracking.lost.saturating_add(latency.confirm.lost), "passes of which only entry or return was seen")
         .seen_if("why_no_better", latency.why.clone(), "ctwatch")
 }
 

@@ -100,7 +100,7 @@ fn after_loss(done_ms: Option<u64>, logged_ms: u64) -> bool {
 
 /// The port to which at least half of a table's entries go.
 fn culprit(namespace: &Namespace) -> Option<&Port> {
-    namespace.table.ports.first().filter(|port| port.count * 2 >= namespace.table.total)
+    namespace.table.ports.first().filter(|port| port.count.saturating_mul(2) >= namespace.table.total)
 }
 
 /// ` of NAME`, where there is more than one namespace to speak of.

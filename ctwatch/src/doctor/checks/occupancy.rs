@@ -6,7 +6,7 @@ use super::{COUNT, LOG, MAX, culprit, evicted, live_source, named, of_namespace,
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Remedy, Status};
 use crate::doctor::remedies::{limit, notrack, timeouts};
-use crate::doctor::text::{bytes, duration, percent, rate, share, thousands};
+use crate::doctor::text::{bytes, duration, percent, rate, share, sum, thousands};
 
 /// From here on `gc_worker` evicts entries that are not assured (4.20 to 7.3), which no kernel counter shows.
 const PRESSURE: f64 = 0.95;
@@ -24,7 +24,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
 fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let (fill, peak, max) = (namespace.fill()?, namespace.peak()?, namespace.max()?);
     let (refused, evicted) = (refused(facts, namespace), evicted(facts, namespace));
-    let lost = refused.unwrap_or(0) + evicted.unwrap_or(0);
+    let lost = refused.unwrap_or(0).saturating_add(evicted.unwrap_or(0));
     let place = of_namespace(facts, namespace);
     let occupied = format!("{} of {} entries ({})", thousands(peak), thousands(max), percent(fill));
     let to_full = time_to_full(facts, namespace).filter(|_| fill >= HALF);
@@ -120,7 +120,7 @@ fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let (before, after, max) = (namespace.count?, namespace.count_after?, namespace.max()?);
     let grown = after.checked_sub(before)?;
     // Below a hundredth of the limit it may as well be noise.
-    if grown == 0 || grown * 100 < max || facts.live.around_s <= 0.0 {
+    if grown == 0 || grown.saturating_mul(100) < max || facts.live.around_s <= 0.0 {
         return None;
     }
     let growth = grown as f64 / facts.live.around_s;
@@ -137,7 +137,7 @@ fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 pub fn memory(facts: &Facts) -> Option<Finding> {
     let namespace = facts.namespaces.first()?;
     let (max, buckets) = (namespace.max()?, namespace.sysctl("buckets")?);
-    let entries: u64 = facts.namespaces.iter().filter_map(Namespace::peak).sum();
+    let entries = sum(facts.namespaces.iter().filter_map(Namespace::peak));
     let at_limit = limit::table_bytes(facts, max, buckets);
     let too_much = facts.memory > 0 && at_limit > facts.memory / 2;
     let (status, meaning) = if too_much {

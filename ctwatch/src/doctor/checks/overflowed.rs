@@ -31,7 +31,7 @@ struct Past {
 
 /// `None` where nothing was lost, or where it is full now, which has a finding of its own.
 fn past(facts: &Facts, namespace: &Namespace) -> Option<Past> {
-    let now = refused(facts, namespace).unwrap_or(0) + evicted(facts, namespace).unwrap_or(0);
+    let now = refused(facts, namespace).unwrap_or(0).max(evicted(facts, namespace).unwrap_or(0));
     if now > 0 || namespace.fill().is_some_and(|fill| fill >= NEAR) {
         return None;
     }
@@ -43,7 +43,7 @@ fn past(facts: &Facts, namespace: &Namespace) -> Option<Past> {
     // The kernel logs at least one line for a burst of refusals. Where the log is whole and has none, it was something else.
     let silent = log.is_some_and(|log| log.whole && log.lines == 0);
     let refused = if silent { 0 } else { dropped };
-    if refused + evicted == 0 {
+    if refused == 0 && evicted == 0 {
         return None;
     }
     let ago_ms = log.and_then(|log| match log.by_netns.get(&namespace.netns) {

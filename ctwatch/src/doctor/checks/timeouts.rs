@@ -6,7 +6,7 @@ use super::{named, of_namespace};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::{notrack, timeouts};
-use crate::doctor::text::{percent, share, thousands};
+use crate::doctor::text::{percent, share, sum, thousands};
 use crate::model::protocol;
 
 /// A table with fewer entries is nobody's trouble.
@@ -27,7 +27,7 @@ fn too_long(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let excesses = timeouts::excesses(namespace);
     let most = excesses.first()?;
     let total = namespace.table.total;
-    let unreplied: u64 = namespace.table.groups.iter().map(|group| group.unreplied).sum();
+    let unreplied = sum(namespace.table.groups.iter().map(|group| group.unreplied));
     let finding = Finding::new(
         "long-timeouts",
         Status::Ok,

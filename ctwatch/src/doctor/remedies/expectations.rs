@@ -24,7 +24,7 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
         format!(
             "up to {} of memory; each expectation lets one more connection in from outside, so find out first whether one \
              client asks for so many",
-            bytes((wanted - now).saturating_mul(EXPECTATION))
+            bytes(wanted.saturating_sub(now).saturating_mul(EXPECTATION))
         ),
     ))
 }

@@ -34,7 +34,7 @@ pub fn table_bytes(facts: &Facts, entries: u64, buckets: u64) -> u64 {
 pub fn demand(facts: &Facts, namespace: &Namespace) -> Option<u64> {
     let wanted = facts.live.sum(namespace.netns, &[Event::Insert, Event::DropTableFull])?;
     let largest = namespace.table.groups.first()?;
-    if largest.proto == TCP || largest.count * 2 < namespace.table.total {
+    if largest.proto == TCP || largest.count.saturating_mul(2) < namespace.table.total {
         return None;
     }
     let life = namespace.sysctl(timeouts::of(largest.proto, &largest.state)?.sysctl)?;
@@ -66,7 +66,7 @@ pub fn recommended(facts: &Facts, namespace: &Namespace) -> Option<u64> {
         .max(overflow(namespace, max));
     let cap = facts.memory / MEMORY_SHARE / entry_bytes(facts).saturating_add(BUCKET);
     let cap = if cap == 0 { return None } else { 1 << cap.ilog2() };
-    let limit = needed.max(max + 1).checked_next_power_of_two()?.min(cap);
+    let limit = needed.max(max.saturating_add(1)).checked_next_power_of_two()?.min(cap);
     (limit > max).then_some(limit)
 }
 

@@ -27,11 +27,12 @@ pub fn excesses(namespace: &Namespace) -> Vec<Excess> {
         let Some(now) = namespace.sysctl(timeout.sysctl) else { continue };
         let Some(cut) = now.checked_sub(timeout.proposed) else { continue };
         let gone = group.left.get(&cut).copied().unwrap_or(0);
-        freed.entry(timeout.sysctl).or_insert(Excess { timeout, now, freed: 0 }).freed += gone;
+        let excess = freed.entry(timeout.sysctl).or_insert(Excess { timeout, now, freed: 0 });
+        excess.freed = excess.freed.saturating_add(gone);
     }
     let mut excesses: Vec<Excess> = freed
         .into_values()
-        .filter(|excess| excess.freed > 0 && excess.freed * 10 >= namespace.table.total)
+        .filter(|excess| excess.freed > 0 && excess.freed.saturating_mul(10) >= namespace.table.total)
         .collect();
     excesses.sort_by_key(|excess| std::cmp::Reverse(excess.freed));
     excesses
