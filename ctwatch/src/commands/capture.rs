@@ -47,7 +47,7 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
             anyhow::bail!("cannot write {name}: it is a symbolic link, which is not followed");
         }
         Ok(there) => {
-            ensure!(there.is_file(), "cannot write {name}: not a regular file (for stdout, use `-`)")
+            ensure!(there.is_file(), "cannot write {name}: not a regular file (for stdout, use `-`)");
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).context(format!("cannot write {name}")),

@@ -11,7 +11,7 @@ use crate::doctor::facts::{Module, Program, Slab, Tools};
 use crate::source::netlink::presence;
 
 /// Programs by the kernel's 15-byte name for them, and why they matter here.
-const PROGRAMS: [(&str, &str); 24] = [
+pub const PROGRAMS: [(&str, &str); 24] = [
     ("dockerd", "publishes ports and masquerades containers with NAT rules"),
     ("kube-proxy", "turns services into NAT rules or IPVS"),
     ("k3s-server", "contains kube-proxy: turns services into NAT rules"),

@@ -1,5 +1,6 @@
 //! A user without privileges on the same machine, in namespaces of their own: ctwatch lives and counts exactly.
 
+mod capture;
 mod crowd;
 mod facts;
 mod names;
@@ -15,6 +16,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::nft_names", names::nft_names),
     scenario("attacker::xt_comment", names::xt_comment),
     scenario("attacker::another_namespace", names::another_namespace),
+    scenario("attacker::capture_files", capture::into_files),
+    scenario("attacker::capture_masked", capture::masked),
     scenario("attacker::child_path", path::of_the_caller),
     scenario("attacker::child_rights", path::of_a_child),
     scenario("attacker::child_reaches_rules", path::of_a_strangers_namespace),
