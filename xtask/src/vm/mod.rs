@@ -49,7 +49,7 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
             ("dpkg-deb", "dpkg"),
         ],
     )?;
-    let ctwatch = build::dist()?;
+    let ctwatch = build::static_ctwatch()?;
     let init = build::guest_init()?;
     let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
     Initramfs::new(&init, &ctwatch, &names)
