@@ -273,7 +273,7 @@ pub struct KernelLog {
 impl KernelLog {
     /// How long ago the last line about a full table was, in milliseconds; older captures have it in seconds alone.
     pub fn last_ago_ms(&self) -> Option<u64> {
-        self.last_ms.or(self.last_s.map(|s| s * 1000))
+        self.last_ms.or(self.last_s.map(|s| s.saturating_mul(1000)))
     }
 }
 

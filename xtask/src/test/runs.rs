@@ -58,7 +58,7 @@ const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 const BY_NETLINK: [&str; 3] = ["manners::waits_for_conntrack", "manners::sigint", "alive::"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 25] = [
+const ANYWHERE: [&str; 26] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -82,6 +82,7 @@ const ANYWHERE: [&str; 25] = [
     "attacker::another_namespace",
     "attacker::child_path",
     "attacker::child_reaches_rules",
+    "attacker::capture_",
     "attacker::many_rules",
     "attacker::many_namespaces",
 ];
