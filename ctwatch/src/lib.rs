@@ -5,5 +5,6 @@ pub mod commands;
 pub mod doctor;
 pub mod kernel;
 pub mod model;
+pub mod privileges;
 pub mod source;
 pub mod view;

@@ -13,6 +13,7 @@ use crate::doctor::facts::FORMAT;
 use crate::doctor::gather::{self, Wishes};
 use crate::doctor::{Facts, diagnose, explain, mask};
 use crate::model::Filter;
+use crate::privileges::{self, Work};
 use crate::source::keeper;
 use crate::view::doctor::{self as view, Context, Style};
 
@@ -32,11 +33,13 @@ pub fn run(args: &DoctorArgs) -> ExitCode {
 
 fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     if let Some(DoctorCommand::Explain { id }) = &args.command {
+        privileges::restrict(Work::NOTHING);
         return explain_finding(id.as_deref()).map(|()| 0);
     }
+    let writes = args.capture.as_deref().is_some_and(|file| file != Path::new("-"));
     let mut facts = match &args.from {
-        Some(file) => load(file)?,
-        None => capture_here(args)?,
+        Some(file) => load(file, writes)?,
+        None => capture_here(args, writes)?,
     };
     if let Some(file) = &args.capture {
         save(facts.clone(), file)?;
@@ -56,7 +59,7 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     Ok(diagnosis.status.exit_code())
 }
 
-fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
+fn capture_here(args: &DoctorArgs, writes: bool) -> anyhow::Result<Facts> {
     let wishes = Wishes {
         sample: args.sample,
         source: args.place.source,
@@ -65,6 +68,8 @@ fn capture_here(args: &DoctorArgs) -> anyhow::Result<Facts> {
         announce: super::tell,
     };
     keeper::start(&Filter { netns: wishes.netns, ..Filter::default() });
+    let probes = wishes.source.mechanism().is_some();
+    privileges::restrict(Work { probes, namespaces: true, rules: true, writes, ..Work::NOTHING });
     run_to_end(gather::read(wishes))
 }
 
@@ -83,8 +88,9 @@ fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {
     })
 }
 
-fn load(file: &Path) -> anyhow::Result<Facts> {
+fn load(file: &Path, writes: bool) -> anyhow::Result<Facts> {
     let text = capture::read(file)?;
+    privileges::restrict(Work { writes, ..Work::NOTHING });
     let facts: Facts = serde_json::from_str(&text)
         .with_context(|| format!("{} does not hold what `doctor --capture` writes", file.display()))?;
     anyhow::ensure!(

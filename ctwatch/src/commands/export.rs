@@ -12,11 +12,14 @@ use tokio::sync::watch;
 
 use self::page::Page;
 use self::textfile::Textfile;
-use super::running::{announce, every, look_after, run_to_end, stop_on_signals, stopped};
+use super::running::{
+    announce, every, look_after, run_to_end, settle_for, settle_in, stop_on_signals, stopped,
+};
 use super::tell;
-use crate::cli::{ExportOptions, Outlet};
+use crate::cli::{ExportOptions, Listen, Outlet};
 use crate::model::Tracker;
 use crate::model::series::{Series, Totals};
+use crate::privileges::Work;
 use crate::source::{self, Source, Status, keeper};
 use crate::view::openmetrics::Build;
 
@@ -32,6 +35,12 @@ const BUILD: Build = Build {
 /// Runs until stopped.
 pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
     keeper::start(&options.needs.filter);
+    let files = match &options.outlet {
+        Outlet::Textfile(_) => true,
+        // The file of a Unix socket is removed at the end.
+        Outlet::Http(places) => places.iter().any(|place| matches!(place, Listen::Unix(_))),
+    };
+    let beside = Work { writes: files, ..Work::NOTHING };
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;
@@ -40,7 +49,10 @@ pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
             Outlet::Http(places) => Out::Http(listen::open(places)?),
             Outlet::Textfile(path) => Out::Textfile(Textfile::new(path)?),
         };
+        // After that: a low port, or a socket in another user's directory, takes rights.
+        settle_in(options.needs.source, beside);
         let mut source = source::open(&options.needs)?;
+        settle_for(source.info(), beside);
         export(&mut *source, options, outlet, stop).await
     })
 }

@@ -6,12 +6,13 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 
 use super::running::{
-    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, stdout_is_closed,
-    stop_on_signals, stopped,
+    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, settle_for, settle_in,
+    stdout_is_closed, stop_on_signals, stopped,
 };
 use super::{color, live_screen, machine, tell};
 use crate::cli::{Format, Options};
 use crate::model::Tracker;
+use crate::privileges::Work;
 use crate::source::{self, Source, Status, keeper};
 use crate::view::View;
 use crate::view::json::Json;
@@ -21,11 +22,13 @@ use crate::view::tui::{App, Settings, Theme};
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     keeper::start(&options.filter);
+    settle_in(options.source, Work::NOTHING);
     let options = &Options { format: format(options), ..options.clone() };
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(options.format == Format::Screen)?;
         let mut source = source::open(&options.needs())?;
+        settle_for(source.info(), Work::NOTHING);
         if options.format == Format::Screen {
             return screen(&mut *source, options, stop).await;
         }

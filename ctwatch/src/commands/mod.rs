@@ -15,9 +15,11 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use serde::Serialize;
 
 use crate::cli::{self, Command};
 use crate::kernel::facts::Facts;
+use crate::privileges::{self, Work};
 use crate::view::Machine;
 use crate::view::clean::clean_lines;
 
@@ -30,14 +32,31 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Table(args) => table::run(&args.into()),
         Command::Export(args) => export::run(&(*args).into()),
         Command::Facts => facts(),
-        Command::Completions { shell } => print(&cli::completions(shell)),
-        Command::Man => print(&cli::man().context("cannot render the man page")?),
+        Command::Completions { shell } => {
+            privileges::restrict(Work::NOTHING);
+            print(&cli::completions(shell))
+        }
+        Command::Man => {
+            privileges::restrict(Work::NOTHING);
+            print(&cli::man().context("cannot render the man page")?)
+        }
     }
     .map(|()| ExitCode::SUCCESS)
 }
 
+/// What `facts` prints.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    facts: Facts,
+    privileges: privileges::Report,
+}
+
 fn facts() -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(&without_addresses(Facts::read()?))?;
+    let restricted = privileges::restrict(Work { facts: true, ..Work::NOTHING });
+    let shown =
+        Shown { facts: without_addresses(Facts::read()?), privileges: privileges::report(restricted) };
+    let mut text = serde_json::to_vec_pretty(&shown)?;
     text.push(b'\n');
     print(&text)
 }

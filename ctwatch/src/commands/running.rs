@@ -14,7 +14,25 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use super::{nobody_reads, tell};
-use crate::source::Status;
+use crate::model::{SourceInfo, SourceKind};
+use crate::privileges::{self, Work};
+use crate::source::{SourceChoice, Status, keeper};
+
+/// Gives up what neither counting by this source takes nor the work beside it. Programs may be attached later, when a module
+/// is loaded or a table fills up, so their rights stay.
+pub(super) fn settle_in(source: SourceChoice, beside: Work) {
+    let probes = source.mechanism().is_some();
+    // Without a keeper it enters namespaces itself.
+    privileges::restrict(Work { probes, namespaces: !keeper::runs(), ..beside });
+}
+
+/// Gives up what only programs in the kernel take, where the keeper counts by netlink instead. To be called before any
+/// thread starts.
+pub(super) fn settle_for(info: &SourceInfo, beside: Work) {
+    if info.kind == SourceKind::Netlink && keeper::runs() {
+        privileges::restrict(beside);
+    }
+}
 
 /// How soon the appearance of connection tracking is seen.
 pub(super) const LOOK_WHILE_WAITING: Duration = Duration::from_millis(200);

@@ -10,6 +10,7 @@ use super::{color, machine, print, tell};
 use crate::cli::{Format, TableOptions};
 use crate::model::Table;
 use crate::model::table::{Entry, GroupBy, Grouping, Holding, MOST_GROUPS, Space};
+use crate::privileges::{self, Work, advice_for_namespaces};
 use crate::source::netlink::presence;
 use crate::source::netlink::table::Spaces;
 use crate::source::tables::Tables;
@@ -32,6 +33,7 @@ pub fn run(options: &TableOptions) -> anyhow::Result<()> {
     if let Err(missing) = presence::check() {
         anyhow::bail!("{}; {}", missing.text(), missing.way_out());
     }
+    privileges::restrict(Work { namespaces: true, ..Work::NOTHING });
     run_to_end(async {
         let mut stop = stop_on_signals(false)?;
         let mut reading = Reading::start(options)?;
@@ -171,10 +173,7 @@ impl Reading {
 
 fn explained(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return format!(
-            "{error}: run ctwatch as root (sudo ctwatch table), or once: sudo setcap cap_net_admin,cap_sys_admin+ep \
-             FILE (cap_sys_admin only for namespaces other than its own)"
-        );
+        return format!("{error}: {}", advice_for_namespaces("ctwatch table"));
     }
     error.to_string()
 }

@@ -5,12 +5,13 @@ use tokio::sync::watch;
 use ctwatch_ebpf::Group;
 
 use super::running::{
-    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, stdout_is_closed,
+    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, settle_in, stdout_is_closed,
     stop_on_signals, stopped,
 };
 use super::{color, tell};
 use crate::cli::{Format, TraceOptions};
 use crate::model::trace::Record;
+use crate::privileges::Work;
 use crate::source::trace::Tracer;
 use crate::source::{Status, keeper};
 use crate::view::trace_json;
@@ -19,6 +20,7 @@ use crate::view::trace_lines::TraceLines;
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
     keeper::start(&options.filter);
+    settle_in(options.source, Work::NOTHING);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     btf::Btf,
+    held,
     hooks::functions,
     kallsyms::{self, Newcomer, Symbols},
     preemption,
@@ -22,7 +23,7 @@ pub struct Facts {
     pub machine: String,
     /// Whether connection tracking is there at all.
     pub conntrack: Presence,
-    /// What this process may do.
+    /// What this process could do when it started.
     pub capabilities: Capabilities,
     /// Whether kprobes can be made through perf events (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS).
     pub kprobes: bool,
@@ -193,12 +194,12 @@ impl Facts {
             release: uname.release().to_string_lossy().into_owned(),
             machine: uname.machine().to_string_lossy().into_owned(),
             conntrack: presence(),
-            capabilities: Capabilities::parse(&fs::read_to_string("/proc/self/status")?),
+            capabilities: Capabilities::parse(&held::status()?),
             kprobes: Path::new("/sys/bus/event_source/devices/kprobe/type").exists(),
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|text| lockdown(&text)),
-            symbols: fs::File::open("/proc/kallsyms")
+            symbols: held::kallsyms()
                 .and_then(|file| kallsyms::read(io::BufReader::with_capacity(KALLSYMS_BUFFER, file)))
                 .unwrap_or_default(),
             ..Self::default()

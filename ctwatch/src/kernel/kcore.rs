@@ -1,17 +1,17 @@
 //! Reading kernel memory through `/proc/kcore`, an ELF core file of the running kernel.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-const PATH: &str = "/proc/kcore";
+use super::held;
+
 /// Program headers that are looked at; the kernel has a few dozen.
 const HEADERS: usize = 1024;
 
 /// The bytes from `start` to `end`. An error where the file is missing or hidden (it needs
 /// CAP_SYS_RAWIO and a kernel not locked down), or has no such memory.
 pub fn read(start: u64, end: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(PATH)?;
+    let file = held::kcore()?;
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0)?;
     let [table, count] = table(&header).ok_or(io::ErrorKind::InvalidData)?;

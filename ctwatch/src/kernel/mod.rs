@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod btf;
 pub mod facts;
+pub mod held;
 pub mod hooks;
 pub mod kallsyms;
 pub mod kcore;

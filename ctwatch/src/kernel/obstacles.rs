@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::arch::MACHINES;
 use super::facts::{Availability, Facts, Presence, offset_names};
 use crate::model::SourceKind;
+use crate::privileges::advice;
 
 /// Why a source cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,9 +48,6 @@ impl Refusal {
     }
 }
 
-const SETCAP: &str = "run ctwatch as root (sudo ctwatch), or once: sudo setcap \
-                      cap_bpf,cap_perfmon,cap_net_admin,cap_syslog+ep FILE";
-
 /// What keeps programs from running, apart from tracking not being there yet.
 pub fn obstacles(kind: SourceKind, facts: &Facts) -> Vec<Obstacle> {
     let mut found = Vec::new();
@@ -74,7 +72,8 @@ pub fn obstacles(kind: SourceKind, facts: &Facts) -> Vec<Obstacle> {
         .filter_map(|(has, name)| (!has).then_some(name))
         .collect();
         if !lacking.is_empty() {
-            add(format!("{} (before Linux 5.8: CAP_SYS_ADMIN)", lacking.join(", ")), SETCAP);
+            let mend = advice("ctwatch", "cap_bpf,cap_perfmon,cap_net_admin,cap_syslog");
+            add(format!("{} (before Linux 5.8: CAP_SYS_ADMIN)", lacking.join(", ")), &mend);
             // Without rights nothing else could be read; the rest would only mislead.
             return found;
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::kcore;
+use super::{held, kcore};
 
 /// How this kernel preempts its own code, and where that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(super) fn read(release: &str, variable: Option<u64>) -> Option<Preemption> {
     let text = |path: &str| fs::read_to_string(path).ok();
     decide(&Sources {
         version: text("/proc/version").unwrap_or_default(),
-        debugfs: text("/sys/kernel/debug/sched/preempt"),
+        debugfs: held::preemption(),
         memory: variable.and_then(number_at),
         command_line: text("/proc/cmdline").unwrap_or_default(),
         configuration: [format!("/boot/config-{release}"), format!("/lib/modules/{release}/config")]

@@ -12,7 +12,6 @@ use super::attached::Attached;
 use super::now;
 use super::object::{Globals, Object};
 use super::reader::{PerCpu, Reader};
-use super::sys::lift_memlock_limit;
 use crate::kernel::facts::{Facts, Presence};
 use crate::kernel::plan;
 use crate::kernel::plan_latency::{Plan, plan as timing_plan};
@@ -59,7 +58,6 @@ pub async fn measure(
     if choice == SourceChoice::Fexit && plan.kind != SourceKind::Fexit {
         anyhow::bail!("{}", plan.why.unwrap_or_default());
     }
-    lift_memlock_limit();
     let stack = facts.offsets.get("TASK_STACK").context("the kernel's types have no task_struct.stack")?;
     let mut globals = Globals::default();
     globals.set("TASK_STACK", &stack.to_ne_bytes());

@@ -8,10 +8,7 @@ use std::{
 use aya_obj::generated::{
     bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_link_type, bpf_perf_event_type, bpf_prog_info,
 };
-use nix::{
-    libc,
-    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
-};
+use nix::libc;
 
 /// What the kernel says of a program's runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,12 +85,6 @@ unsafe fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
     // SAFETY: attr describes a live buffer of the length it gives; an older kernel fills less of
     // it, and a newer one no more than asked.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
-}
-
-/// Before 5.11 maps count against RLIMIT_MEMLOCK; later kernels ignore it. Where it may not be lifted, making a map
-/// says so.
-pub fn lift_memlock_limit() {
-    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
 /// Makes a map without type information.

@@ -19,7 +19,6 @@ use super::{
     now,
     object::{Globals, Object},
     probe::Wishes,
-    sys::lift_memlock_limit,
 };
 use crate::{
     kernel::{
@@ -84,7 +83,6 @@ pub struct Watch {
 impl Watch {
     /// Attaches what the plan names and what is due by now.
     pub fn start(facts: &Facts, plan: &Plan, wishes: &Wishes, due: &[When], reckoned: bool) -> Result<Self> {
-        lift_memlock_limit();
         let mut object = Object::parse(&globals(facts, plan, wishes))?;
         if wishes.trace.is_some() {
             object.resize("TRACE_RING", RING_BYTES)?;

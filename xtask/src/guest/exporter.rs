@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::ctwatch::{PATIENCE, Running, program, source};
 use super::space::Space;
@@ -45,6 +46,11 @@ impl Exporter {
     /// Where it listens.
     pub(super) const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> anyhow::Result<Pid> {
+        self.running.pid()
     }
 
     /// A whole answer over TCP; an error unless it is 200.

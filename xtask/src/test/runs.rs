@@ -55,10 +55,11 @@ const COUNTING: [&str; 13] = [
 const BY_KPROBE: [&str; 2] = ["generators::", "hidden_code::"];
 
 /// Beside it, by netlink: how it behaves.
-const BY_NETLINK: [&str; 3] = ["manners::waits_for_conntrack", "manners::sigint", "alive::"];
+const BY_NETLINK: [&str; 5] =
+    ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 26] = [
+const ANYWHERE: [&str; 28] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -77,6 +78,8 @@ const ANYWHERE: [&str; 26] = [
     "doctor::wrong_usage",
     "doctor::resolver",
     "trace::sigterm_and_closed_pipe",
+    "privileges::short_commands",
+    "privileges::one_group",
     "attacker::nft_names",
     "attacker::xt_comment",
     "attacker::another_namespace",

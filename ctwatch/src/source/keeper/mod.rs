@@ -22,11 +22,10 @@ use nix::sys::prctl::{set_name, set_pdeathsig, set_thp_disable};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, getppid, setsid};
 
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
-
 pub(super) use self::wire::TableReading;
 use self::wire::{Answer, Frames, Request};
 use crate::model::{Filter, Sample, SourceInfo};
+use crate::privileges::{self, Work};
 
 /// How long an answer may take: far longer than to settle a thousand namespaces.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -83,8 +82,7 @@ fn settle_in(parent: u32) -> io::Result<()> {
         return Err(io::Error::other("ctwatch has ended already"));
     }
     setsid()?;
-    // Where that is refused there is nothing to give up.
-    let _ = give_up_rights();
+    privileges::restrict(Work { namespaces: true, ..Work::NOTHING });
     // For people who look for it, and for its memory, as of ctwatch itself; it works without.
     let _ = set_name(NAME);
     let _ = set_thp_disable(true);
@@ -101,21 +99,9 @@ fn settle_in(parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps what it takes to see processes of others (SYS_PTRACE, and DAC_READ_SEARCH on the way to mounts), to enter
-/// namespaces (SYS_ADMIN) and to ask ctnetlink (NET_ADMIN).
-fn give_up_rights() -> io::Result<()> {
-    let needed = CapabilitySet::SYS_PTRACE
-        | CapabilitySet::DAC_READ_SEARCH
-        | CapabilitySet::SYS_ADMIN
-        | CapabilitySet::NET_ADMIN;
-    let have = capabilities(None)?;
-    let effective = have.effective & needed;
-    let none = CapabilitySet::empty();
-    set_capabilities(
-        None,
-        CapabilitySets { effective, permitted: have.permitted & needed, inheritable: none },
-    )?;
-    Ok(set_no_new_privs(true)?)
+/// Whether there is a keeper.
+pub fn runs() -> bool {
+    get().is_some()
 }
 
 /// The keeper, where there is one.

@@ -35,6 +35,7 @@ use super::tables::Tables;
 use super::{Source, Status, now, own_time};
 use crate::kernel::plan::{Obstacle, Refusal};
 use crate::model::{Cost, Filter, Sample, SourceInfo, SourceKind};
+use crate::privileges::advice_for_namespaces;
 
 /// Counts by listening to ctnetlink.
 #[derive(Debug)]
@@ -101,8 +102,7 @@ impl Netlink {
             let why = if why.is_empty() { "the network namespace is gone".into() } else { why.join("; ") };
             return Err(refusal(
                 &format!("the right to listen to connection tracking ({why})"),
-                "run ctwatch as root (sudo ctwatch), or once: sudo setcap cap_net_admin,cap_sys_admin+ep FILE \
-                 (cap_sys_admin only for namespaces other than its own)",
+                &advice_for_namespaces("ctwatch"),
             )
             .into());
         }

@@ -15,6 +15,7 @@ mod hidden_code;
 mod manners;
 mod modules;
 mod netlink;
+mod privileges;
 pub(super) mod ranking;
 mod screen;
 mod spaces;
@@ -86,6 +87,7 @@ pub(super) fn all() -> Vec<Scenario> {
         manners::SCENARIOS,
         alive::SCENARIOS,
         attacker::SCENARIOS,
+        privileges::SCENARIOS,
         modules::SCENARIOS,
         units::SCENARIOS,
         attacker::SCENARIOS_LAST,
