@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use super::running::{run_to_end, stdout_is_closed, stop_on_signals, stopped};
 use super::{color, machine, print, tell};
 use crate::cli::{Format, TableOptions};
-use crate::model::Table;
 use crate::model::table::{Entry, GroupBy, Grouping, Holding, MOST_GROUPS, Space};
+use crate::model::{Table, held};
 use crate::privileges::{self, Work, advice_for_namespaces};
 use crate::source::netlink::presence;
 use crate::source::netlink::table::Spaces;
@@ -136,21 +136,31 @@ impl Reading {
         });
         drop(progress);
         let census = grouping.take_census();
-        let (interrupted, error) = match walked {
+        let mut space = Space { table, census, interrupted: false, readings: Vec::new(), error: None };
+        match walked {
             Ok(walked) => {
                 if self.options.verbose {
                     let took = began.elapsed().as_secs_f64();
                     tell(&format!(
                         "{}: the kernel sent {} entries in {took:.2} s, {} passed the filter",
-                        table.name, walked.sent, census.total
+                        space.table.name, walked.sent, census.total
                     ));
                 }
-                (walked.interrupted, None)
+                space.interrupted = walked.interrupted;
+                space.readings.extend(walked.reading);
+                if walked.reading.is_some_and(|reading| reading.missing() > 0) {
+                    space.readings.extend(self.count_again(netns));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => (false, Some(explained(&error))),
-        };
-        Some(Space { table, census, interrupted, error })
+            Err(error) => space.error = Some(explained(&error)),
+        }
+        Some(space)
+    }
+
+    /// Only how many there are.
+    fn count_again(&self, netns: u32) -> Option<held::Reading> {
+        self.spaces.walk(netns, &self.options.filter, |_| {}).ok()?.reading
     }
 
     fn print(&self, grouping: &Grouping, spaces: Vec<Space>) -> anyhow::Result<()> {

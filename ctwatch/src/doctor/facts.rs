@@ -98,6 +98,9 @@ pub struct Namespace {
     pub ip6tables: Listing,
     /// What the table holds.
     pub table: TableView,
+    /// Where packets wait, most first: each may hold an entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
 }
 
 impl Namespace {
@@ -136,6 +139,11 @@ impl Namespace {
         [&self.nft, &self.iptables, &self.ip6tables]
     }
 
+    /// Whether an entry may be under a timeout that a rule gave it.
+    pub fn has_policies(&self) -> bool {
+        self.listings().into_iter().any(|listing| listing.policies)
+    }
+
     /// All rules that make tracking happen.
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.listings().into_iter().flat_map(|listing| &listing.rules)
@@ -161,6 +169,9 @@ pub struct Listing {
     /// loaded again.
     #[serde(default, skip_serializing_if = "is_none")]
     pub unquotable: u64,
+    /// Whether rules give entries timeouts of their own (`ct timeout`, `--timeout`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub policies: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
@@ -300,10 +311,28 @@ pub struct TableView {
     pub from: String,
     /// Entries read.
     pub total: u64,
+    /// The kernel's count as they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<u64>,
+    /// How many were counted and not read, twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u64>,
     /// By protocol and state.
     pub groups: Vec<Group>,
     /// By protocol and destination port of the original direction, largest first, the first few.
     pub ports: Vec<Port>,
+}
+
+/// Packets that wait somewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// `nfqueue 7`, or the kind of a queueing discipline.
+    pub queue: String,
+    /// The interface of a queueing discipline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How many.
+    pub packets: u64,
 }
 
 /// Entries of one protocol and state.
@@ -334,6 +363,25 @@ pub struct Port {
     pub count: u64,
     /// Those that never got an answer.
     pub unreplied: u64,
+}
+
+/// What fills a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Filler {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// Port in the original direction; `None` where it is all of the protocol.
+    pub port: Option<u16>,
+    /// How many.
+    pub count: u64,
+    /// Those that never got an answer.
+    pub unreplied: u64,
+}
+
+impl From<&Port> for Filler {
+    fn from(port: &Port) -> Self {
+        Self { proto: port.proto, port: Some(port.port), count: port.count, unreplied: port.unreplied }
+    }
 }
 
 /// The live sample.

@@ -21,8 +21,16 @@ const OPENING_PRICE: &str = "a handshake slower than this is not recognised as o
 const CLOSING_PRICE: &str =
     "none known: late duplicates of a closed connection become a new entry or invalid";
 
+const ECHO_PRICE: &str = "an echo answered later than this counts as new";
+const TUNNEL_PRICE: &str =
+    "a tunnel or association that is silent for longer starts anew, and stateful rules see it as new";
+/// Protocols that have no tracker of their own share one timeout.
+const OTHER: u8 = 255;
+/// Those that have one, on some kernel from 5.10 to 7.3.
+const TRACKED: [u8; 8] = [1, 6, 17, 33, 47, 58, 132, 136];
+
 /// Every timeout that doctor may propose to change.
-pub const TIMEOUTS: [Timeout; 11] = [
+pub const TIMEOUTS: [Timeout; 18] = [
     Timeout {
         proto: 6,
         state: "ESTABLISHED",
@@ -70,23 +78,25 @@ pub const TIMEOUTS: [Timeout; 11] = [
     Timeout { proto: 17, state: "unreplied", sysctl: "udp_timeout", proposed: 10, price: UDP_PRICE },
     Timeout { proto: 17, state: "replied", sysctl: "udp_timeout", proposed: 10, price: UDP_PRICE },
     Timeout { proto: 17, state: "assured", sysctl: "udp_timeout_stream", proposed: 60, price: UDP_PRICE },
+    Timeout { proto: 1, state: "unreplied", sysctl: "icmp_timeout", proposed: 10, price: ECHO_PRICE },
+    Timeout { proto: 58, state: "unreplied", sysctl: "icmpv6_timeout", proposed: 10, price: ECHO_PRICE },
+    Timeout { proto: 1, state: "replied", sysctl: "icmp_timeout", proposed: 10, price: ECHO_PRICE },
+    Timeout { proto: 58, state: "replied", sysctl: "icmpv6_timeout", proposed: 10, price: ECHO_PRICE },
+    Timeout { proto: 47, state: "unreplied", sysctl: "gre_timeout", proposed: 10, price: TUNNEL_PRICE },
+    Timeout { proto: 47, state: "replied", sysctl: "gre_timeout", proposed: 10, price: TUNNEL_PRICE },
+    Timeout { proto: 47, state: "assured", sysctl: "gre_timeout_stream", proposed: 60, price: TUNNEL_PRICE },
     Timeout {
-        proto: 1,
-        state: "unreplied",
-        sysctl: "icmp_timeout",
-        proposed: 10,
-        price: "an echo answered later than this counts as new",
+        proto: 132,
+        state: "ESTABLISHED",
+        sysctl: "sctp_timeout_established",
+        proposed: 7440,
+        price: TUNNEL_PRICE,
     },
-    Timeout {
-        proto: 58,
-        state: "unreplied",
-        sysctl: "icmpv6_timeout",
-        proposed: 10,
-        price: "an echo answered later than this counts as new",
-    },
+    Timeout { proto: OTHER, state: "any", sysctl: "generic_timeout", proposed: 60, price: TUNNEL_PRICE },
 ];
 
 /// The timeout that governs a protocol's state.
 pub fn of(proto: u8, state: &str) -> Option<&'static Timeout> {
-    TIMEOUTS.iter().find(|timeout| timeout.proto == proto && timeout.state == state)
+    let own = TIMEOUTS.iter().find(|timeout| timeout.proto == proto && timeout.state == state);
+    own.or_else(|| TIMEOUTS.iter().find(|timeout| timeout.proto == OTHER && !TRACKED.contains(&proto)))
 }

@@ -6,6 +6,7 @@ pub mod diff;
 pub mod filter;
 pub mod forecast;
 pub mod group_by;
+pub mod held;
 pub mod history;
 pub mod live;
 pub mod protocol;

@@ -8,6 +8,7 @@ use ctwatch_ebpf::loss::{Tuple, has_ports};
 
 use super::Table;
 use super::filter::ip;
+use super::held::{Reading, held};
 use super::state::State;
 
 pub use super::group_by::{Dimensions, GroupBy};
@@ -291,8 +292,27 @@ pub struct Space {
     pub census: Census,
     /// Whether the kernel said that the table changed so much under the reading that entries may be missing or twice.
     pub interrupted: bool,
+    /// What was listed against the kernel's count, twice where they differed; none where only a part was asked for.
+    pub readings: Vec<Reading>,
     /// Why it could not be read, where it could not.
     pub error: Option<String>,
+}
+
+impl Space {
+    /// Entries that the kernel lists.
+    pub fn listed(&self) -> Option<u64> {
+        self.readings.last().map(|reading| reading.listed)
+    }
+
+    /// The kernel's count as they were listed.
+    pub fn counted(&self) -> Option<u64> {
+        self.readings.last().map(|reading| reading.after)
+    }
+
+    /// Entries that are counted and in no list.
+    pub fn held(&self) -> Option<u64> {
+        held(&self.readings)
+    }
 }
 
 /// What was found: in one namespace, or in all of them where they are ranked together.

@@ -54,6 +54,8 @@ struct Place<'a> {
     name: Option<&'a str>,
     count: Option<u64>,
     max: Option<u64>,
+    #[serde(flatten)]
+    against: Option<Against>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -67,9 +69,25 @@ struct SpaceObject<'a> {
     count: Option<u64>,
     max: Option<u64>,
     #[serde(flatten)]
+    against: Against,
+    #[serde(flatten)]
     census: CensusObject,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+}
+
+/// What the kernel lists against what it counts. Null where a filter left the kernel's list incomplete.
+#[derive(Serialize)]
+struct Against {
+    listed: Option<u64>,
+    counted: Option<u64>,
+    held: Option<u64>,
+}
+
+impl Against {
+    fn of(space: &Space) -> Self {
+        Self { listed: space.listed(), counted: space.counted(), held: space.held() }
+    }
 }
 
 /// Null where nothing could be read.
@@ -142,6 +160,7 @@ impl<'a> Place<'a> {
             name: Some(&space.table.name),
             count: space.table.count,
             max: space.table.max,
+            against: Some(Against::of(space)),
             error: space.error.as_deref(),
             namespaces: Vec::new(),
         }
@@ -153,6 +172,7 @@ impl<'a> Place<'a> {
             name: &space.table.name,
             count: space.table.count,
             max: space.table.max,
+            against: Against::of(space),
             census: CensusObject::of(space.error.is_none().then_some(space.census)),
             error: space.error.as_deref(),
         });
@@ -161,6 +181,7 @@ impl<'a> Place<'a> {
             name: None,
             count: None,
             max: None,
+            against: None,
             error: None,
             namespaces: namespaces.collect(),
         }

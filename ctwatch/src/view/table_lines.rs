@@ -73,6 +73,14 @@ impl TableLines {
             let line = format!("  nf_conntrack_count {count} of {max} ({} %){mark}", percent(count, max));
             let _ = write!(text, "\n{}", self.paint(table_style(&space.table), &line));
         }
+        if let Some(held) = space.held().filter(|held| *held > 0) {
+            let line = format!(
+                "  !{held} of {} counted entries are in no list: removed or not yet in the table, and held by waiting packets \
+                 or a module",
+                space.counted().unwrap_or(held)
+            );
+            let _ = write!(text, "\n{}", self.paint(YELLOW, &line));
+        }
         if space.interrupted {
             text += "\n";
             text += &self.paint(

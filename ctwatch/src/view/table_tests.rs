@@ -5,6 +5,7 @@ use super::table_json;
 use super::table_lines::{TableLines, progress};
 use crate::model::Table;
 use crate::model::filter::tuple;
+use crate::model::held::Reading;
 use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Space, status};
 
 /// 2026-11-23T19:00:00.012345678Z
@@ -60,7 +61,9 @@ fn holding(by: &[GroupBy], shown: Option<usize>, most: usize, tables: &[Table]) 
             grouping.add(entry);
         }
         let census = grouping.take_census();
-        spaces.push(Space { table: table.clone(), census, interrupted: false, error: None });
+        let reading = Reading { before: census.total, listed: census.total, after: census.total };
+        let readings = vec![reading];
+        spaces.push(Space { table: table.clone(), census, interrupted: false, readings, error: None });
     }
     let ranked = grouping.ranked(shown);
     Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, namespaces_left_out: 0, ranked }
@@ -76,8 +79,11 @@ fn all() -> Vec<Holding> {
     let mut empty = holding(&[GroupBy::Dport], Some(2), 100, &[]);
     let census = empty.census();
     let unreadable = Table { count: None, max: None, ..full.clone() };
-    empty.spaces = vec![Space { table: init.clone(), census, interrupted: false, error: None }];
+    // Packets hold what was flushed.
+    let readings = vec![Reading { before: 240, listed: 0, after: 240 }; 2];
+    empty.spaces = vec![Space { table: init.clone(), census, interrupted: false, readings, error: None }];
     let mut unread = empty.clone();
+    unread.spaces[0].readings.clear();
     unread.spaces[0].error = Some("Operation not permitted (os error 1)".into());
     unread.spaces[0].table = unreadable;
     vec![

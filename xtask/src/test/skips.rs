@@ -25,6 +25,7 @@ const EXPECTED: &[Skip] = &[
     // The limit on chains, and its counter, came with 5.15.
     Skip { scenario: "trace::chaintoolong", kernels: OLD, sources: &[] },
     Skip { scenario: "clash::chaintoolong", kernels: OLD, sources: &[] },
+    Skip { scenario: "doctor::chains", kernels: OLD, sources: &[] },
     Skip { scenario: "clash::unforeseen", kernels: OLD, sources: PROBES },
     // The netlink source waits for nothing, and looks at no stack.
     Skip { scenario: "clash::unforeseen", kernels: &[], sources: NETLINK },

@@ -15,10 +15,11 @@ use crate::paths::program;
 use crate::step;
 
 /// The host's programs that guests use, with the libraries they are linked with.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "nft",
     "conntrack",
     "ip",
+    "tc",
     "bpftool",
     "getent",
     "kmod",

@@ -39,6 +39,7 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
             ("nft", "nftables"),
             ("conntrack", "conntrack"),
             ("ip", "iproute2"),
+            ("tc", "iproute2"),
             ("xtables-nft-multi", "iptables"),
             ("bpftool", "bpftool"),
             ("kmod", "kmod"),

@@ -1,6 +1,6 @@
 //! The limit against the buckets, and what it does to each look-up; memory.
 
-use super::{BUCKETS, MAX, STATS, live_source, occupancy};
+use super::{BUCKETS, MAX, STATS, live_source, occupancy, of_namespace, per_second};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::limit;
@@ -79,7 +79,6 @@ fn worst(mean: f64, buckets: u64) -> u64 {
 
 /// Packets dropped because their chain was too long (5.15).
 fn too_long(facts: &Facts) -> Option<Finding> {
-    use ctwatch_ebpf::Event::FailedChaintoolong;
     let namespace = facts.namespaces.iter().find(|namespace| lost(facts, namespace) > 0).or_else(|| {
         facts
             .namespaces
@@ -88,36 +87,61 @@ fn too_long(facts: &Facts) -> Option<Finding> {
     })?;
     let live = lost(facts, namespace);
     let buckets = namespace.sysctl("buckets");
+    let since_boot =
+        namespace.stats_after.get("chainlength").or_else(|| namespace.stats.get("chainlength")).copied();
+    let entries: u64 = facts.namespaces.iter().filter_map(Namespace::peak).sum();
+    // Entries that wait for others to go prove how far chains reach; a table with room says nothing of it.
+    let end = namespace.max().filter(|max| live > 0 && entries < *max);
     let what = if live > 0 {
+        let end = end.map_or_else(String::new, |max| {
+            format!(
+                ": with these buckets the table ends at about {} entries, not at {}",
+                thousands(entries),
+                thousands(max)
+            )
+        });
         format!(
-            "{} packets a second dropped because their hash chain was too long",
-            rate(facts.live.per_second(live))
+            "{} packets a second dropped because their hash chain was too long{}{end}",
+            rate(per_second(facts, counted(facts, namespace), live)),
+            of_namespace(facts, namespace)
         )
     } else {
-        "packets were dropped since boot because their hash chain was too long; none now".to_owned()
+        format!(
+            "{} packets were dropped since boot because their hash chain was too long; none now",
+            thousands(since_boot.unwrap_or(0))
+        )
     };
-    let status = if live > 0 { Status::Warning } else { Status::Ok };
-    let from = if facts.live.sum(namespace.netns, &[FailedChaintoolong]).is_some() {
-        live_source(facts)
-    } else {
-        STATS.into()
-    };
+    // Nothing has changed where the buckets are still too few for the limit.
+    let again = namespace
+        .max()
+        .zip(buckets)
+        .is_some_and(|(max, buckets)| max.saturating_mul(2) as f64 > LONG * buckets as f64);
+    let status = if live > 0 || (again && facts.since_ms.is_none()) { Status::Warning } else { Status::Ok };
+    let from = if counted(facts, namespace) == Some(live) { live_source(facts) } else { STATS.into() };
     let finding = Finding::new(
         "chain-too-long",
         status,
         what,
         "Since 5.15 a new entry is refused where its chain is very long already. Either there are too few buckets, or many \
-         flows differ in nothing that the hash sees, such as one address scanning.",
+         flows differ in nothing that the hash sees, such as one address scanning. Where there are too few buckets, chains \
+         and not nf_conntrack_max are the limit, and a higher limit changes nothing.",
     )
     .seen("chaintoolong", live, from)
-    .seen_if("since_boot", namespace.stats.get("chainlength").copied(), "/proc/net/stat/nf_conntrack, column chainlength")
+    .seen("entries", entries, super::COUNT)
+    .seen_if("max", namespace.max(), MAX)
+    .seen_if("since_boot", since_boot, "/proc/net/stat/nf_conntrack, column chainlength")
     .seen_if("buckets", buckets, BUCKETS);
     Some(if status == Status::Ok { finding } else { finding.cure(limit::more_buckets(facts, namespace)) })
 }
 
+fn counted(facts: &Facts, namespace: &Namespace) -> Option<u64> {
+    facts.live.sum(namespace.netns, &[ctwatch_ebpf::Event::FailedChaintoolong])
+}
+
+/// The probes of rare failures are attached once the kernel's counters rise, so that a burst may be over by then. The
+/// kernel's own counter has it all the same.
 fn lost(facts: &Facts, namespace: &Namespace) -> u64 {
-    let counted = facts.live.sum(namespace.netns, &[ctwatch_ebpf::Event::FailedChaintoolong]);
-    counted.or_else(|| namespace.grown("chainlength")).unwrap_or(0)
+    counted(facts, namespace).unwrap_or(0).max(namespace.grown("chainlength").unwrap_or(0))
 }
 
 #[cfg(test)]

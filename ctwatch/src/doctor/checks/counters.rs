@@ -2,7 +2,7 @@
 
 use ctwatch_ebpf::Event;
 
-use super::{STATS, live_source, of_namespace};
+use super::{STATS, live_source, of_namespace, per_second};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::resolver;
@@ -28,12 +28,21 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
 }
 
 fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
-    let live = facts.live.sum(namespace.netns, &FAILED).or_else(|| namespace.grown("insert_failed"))?;
-    let boot = namespace.stats.get("insert_failed").copied();
+    // The kernel's insert_failed counts what long chains refused too (`__nf_conntrack_confirm`, 5.15 to 7.3).
+    let grown = namespace
+        .grown("insert_failed")
+        .map(|failed| failed.saturating_sub(namespace.grown("chainlength").unwrap_or(0)));
+    // The probes of rare failures may be attached too late for a burst.
+    let counted = facts.live.sum(namespace.netns, &FAILED);
+    let live = counted.max(grown)?;
+    let boot = namespace
+        .stats
+        .get("insert_failed")
+        .map(|failed| failed.saturating_sub(namespace.stats.get("chainlength").copied().unwrap_or(0)));
     if live == 0 && boot.unwrap_or(0) == 0 {
         return None;
     }
-    let per_second = facts.live.per_second(live);
+    let per_second = per_second(facts, counted, live);
     let warns = per_second >= WORTH_A_WARNING;
     let protocol = worst_protocol(facts, namespace);
     let what = if live == 0 {
@@ -54,7 +63,7 @@ fn insert_failed(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
          after a 5 s retry.",
     )
     .seen("live", live, live_source(facts))
-    .seen_if("since_boot", boot, STATS)
+    .seen_if("since_boot", boot, format!("{STATS}: insert_failed without chaintoolong"))
     .seen_if("clash_resolve", facts.live.sum(namespace.netns, &[Event::ClashResolve]), live_source(facts))
     .seen_if("protocol", protocol.clone(), live_source(facts));
     Some(if warns {
@@ -135,7 +144,7 @@ fn misleading(facts: &Facts, own: &Namespace) -> Option<Finding> {
     let live = facts.live.sum(own.netns, &[Event::Insert]);
     let pressure = facts.live.sum(own.netns, &[Event::DeletePressure]);
     let missing = if own.stats.contains_key("chainlength") {
-        "chains too long are in a column called chainlength"
+        "counted since 5.15; conntrack -S prints it, in /proc/net/stat/nf_conntrack the column is chainlength"
     } else {
         "chains are not limited on this kernel"
     };

@@ -74,10 +74,9 @@ fn judge(facts: &Facts, latency: &Latency) -> Finding {
     let status = if hurts { Status::Warning } else { Status::Ok };
     let finding = Finding::new("latency", status, what, meaning);
     let finding = figures(finding, latency);
-    let untracked =
-        facts.namespaces.iter().filter(|_| hurts).find_map(|namespace| {
-            culprit(namespace).map(|port| notrack::remedies(facts.tools, namespace, port))
-        });
+    let untracked = facts.namespaces.iter().filter(|_| hurts).find_map(|namespace| {
+        culprit(namespace).map(|filler| notrack::remedies(facts.tools, namespace, &filler))
+    });
     finding.cure(untracked.unwrap_or_default())
 }
 

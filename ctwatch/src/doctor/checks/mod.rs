@@ -3,6 +3,7 @@
 mod chains;
 mod counters;
 mod expectations;
+mod held;
 mod latency;
 mod left_out;
 mod occupancy;
@@ -11,14 +12,15 @@ mod presence;
 mod probes;
 mod timeouts;
 
-use super::facts::{Facts, Namespace, Port};
+use super::facts::{Facts, Filler, Namespace};
 use super::finding::{Diagnosis, Finding, Status};
 use super::text::{percent, rate, share, thousands};
 use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 10] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 11] = [
+    held::check,
     occupancy::check,
     overflowed::check,
     expectations::check,
@@ -58,9 +60,12 @@ fn calm(facts: &Facts) -> String {
         .namespaces
         .iter()
         .filter_map(|namespace| Some((namespace, namespace.fill()?)))
-        .max_by(|a, b| a.1.total_cmp(&b.1));
+        // The first of equals.
+        .reduce(|most, next| if next.1 > most.1 { next } else { most });
     let Some((namespace, fill)) = fullest else { return "connection tracking does no harm".into() };
-    let others = if facts.namespaces.len() > 1 {
+    let others = if facts.namespaces.len() > 1 && fill == 0.0 {
+        " in each namespace".to_owned()
+    } else if facts.namespaces.len() > 1 {
         format!(" in the fullest namespace, {}", namespace.name)
     } else {
         String::new()
@@ -98,9 +103,34 @@ fn after_loss(done_ms: Option<u64>, logged_ms: u64) -> bool {
     done_ms.is_some_and(|done| done.saturating_add(ORDER) < logged_ms)
 }
 
-/// The port to which at least half of a table's entries go.
-fn culprit(namespace: &Namespace) -> Option<&Port> {
-    namespace.table.ports.first().filter(|port| port.count.saturating_mul(2) >= namespace.table.total)
+/// What at least half of a table's entries have in common: a port, else a protocol.
+fn culprit(namespace: &Namespace) -> Option<Filler> {
+    let table = &namespace.table;
+    let most = |count: u64| count > 0 && count.saturating_mul(2) >= table.total;
+    if let Some(port) = table.ports.first().filter(|port| most(port.count)) {
+        return Some(port.into());
+    }
+    let mut by_proto: std::collections::BTreeMap<u8, Filler> = std::collections::BTreeMap::new();
+    for group in &table.groups {
+        let sum = by_proto.entry(group.proto).or_insert(Filler {
+            proto: group.proto,
+            port: None,
+            count: 0,
+            unreplied: 0,
+        });
+        sum.count = sum.count.saturating_add(group.count);
+        sum.unreplied = sum.unreplied.saturating_add(group.unreplied);
+    }
+    by_proto.into_values().find(|sum| most(sum.count))
+}
+
+/// By the time in which it was counted: the sample, or the longer one between the readings of the kernel's counters.
+fn per_second(facts: &Facts, in_sample: Option<u64>, count: u64) -> f64 {
+    if in_sample == Some(count) || facts.live.around_s <= 0.0 {
+        facts.live.per_second(count)
+    } else {
+        count as f64 / facts.live.around_s
+    }
 }
 
 /// ` of NAME`, where there is more than one namespace to speak of.
@@ -108,13 +138,13 @@ fn of_namespace(facts: &Facts, namespace: &Namespace) -> String {
     if facts.namespaces.len() > 1 { format!(" of namespace {}", namespace.name) } else { String::new() }
 }
 
-/// `udp port 6881, 98 % of the entries`.
-fn named(port: &Port, total: u64) -> String {
+/// `udp port 6881, 98 % of the entries`; `icmpv6, …` where it is a whole protocol.
+fn named(filler: &Filler, total: u64) -> String {
+    let port = filler.port.map_or_else(String::new, |port| format!(" port {port}"));
     format!(
-        "{} port {}, {} of the entries",
-        crate::model::protocol::name(port.proto),
-        port.port,
-        percent(share(port.count, total))
+        "{}{port}, {} of the entries",
+        crate::model::protocol::name(filler.proto),
+        percent(share(filler.count, total))
     )
 }
 

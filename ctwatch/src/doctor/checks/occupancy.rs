@@ -2,7 +2,7 @@
 
 use ctwatch_ebpf::Event;
 
-use super::{COUNT, LOG, MAX, culprit, evicted, live_source, named, of_namespace, refused};
+use super::{COUNT, LOG, MAX, culprit, evicted, held, live_source, named, of_namespace, refused};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Remedy, Status};
 use crate::doctor::remedies::{limit, notrack, timeouts};
@@ -37,7 +37,9 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
                 losses(facts, refused, evicted, &culprit_text(namespace))
             ),
             "Packets of new flows are dropped, or live flows are thrown out to make room for them. Users see connections \
-             that do not open, or that hang when they were quiet for a moment.",
+             that do not open, or that hang when they were quiet for a moment. Tracking comes before the filter, so among \
+             the refused flows may be such as the rules would drop anyway: drop those in the raw stage (prerouting, priority \
+             -300), or leave them untracked there, and they take no place.",
         )
     } else if fill >= PRESSURE {
         Finding::new(
@@ -77,21 +79,28 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         .seen_if("early_drop_since_boot", namespace.since_boot("early_drop"), super::STATS)
         .seen_if("logged_seconds_ago", facts.log.as_ref().and_then(|log| log.last_s), LOG)
         .seen_if("full_in_seconds", to_full.filter(|_| fill < PRESSURE), "growth during the sample")
-        .seen_if("fills_it", top.map(|port| named(port, namespace.table.total)), namespace.table.from.clone())
+        .seen_if(
+            "fills_it",
+            top.map(|filler| named(&filler, namespace.table.total)),
+            namespace.table.from.clone(),
+        )
         .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
     Some(finding.cure(cures(facts, namespace)))
 }
 
 /// A larger table, less in it, or both.
 fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
-    let untracked = culprit(namespace).map(|port| notrack::remedies(facts.tools, namespace, port));
+    let untracked = culprit(namespace).map(|filler| notrack::remedies(facts.tools, namespace, &filler));
     let excesses = timeouts::excesses(namespace);
     let shorter = excesses.iter().take(2).map(|excess| timeouts::shorten(facts, namespace, excess));
     // TCP is what stateful rules are mostly written for: leaving it out comes last.
     let tcp = culprit(namespace).is_some_and(|port| port.proto == 6);
     let (early, late) = if tcp { (None, untracked) } else { (untracked, None) };
-    let raised = limit::raise(facts, namespace).into_iter();
-    raised.chain(early.into_iter().flatten()).chain(shorter).chain(late.into_iter().flatten()).collect()
+    let raised = limit::raise(facts, namespace);
+    // Held entries would fill a larger table too.
+    let (first, last) = if held::is_cause(namespace) { (None, raised) } else { (raised, None) };
+    let others = early.into_iter().flatten().chain(shorter).chain(late.into_iter().flatten());
+    first.into_iter().chain(others).chain(last).collect()
 }
 
 fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &str) -> String {
@@ -104,7 +113,7 @@ fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &s
 
 fn culprit_text(namespace: &Namespace) -> String {
     culprit(namespace)
-        .map_or_else(String::new, |port| format!("; filled by {}", named(port, namespace.table.total)))
+        .map_or_else(String::new, |filler| format!("; filled by {}", named(&filler, namespace.table.total)))
 }
 
 fn pressure(facts: &Facts, namespace: &Namespace) -> Option<u64> {

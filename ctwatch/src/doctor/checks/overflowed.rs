@@ -37,8 +37,10 @@ fn past(facts: &Facts, namespace: &Namespace) -> Option<Past> {
     }
     let counted = |counter| namespace.since_boot(counter).unwrap_or(0);
     let evicted = counted("early_drop");
-    // `drop` counts unresolved clashes too, each of which is an `insert_failed` (nf_ct_resolve_clash, 5.10 to 7.3).
-    let dropped = counted("drop").saturating_sub(counted("insert_failed"));
+    // `drop` counts unresolved clashes too, each of which is an `insert_failed` (nf_ct_resolve_clash, 5.10 to 7.3), as is
+    // each packet lost to a long chain, which is no `drop`.
+    let clashes = counted("insert_failed").saturating_sub(counted("chainlength"));
+    let dropped = counted("drop").saturating_sub(clashes);
     let log = facts.log.as_ref();
     // The kernel logs at least one line for a burst of refusals. Where the log is whole and has none, it was something else.
     let silent = log.is_some_and(|log| log.whole && log.lines == 0);
@@ -131,7 +133,7 @@ fn finding(facts: &Facts, namespace: &Namespace, past: &Past) -> Finding {
     let finding = finding
         .seen("netns", namespace.netns, namespace.name.clone())
         .seen_if("max", namespace.max(), MAX)
-        .seen("refused_since_boot", past.refused, format!("{STATS}: drop without insert_failed"))
+        .seen("refused_since_boot", past.refused, format!("{STATS}: drop without clashes"))
         .seen("early_drop_since_boot", past.evicted, STATS)
         .seen_if("logged_seconds_ago", past.ago_ms.map(|ago| ago / 1000), LOG)
         .seen_if("dealt_with", dealt.clone(), "times of the log, of the sysctl and of --since")

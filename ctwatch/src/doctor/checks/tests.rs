@@ -257,3 +257,91 @@ fn full_expectations_are_no_full_table() {
     facts.namespaces[0].expectations = Some(1);
     assert_eq!(ids(&facts), ["expectations-full"], "full now");
 }
+
+fn finding<'a>(diagnosis: &'a Diagnosis, id: &str) -> Option<&'a Finding> {
+    diagnosis.findings.iter().find(|finding| finding.id == id)
+}
+
+/// What is counted and in no list is a cause of its own, and a larger limit is not its first remedy.
+#[test]
+fn held_entries_come_before_the_limit() {
+    use crate::doctor::facts::Waiting;
+    let mut facts = filled(1_000, 2_000);
+    let held = |facts: &mut Facts, counted: u64, held: u64| {
+        facts.namespaces[0].table.counted = Some(counted);
+        facts.namespaces[0].table.held = Some(held);
+        facts.namespaces[0].table.total = counted - held;
+        diagnose(facts)
+    };
+    assert!(finding(&held(&mut facts, 1_000, 15), "held-entries").is_none(), "packets on their way");
+    assert_eq!(held(&mut facts, 1_000, 99).status, Status::Ok, "a side effect");
+    facts.namespaces[0].waiting =
+        vec![Waiting { queue: "netem".into(), device: Some("eth1".into()), packets: 1_000 }];
+    let warned = held(&mut facts, 1_000, 1_000);
+    let found = finding(&warned, "held-entries").unwrap();
+    assert_eq!((warned.status, found.status), (Status::Warning, Status::Warning));
+    assert!(found.meaning.contains("netem on eth1: 1,000 packets"), "{}", found.meaning);
+
+    facts.namespaces[0].count = Some(2_000);
+    let full = held(&mut facts, 2_000, 1_900);
+    assert_eq!((full.status, full.findings[0].id), (Status::Critical, "held-entries"));
+    let full = finding(&full, "table-full").unwrap();
+    assert_eq!(full.remedies.last().map(|remedy| remedy.id), Some("raise-limit"));
+}
+
+/// `insert_failed` holds both; only the rest are races. The kernel's counters have what the probes came too late for.
+#[test]
+fn long_chains_are_no_races() {
+    let mut facts = filled(40_000, 262_144);
+    let namespace = &mut facts.namespaces[0];
+    namespace.sysctls.insert("nf_conntrack_buckets".into(), 1_024);
+    namespace.stats = [("chainlength".to_owned(), 0), ("insert_failed".to_owned(), 0)].into();
+    namespace.stats_after = [("chainlength".to_owned(), 2_900), ("insert_failed".to_owned(), 2_900)].into();
+    facts.live.seconds = 3.0;
+    facts.live.around_s = 4.0;
+    facts.live.source = Some(crate::model::SourceKind::Fexit);
+    let diagnosis = diagnose(&facts);
+    let chains = finding(&diagnosis, "chain-too-long").unwrap();
+    assert_eq!(chains.status, Status::Warning);
+    assert!(chains.what.starts_with("725 packets a second"), "{}", chains.what);
+    assert!(chains.what.contains("ends at about 40,000 entries, not at 262,144"), "{}", chains.what);
+    assert!(finding(&diagnosis, "insert-failed").is_none());
+    facts.namespaces[0].stats_after.insert("insert_failed".into(), 2_950);
+    let diagnosis = diagnose(&facts);
+    assert_eq!(finding(&diagnosis, "insert-failed").unwrap().evidence["live"].value, 50);
+}
+
+/// Whatever its protocol, what fills a table has a name, and a rule where leaving it out is not too much.
+#[test]
+fn every_protocol_is_named() {
+    use crate::doctor::facts::Group;
+    let mut facts = filled(2_000, 2_000);
+    facts.namespaces[0].netns = 1;
+    facts.tools.nft = true;
+    for (proto, name, rule) in [
+        (1, "icmp", Some("icmp type '{ echo-request, echo-reply }' notrack")),
+        (58, "icmpv6", Some("icmpv6 type '{ echo-request, echo-reply }' notrack")),
+        (47, "gre", Some("meta l4proto 47 notrack")),
+        (253, "253", Some("meta l4proto 253 notrack")),
+        (17, "udp", None),
+    ] {
+        facts.namespaces[0].table.total = 2_000;
+        facts.namespaces[0].table.groups = vec![Group {
+            proto,
+            state: "unreplied".into(),
+            count: 2_000,
+            unreplied: 2_000,
+            ..Group::default()
+        }];
+        let diagnosis = diagnose(&facts);
+        let full = finding(&diagnosis, "table-full").unwrap();
+        assert!(full.what.ends_with(&format!("filled by {name}, 100 % of the entries")), "{}", full.what);
+        let commands: Vec<String> =
+            full.remedies.iter().flat_map(|remedy| &remedy.commands).map(ToString::to_string).collect();
+        let written = commands.iter().find(|command| command.ends_with(" notrack"));
+        match rule {
+            Some(rule) => assert!(written.is_some_and(|command| command.ends_with(rule)), "{commands:?}"),
+            None => assert!(written.is_none(), "{commands:?}"),
+        }
+    }
+}

@@ -8,6 +8,7 @@ use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::{notrack, timeouts};
 use crate::doctor::text::{percent, share, sum, thousands};
 use crate::model::protocol;
+use ctwatch_ebpf::loss::has_ports;
 
 /// A table with fewer entries is nobody's trouble.
 const WORTH_TELLING: u64 = 1000;
@@ -57,19 +58,20 @@ fn states(namespace: &Namespace) -> String {
 }
 
 fn one_flow_type(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
-    let port = culprit(namespace)?;
+    // That most of a table is TCP or UDP is no news.
+    let port = culprit(namespace).filter(|filler| filler.port.is_some() || !has_ports(filler.proto))?;
     let total = namespace.table.total;
     let finding = Finding::new(
         "one-flow-type",
         Status::Ok,
-        format!("one flow type fills the table{}: {}", of_namespace(facts, namespace), named(port, total)),
+        format!("one flow type fills the table{}: {}", of_namespace(facts, namespace), named(&port, total)),
         "If nothing needs these flows tracked, leaving them out empties the table and saves the work for each packet. It is \
          right for a service that takes every packet on its own, and wrong where NAT or stateful rules depend on it.",
     )
     .seen("entries", port.count, namespace.table.from.clone())
     .seen("unreplied", port.unreplied, namespace.table.from.clone())
-    .seen("share", percent(share(port.count, total)), "entries to this port / all entries");
-    Some(finding.cure(notrack::remedies(facts.tools, namespace, port)))
+    .seen("share", percent(share(port.count, total)), "these entries / all entries");
+    Some(finding.cure(notrack::remedies(facts.tools, namespace, &port)))
 }
 
 fn unseen(namespace: &Namespace) -> Option<Finding> {

@@ -12,6 +12,7 @@ pub mod places;
 pub mod rules;
 pub mod system;
 pub mod table;
+pub mod waiting;
 pub mod written;
 
 use std::time::{Duration, Instant};

@@ -12,7 +12,8 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::budget::Budget;
 use super::places::Place;
 use super::system::Kernel;
-use super::{rules, table};
+use super::table::Collector;
+use super::{rules, table, waiting};
 use crate::doctor::facts::{Namespace, TableView};
 use crate::source::netlink::message::{CT_GET_STATS_CPU, EXPECT_GET};
 use crate::source::netlink::socket::Requests;
@@ -25,7 +26,7 @@ const STATS: &str = "/proc/thread-self/net/stat/nf_conntrack";
 pub fn read(place: &Place, kernel: Kernel, budget: &Budget) -> Namespace {
     let sysctls = sysctls();
     let count = sysctls.get("nf_conntrack_count").copied();
-    Namespace {
+    let mut namespace = Namespace {
         netns: place.netns,
         name: place.name.clone(),
         own: place.own,
@@ -41,13 +42,14 @@ pub fn read(place: &Place, kernel: Kernel, budget: &Budget) -> Namespace {
         nft: rules::nft(kernel, budget),
         iptables: rules::iptables("ip_tables_names", "ip", "iptables", budget),
         ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables", budget),
-        table: if count.is_some_and(|count| count > 0) {
-            look_into_table(&sysctls, kernel)
-        } else {
-            TableView::default()
-        },
+        waiting: waiting::read(),
+        table: TableView::default(),
         sysctls,
+    };
+    if count.is_some_and(|count| count > 0) {
+        namespace.table = look_into_table(&namespace, kernel);
     }
+    namespace
 }
 
 /// How many there are; at most `nf_conntrack_expect_max`.
@@ -131,12 +133,13 @@ fn stats_by_netlink() -> io::Result<BTreeMap<String, u64>> {
     Ok(sums)
 }
 
-fn look_into_table(sysctls: &BTreeMap<String, u64>, kernel: Kernel) -> TableView {
-    let by_netlink = kernel.ctnetlink.then(|| table::from_netlink(sysctls)).and_then(Result::ok);
+fn look_into_table(namespace: &Namespace, kernel: Kernel) -> TableView {
+    let collector = || Collector::new(&namespace.sysctls, namespace.has_policies());
+    let by_netlink = kernel.ctnetlink.then(|| table::from_netlink(collector())).and_then(Result::ok);
     if let Some(view) = by_netlink {
         return view;
     }
-    let why = match table::from_procfs(sysctls) {
+    let why = match table::from_procfs(collector()) {
         Ok(Some(view)) => return view,
         Ok(None) if kernel.ctnetlink => {
             "ctnetlink did not answer, and the kernel has no /proc/net/nf_conntrack".to_owned()

@@ -93,6 +93,8 @@ impl<'a> Collector<'a> {
         if kind == "chain" && is(&body.policy, "drop") && is(&body.kind, "filter") {
             self.listing.drops_by_default = true;
         }
+        // Its timeouts are not read, so nothing is promised of entries that may be under it.
+        self.listing.policies |= kind == "ct timeout";
         let Some((kind, needs)) = body.rule_kind(kind) else { return };
         if !self.budget.takes_rule(self.listing.rules.len()) {
             self.listing.left_out += 1;

@@ -140,6 +140,7 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
                 u64::from(rule.contains(|char: char| char.is_control() || char == '\u{fffd}'));
             let named = words.windows(2).filter(|pair| ["-m", "-j"].contains(&pair[0])).map(|pair| pair[1]);
             let needs: BTreeSet<String> = named.filter(|name| XT.contains(name)).map(str::to_owned).collect();
+            listing.policies |= words.contains(&"--timeout");
             let notrack = words.contains(&"--notrack") || words.ends_with(&["-j", "NOTRACK"]);
             if needs.is_empty() {
                 continue;

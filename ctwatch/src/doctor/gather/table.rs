@@ -6,12 +6,16 @@ use std::io::{self, BufRead as _, BufReader};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use ctwatch_ebpf::loss::has_ports;
+
 use crate::doctor::facts::{Group, Port, TableView};
-use crate::doctor::timeouts::{self, TIMEOUTS};
+use crate::doctor::timeouts::{self, TIMEOUTS, Timeout};
+use crate::model::held::{Reading, held};
 use crate::model::state::State;
 use crate::source::netlink::entry::{self, L4, status};
 use crate::source::netlink::message::CT_GET;
-use crate::source::netlink::socket::Requests;
+use crate::source::netlink::socket::{Dumped, Requests};
+use crate::source::netlink::statistics;
 
 /// How many ports are kept.
 const PORTS: usize = 10;
@@ -36,20 +40,54 @@ pub struct Entry<'a> {
 /// Adds entries up; bounded by protocols times ports.
 #[derive(Debug)]
 pub struct Collector {
-    /// Of each timeout that could be shortened: below how many seconds left an entry would be gone.
-    cuts: BTreeMap<&'static str, u64>,
+    /// Of each timeout that could be shortened: between how many seconds left an entry would be gone.
+    cuts: BTreeMap<&'static str, Cut>,
     groups: BTreeMap<(u8, String), Group>,
     ports: BTreeMap<(u8, u16), Port>,
     total: u64,
 }
 
+/// Which entries a shorter timeout would have ended, by the seconds that each has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    /// With no more than this, another timeout may be the one in force, and the entry goes that soon anyway.
+    above: u64,
+    /// With less than this it would be gone.
+    below: u64,
+}
+
+impl Cut {
+    /// What an entry of another timeout than its state's can have left at most. A TCP entry in whatever state lives by the
+    /// shorter ones while data is not acknowledged, after too many retransmissions, and where no answer was ever seen
+    /// (`nf_conntrack_tcp_packet`, 5.10 to 7.3; which of these it was is in no list).
+    fn new(
+        timeout: &Timeout,
+        sysctls: &BTreeMap<String, u64>,
+        policies: bool,
+    ) -> Option<(&'static str, Self)> {
+        let sysctl = |name: &str| sysctls.get(&format!("nf_conntrack_{name}")).copied();
+        let now = sysctl(timeout.sysctl)?;
+        let shorter = ["tcp_timeout_unacknowledged", "tcp_timeout_max_retrans"]
+            .into_iter()
+            .filter(|_| timeout.proto == TCP)
+            .filter_map(sysctl)
+            .filter(|shorter| *shorter < now);
+        let above = shorter.chain(policies.then_some(u64::MAX)).max().unwrap_or(0);
+        Some((timeout.sysctl, Self { above, below: now.checked_sub(timeout.proposed)? }))
+    }
+
+    const fn takes(self, left: u64) -> bool {
+        // Nothing else is in force where nothing is above.
+        (self.above == 0 || left > self.above) && left < self.below
+    }
+}
+
+const TCP: u8 = 6;
+
 impl Collector {
-    /// With the timeouts in force, by the sysctl's full name.
-    pub fn new(sysctls: &BTreeMap<String, u64>) -> Self {
-        let cuts = TIMEOUTS.iter().filter_map(|timeout| {
-            let now = sysctls.get(&format!("nf_conntrack_{}", timeout.sysctl))?;
-            Some((timeout.sysctl, now.checked_sub(timeout.proposed)?))
-        });
+    /// With the timeouts in force, by the sysctl's full name, and whether rules give some entries others.
+    pub fn new(sysctls: &BTreeMap<String, u64>, policies: bool) -> Self {
+        let cuts = TIMEOUTS.iter().filter_map(|timeout| Cut::new(timeout, sysctls, policies));
         Self { cuts: cuts.collect(), groups: BTreeMap::new(), ports: BTreeMap::new(), total: 0 }
     }
 
@@ -71,9 +109,10 @@ impl Collector {
         group.assured += u64::from(entry.assured);
         let cut = timeouts::of(entry.proto, state).and_then(|timeout| self.cuts.get(timeout.sysctl));
         if let (Some(cut), Some(left)) = (cut, entry.left) {
-            *group.left.entry(*cut).or_default() += u64::from(left < *cut);
+            *group.left.entry(cut.below).or_default() += u64::from(cut.takes(left));
         }
-        if let Some(port) = entry.port {
+        // GRE's keys look like ports.
+        if let Some(port) = entry.port.filter(|_| has_ports(entry.proto)) {
             let sum = self.ports.entry((entry.proto, port)).or_insert_with(|| Port {
                 proto: entry.proto,
                 port,
@@ -91,20 +130,27 @@ impl Collector {
         let mut ports: Vec<Port> = self.ports.into_values().collect();
         ports.sort_by_key(|port| std::cmp::Reverse(port.count));
         ports.truncate(PORTS);
-        TableView { unseen: None, from: from.to_owned(), total: self.total, groups, ports }
+        TableView {
+            unseen: None,
+            from: from.to_owned(),
+            total: self.total,
+            counted: None,
+            held: None,
+            groups,
+            ports,
+        }
     }
 }
 
 /// Reads the calling thread's namespace from procfs; `None` where the kernel has no such file
 /// (CONFIG_NF_CONNTRACK_PROCFS).
-pub fn from_procfs(sysctls: &BTreeMap<String, u64>) -> io::Result<Option<TableView>> {
+pub fn from_procfs(mut collector: Collector) -> io::Result<Option<TableView>> {
     const FILE: &str = "/proc/thread-self/net/nf_conntrack";
     let file = match File::open(Path::new(FILE)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut collector = Collector::new(sysctls);
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let mut line = String::new();
     while reader.read_line(&mut line)? > 0 {
@@ -117,9 +163,10 @@ pub fn from_procfs(sysctls: &BTreeMap<String, u64>) -> io::Result<Option<TableVi
 }
 
 /// Dumps the calling thread's namespace over ctnetlink, which must be there already: asking would load it.
-pub fn from_netlink(sysctls: &BTreeMap<String, u64>) -> io::Result<TableView> {
-    let mut collector = Collector::new(sysctls);
-    Requests::open()?.dump(CT_GET, 0, |message| {
+pub fn from_netlink(mut collector: Collector) -> io::Result<TableView> {
+    let mut requests = Requests::open()?;
+    let before = statistics::entries(&mut requests).ok();
+    let dumped = requests.dump(CT_GET, 0, |message| {
         if let Some(entry) = entry::Entry::parse(message) {
             collector.add(Entry {
                 proto: entry.original.proto,
@@ -135,7 +182,28 @@ pub fn from_netlink(sysctls: &BTreeMap<String, u64>) -> io::Result<TableView> {
         }
         ControlFlow::Continue(())
     })?;
-    Ok(collector.finish("dump by ctnetlink"))
+    let mut view = collector.finish("dump by ctnetlink");
+    if let (Some(before), Ok(after), Dumped::Complete) = (before, statistics::entries(&mut requests), dumped)
+    {
+        let first = Reading { before, listed: view.total, after };
+        let readings = match first.missing() {
+            0 => vec![first],
+            _ => vec![first, count_again(&mut requests, after)?],
+        };
+        view.counted = Some(after);
+        view.held = held(&readings);
+    }
+    Ok(view)
+}
+
+/// Walks the table once more, only to count.
+fn count_again(requests: &mut Requests, before: u64) -> io::Result<Reading> {
+    let mut listed = 0;
+    requests.dump(CT_GET, 0, |_| {
+        listed += 1;
+        ControlFlow::Continue(())
+    })?;
+    Ok(Reading { before, listed, after: statistics::entries(requests)? })
 }
 
 /// The state behind a tracker's number, by the name that procfs writes.
@@ -203,10 +271,34 @@ mod tests {
         assert_eq!(parse("nonsense"), None);
     }
 
+    /// Bare segments of unknown connections are ESTABLISHED, and live by another timeout.
+    #[test]
+    fn entries_of_another_timeout_are_not_freed() {
+        let timeouts = [("established", 432_000), ("unacknowledged", 300), ("max_retrans", 300)];
+        let sysctls =
+            timeouts.map(|(name, seconds)| (format!("nf_conntrack_tcp_timeout_{name}"), seconds)).into();
+        let freed = |policies: bool| {
+            let mut collector = Collector::new(&sysctls, policies);
+            for left in [1, 299, 300, 301, 3600, 3601, 424_559, 424_560, 431_000] {
+                let entry = Entry {
+                    proto: 6,
+                    state: Some("ESTABLISHED"),
+                    replied: false,
+                    assured: false,
+                    left: Some(left),
+                    port: None,
+                };
+                collector.add(entry);
+            }
+            collector.finish("here").groups[0].left[&424_560]
+        };
+        assert_eq!([freed(false), freed(true)], [4, 0]);
+    }
+
     #[test]
     fn what_a_shorter_timeout_frees_is_counted_exactly() {
         let sysctls = BTreeMap::from([("nf_conntrack_udp_timeout".to_owned(), 30)]);
-        let mut collector = Collector::new(&sysctls);
+        let mut collector = Collector::new(&sysctls, false);
         for left in [1, 19, 20, 29] {
             let entry = Entry {
                 proto: 17,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use self::names::Masks;
 use super::facts::{
     Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule, RuleKind,
-    TableView,
+    TableView, Waiting,
 };
 use super::gather::system::PROGRAMS;
 use super::latency::Latency;
@@ -123,7 +123,20 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
         iptables,
         ip6tables,
         table,
+        waiting,
     } = namespace;
+    for Waiting { queue, device, packets: _ } in waiting {
+        // The kind of a queueing discipline, or `nfqueue 7`.
+        if !queue
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_ ".contains(&byte))
+        {
+            *queue = masks.name(queue);
+        }
+        if let Some(device) = device {
+            *device = masks.name(device);
+        }
+    }
     if *name != netns.to_string() {
         *name = masks.name(name);
     }
@@ -138,7 +151,7 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
     mask_listing(nft, false, masks);
     mask_listing(iptables, true, masks);
     mask_listing(ip6tables, true, masks);
-    let TableView { unseen: _, from: _, total: _, groups, ports: _ } = table;
+    let TableView { unseen: _, from: _, total: _, counted: _, held: _, groups, ports: _ } = table;
     for Group { state, proto: _, count: _, unreplied: _, assured: _, left: _ } in groups {
         let tracked = state.bytes().all(|byte| byte.is_ascii_uppercase() || b"_0123456789".contains(&byte));
         if !tracked && !["unreplied", "replied", "assured"].contains(&state.as_str()) {
@@ -154,7 +167,7 @@ fn keep_sysctls<T>(sysctls: &mut BTreeMap<String, T>) {
 }
 
 fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
-    let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, unquotable } = listing;
+    let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, policies: _, unquotable } = listing;
     if let ListingState::Unreadable(why) = state {
         *why = text::mask(why, false, masks);
     }

@@ -50,6 +50,25 @@ fn addresses_and_names_go_and_rules_stay_readable() {
     }
 }
 
+#[test]
+fn interfaces_with_waiting_packets_have_no_names() {
+    let waiting = |queue: &str, device: Option<&str>| Waiting {
+        queue: queue.into(),
+        device: device.map(str::to_owned),
+        packets: 20,
+    };
+    let kept = [waiting("netem", Some("ada0")), waiting("nfqueue 7", None), waiting("Ada's", None)];
+    let mut facts = Facts {
+        namespaces: vec![Namespace { waiting: kept.to_vec(), ..Namespace::default() }],
+        ..Facts::default()
+    };
+    mask(&mut facts);
+    let [with_device, queue, strange] = &facts.namespaces[0].waiting[..] else { panic!("three") };
+    assert_eq!((with_device.queue.as_str(), queue.queue.as_str()), ("netem", "nfqueue 7"));
+    assert!(with_device.device.as_deref().is_some_and(|device| !device.contains("ada")));
+    assert!(!strange.queue.contains("Ada"));
+}
+
 /// One machine, with a stranger's words wherever they may stand.
 fn machine(names: &[String; 8]) -> Facts {
     let capture = include_str!("../../../tests/machines/container.json");

@@ -93,7 +93,12 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     Some(set(
         facts,
         ("raise-limit", "limit"),
-        format!("Raise the limit from {} to {}, with as many buckets", thousands(max), thousands(limit)),
+        format!(
+            "Raise the limit from {} to {}{}",
+            thousands(max),
+            thousands(limit),
+            if buckets < limit { ", with as many buckets" } else { "; there are buckets enough" }
+        ),
         &settings,
         &old,
         format!("up to {} more memory, taken only as the table really fills; nothing else", bytes(more)),

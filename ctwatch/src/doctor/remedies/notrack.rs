@@ -1,21 +1,112 @@
 //! Leaving one flow type out of tracking.
 
 use crate::doctor::command::{Arg, Call, Command};
-use crate::doctor::facts::{Namespace, Port, RuleKind, Tools};
+use crate::doctor::facts::{Filler, Namespace, RuleKind, Tools};
 use crate::doctor::finding::Remedy;
 use crate::model::protocol;
 
 const TABLE: &str = "ctwatch_notrack";
 const NFT_FILE: &str = "/etc/nftables.conf";
 
-/// Both rule pairs, that of the tool in use first; none for protocols without ports in both tools.
-pub fn remedies(tools: Tools, namespace: &Namespace, port: &Port) -> Vec<Remedy> {
-    let name = protocol::name(port.proto);
-    let Some(name) = ["tcp", "udp", "sctp"].into_iter().find(|known| name == *known) else {
-        return Vec::new();
-    };
-    let by_nft = nft(namespace, name, port.port);
-    let by_iptables = iptables(namespace, name, port.port);
+/// What is left out of tracking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Port(&'static str, u16),
+    /// Echo requests and their answers, of ICMPv6 or ICMP; errors and neighbours stay as they are.
+    Echo(bool),
+    Protocol(u8),
+}
+
+impl What {
+    /// `None` for all of TCP or UDP, which is more than anybody wants to leave out.
+    fn of(filler: &Filler) -> Option<Self> {
+        let name = protocol::name(filler.proto);
+        match (["tcp", "udp", "sctp"].into_iter().find(|known| name == *known), filler.port, filler.proto) {
+            (Some(name), Some(port), _) => Some(Self::Port(name, port)),
+            (None, None, 1) => Some(Self::Echo(false)),
+            (None, None, 58) => Some(Self::Echo(true)),
+            (None, None, other) => Some(Self::Protocol(other)),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Port(proto, port) => format!("{proto} port {port}"),
+            Self::Echo(v6) => format!("echo requests of {}", if v6 { "icmpv6" } else { "icmp" }),
+            Self::Protocol(number) => format!("protocol {}", protocol::name(number)),
+        }
+    }
+
+    /// What matches it in nft, a rule each.
+    fn nft(self) -> Vec<Vec<Arg>> {
+        match self {
+            Self::Port(proto, port) => {
+                ["dport", "sport"].map(|end| vec![proto.into(), end.into(), u64::from(port).into()]).to_vec()
+            }
+            Self::Echo(v6) => {
+                let proto = if v6 { "icmpv6" } else { "icmp" };
+                vec![vec![proto.into(), "type".into(), "{ echo-request, echo-reply }".into()]]
+            }
+            Self::Protocol(number) => vec![vec!["meta".into(), "l4proto".into(), u64::from(number).into()]],
+        }
+    }
+
+    /// The same for iptables: program, chain and match.
+    fn xtables(self) -> Vec<(&'static str, &'static str, Vec<Arg>)> {
+        const PROGRAMS: [&str; 2] = ["iptables", "ip6tables"];
+        const CHAINS: [&str; 2] = ["PREROUTING", "OUTPUT"];
+        let mut rules = Vec::new();
+        match self {
+            Self::Port(proto, port) => {
+                for program in PROGRAMS {
+                    for (chain, end) in [
+                        ("PREROUTING", "--dport"),
+                        ("PREROUTING", "--sport"),
+                        ("OUTPUT", "--sport"),
+                        ("OUTPUT", "--dport"),
+                    ] {
+                        rules.push((
+                            program,
+                            chain,
+                            vec!["-p".into(), proto.into(), end.into(), u64::from(port).into()],
+                        ));
+                    }
+                }
+            }
+            Self::Echo(v6) => {
+                let (program, proto, flag) = if v6 {
+                    ("ip6tables", "ipv6-icmp", "--icmpv6-type")
+                } else {
+                    ("iptables", "icmp", "--icmp-type")
+                };
+                for chain in CHAINS {
+                    for kind in ["echo-request", "echo-reply"] {
+                        rules.push((
+                            program,
+                            chain,
+                            vec!["-p".into(), proto.into(), flag.into(), kind.into()],
+                        ));
+                    }
+                }
+            }
+            Self::Protocol(number) => {
+                for program in PROGRAMS {
+                    for chain in CHAINS {
+                        rules.push((program, chain, vec!["-p".into(), u64::from(number).into()]));
+                    }
+                }
+            }
+        }
+        rules
+    }
+}
+
+/// Both sets of rules, that of the tool in use first; none where the match would be too wide.
+pub fn remedies(tools: Tools, namespace: &Namespace, filler: &Filler) -> Vec<Remedy> {
+    let Some(what) = What::of(filler) else { return Vec::new() };
+    let by_nft = nft(namespace, what);
+    let by_iptables = iptables(namespace, what);
     let legacy_alone = namespace.nft.rules.is_empty() && !namespace.iptables.rules.is_empty();
     match (tools.nft, tools.iptables) {
         (true, true) if legacy_alone => vec![by_iptables, alternative(by_nft)],
@@ -29,11 +120,11 @@ fn alternative(remedy: Remedy) -> Remedy {
     Remedy { alternative: true, ..remedy }
 }
 
-fn nft(namespace: &Namespace, proto: &'static str, port: u16) -> Remedy {
+fn nft(namespace: &Namespace, what: What) -> Remedy {
     let remedy = Remedy {
         id: "notrack-nft",
-        what: format!("Stop tracking {proto} port {port}, both directions, with nft"),
-        price: price(namespace, proto, port),
+        what: format!("Stop tracking {}, both directions, with nft", what.name()),
+        price: price(namespace, &what.name()),
         ..Remedy::default()
     };
     let place = match namespace.place() {
@@ -48,9 +139,9 @@ fn nft(namespace: &Namespace, proto: &'static str, port: u16) -> Remedy {
         ("output", "{ type filter hook output priority -300; }"),
     ] {
         commands.push(nft().args(["add", "chain", "inet", TABLE, hook, at]).into());
-        for end in ["dport", "sport"] {
-            let rule = nft().args(["add", "rule", "inet", TABLE, hook, proto, end]);
-            commands.push(rule.arg(u64::from(port)).arg("notrack").into());
+        for matched in what.nft() {
+            let rule = nft().args(["add", "rule", "inet", TABLE, hook]);
+            commands.push(rule.args(matched).arg("notrack").into());
         }
     }
     let mut persist = Vec::new();
@@ -63,32 +154,24 @@ fn nft(namespace: &Namespace, proto: &'static str, port: u16) -> Remedy {
     Remedy { commands, persist, undo, ..remedy }
 }
 
-fn iptables(namespace: &Namespace, proto: &'static str, port: u16) -> Remedy {
+fn iptables(namespace: &Namespace, what: What) -> Remedy {
     let remedy = Remedy {
         id: "notrack-iptables",
-        what: format!("Stop tracking {proto} port {port}, both directions, with iptables"),
-        price: price(namespace, proto, port),
+        what: format!("Stop tracking {}, both directions, with iptables", what.name()),
+        price: price(namespace, &what.name()),
         ..Remedy::default()
     };
     let place = match namespace.place() {
         Ok(place) => place,
         Err(why) => return remedy.without(namespace, why),
     };
-    let rules = |action: &'static str| {
-        let mut commands: Vec<Command> = Vec::new();
-        for program in ["iptables", "ip6tables"] {
-            for (chain, end) in [
-                ("PREROUTING", "--dport"),
-                ("PREROUTING", "--sport"),
-                ("OUTPUT", "--sport"),
-                ("OUTPUT", "--dport"),
-            ] {
-                let rule =
-                    Call::new(program).at(place.as_ref()).args(["-t", "raw", action, chain, "-p", proto]);
-                commands.push(rule.arg(end).arg(u64::from(port)).args(["-j", "CT", "--notrack"]).into());
-            }
-        }
-        commands
+    let rules = |action: &'static str| -> Vec<Command> {
+        let all = what.xtables().into_iter();
+        all.map(|(program, chain, matched)| {
+            let rule = Call::new(program).at(place.as_ref()).args(["-t", "raw", action, chain]);
+            rule.args(matched).args(["-j", "CT", "--notrack"]).into()
+        })
+        .collect()
     };
     let mut persist: Vec<Command> = Vec::new();
     if namespace.own {
@@ -101,7 +184,7 @@ fn iptables(namespace: &Namespace, proto: &'static str, port: u16) -> Remedy {
     Remedy { commands: rules("-A"), persist, undo, ..remedy }
 }
 
-fn price(namespace: &Namespace, proto: &str, port: u16) -> String {
+fn price(namespace: &Namespace, what: &str) -> String {
     let nat = namespace.rules().any(|rule| {
         rule.kind == RuleKind::NatChain
             || rule.needs.iter().any(|need| {
@@ -115,11 +198,11 @@ fn price(namespace: &Namespace, proto: &str, port: u16) -> String {
     let drops = namespace.listings().iter().any(|listing| listing.drops_by_default);
     let mut price = Vec::new();
     if nat {
-        price.push(format!("the NAT rules of this namespace no longer apply to {proto} port {port}"));
+        price.push(format!("the NAT rules of this namespace no longer apply to {what}"));
     }
     if drops {
         price.push(format!(
-            "this ruleset drops what no rule accepts, so accept {proto} port {port} by a rule without state, for both directions"
+            "this ruleset drops what no rule accepts, so accept {what} by a rule without state, for both directions"
         ));
     } else if stateful {
         price.push("stateful rules see these packets as untracked, neither new nor established".into());

@@ -20,7 +20,7 @@ pub fn remedies(facts: &Facts, namespace: &Namespace, protocol: Option<&str>) ->
         remedies.push(one_query_at_a_time());
     }
     let dns = namespace.table.ports.iter().find(|port| port.proto == UDP && port.port == DNS);
-    remedies.extend(dns.into_iter().flat_map(|port| notrack::remedies(facts.tools, namespace, port)));
+    remedies.extend(dns.into_iter().flat_map(|port| notrack::remedies(facts.tools, namespace, &port.into())));
     remedies
 }
 

@@ -203,12 +203,12 @@ pub fn request(kind: u16, flags: u16, sequence: u32, family: u8) -> [u8; HEADER 
 }
 
 #[cfg(test)]
-pub(super) mod build {
+pub(crate) mod build {
     //! Messages for tests.
     use super::*;
 
     /// One attribute, padded.
-    pub(in super::super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = u16::try_from(value.len() + 4).unwrap().to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(value);
@@ -217,12 +217,12 @@ pub(super) mod build {
     }
 
     /// A nest of attributes.
-    pub(in super::super) fn nest(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
+    pub(crate) fn nest(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
         attribute(kind | 0x8000, &parts.concat())
     }
 
     /// A whole message.
-    pub(in super::super) fn message(kind: u16, portid: u32, family: u8, parts: &[Vec<u8>]) -> Vec<u8> {
+    pub(crate) fn message(kind: u16, portid: u32, family: u8, parts: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = request(kind, 0, 0, family).to_vec();
         bytes[12..16].copy_from_slice(&portid.to_ne_bytes());
         bytes.extend(parts.concat());

@@ -16,7 +16,7 @@ pub(super) mod remote;
 mod setting;
 mod settlement;
 pub mod socket;
-mod statistics;
+pub mod statistics;
 pub mod table;
 mod watched;
 

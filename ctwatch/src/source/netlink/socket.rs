@@ -63,7 +63,16 @@ pub enum Dumped {
 impl Requests {
     /// Opens one in the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
-        let fd = open(SockFlag::empty())?;
+        Self::open_to(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// The same to the kernel's routing and interfaces, whose messages begin with the family too.
+    pub fn open_to_routes() -> io::Result<Self> {
+        Self::open_to(SockProtocol::NetlinkRoute)
+    }
+
+    fn open_to(protocol: SockProtocol) -> io::Result<Self> {
+        let fd = open(SockFlag::empty(), protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE_SECONDS))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         connect(fd.as_raw_fd(), &kernel())?;
@@ -173,13 +182,8 @@ fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "an answer of ctnetlink that cannot be read")
 }
 
-fn open(flags: SockFlag) -> nix::Result<OwnedFd> {
-    socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        flags | SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkNetFilter,
-    )
+fn open(flags: SockFlag, protocol: SockProtocol) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Netlink, SockType::Raw, flags | SockFlag::SOCK_CLOEXEC, protocol)
 }
 
 /// A socket that receives one group's events, and counts exactly those that it had no room for.
@@ -193,7 +197,7 @@ impl Events {
     /// Opens one in the calling thread's namespace. Every event from now on is either received or counted as dropped,
     /// apart from those that `filter` refuses.
     pub fn open(group: Group, buffer: usize, filter: &[libc::sock_filter]) -> io::Result<Self> {
-        let fd = open(SockFlag::SOCK_NONBLOCK)?;
+        let fd = open(SockFlag::SOCK_NONBLOCK, SockProtocol::NetlinkNetFilter)?;
         // A full buffer would otherwise refuse everything until it has been emptied (NETLINK_S_CONGESTED), and the
         // error that tells of it says no number: SO_MEMINFO does.
         set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, &1i32)?;

@@ -14,7 +14,9 @@ use super::super::search::{self, Found};
 use super::entry::{self, cta};
 use super::message::{CT_GET, Message};
 use super::socket::{Dumped, Requests};
+use super::statistics;
 use crate::model::Filter;
+use crate::model::held::Reading;
 use crate::model::table::Entry;
 
 /// The network namespaces that can be seen and that a filter wants.
@@ -32,6 +34,8 @@ pub struct Walked {
     pub sent: u64,
     /// Whether the kernel said that the table changed too much under it.
     pub interrupted: bool,
+    /// The same against the kernel's count; `None` where the kernel sent only a part, or not all of it.
+    pub reading: Option<Reading>,
 }
 
 impl Spaces {
@@ -56,7 +60,8 @@ impl Spaces {
     /// Hands over the entries of one of them that pass the filter.
     pub fn walk(&self, netns: u32, filter: &Filter, mut each: impl FnMut(&Entry)) -> io::Result<Walked> {
         let mut requests = self.open(netns)?;
-        let mut walked = Walked { sent: 0, interrupted: false };
+        let mut walked = Walked { sent: 0, interrupted: false, reading: None };
+        let before = statistics::entries(&mut requests).ok();
         let mut receive = |message: &Message<'_>| {
             walked.sent += 1;
             if let Some(entry) = parse(netns, message).filter(|entry| filter.passes(netns, &entry.tuple)) {
@@ -65,7 +70,9 @@ impl Spaces {
             ControlFlow::Continue(())
         };
         let mut interrupted = false;
-        for Selection { family, attributes } in selections(filter) {
+        let selections = selections(filter);
+        let whole = selections.iter().all(|one| one.family == 0 && one.attributes.is_empty());
+        for Selection { family, attributes } in selections {
             let dumped = match requests.dump_where(CT_GET, family, &attributes, &mut receive) {
                 // Refused before the first entry: a kernel may know the attribute and not what we want of it.
                 Err(error) if !attributes.is_empty() && is_refusal(&error) => {
@@ -76,6 +83,11 @@ impl Spaces {
             interrupted |= dumped == Dumped::Interrupted;
         }
         walked.interrupted = interrupted;
+        if whole && !interrupted {
+            let after = statistics::entries(&mut requests).ok();
+            walked.reading =
+                before.zip(after).map(|(before, after)| Reading { before, listed: walked.sent, after });
+        }
         Ok(walked)
     }
 

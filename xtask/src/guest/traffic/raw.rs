@@ -59,23 +59,36 @@ pub(in super::super) fn protocol(flows: Flows, proto: u8) -> anyhow::Result<Sent
 /// A TCP SYN to `port` of each destination. No socket of the sender's remembers it, so what a flow costs is the
 /// network's part alone: a connecting socket of its own costs as much again, and never twice the same.
 pub(in super::super) fn syn(flows: Flows, port: u16) -> anyhow::Result<Sent> {
+    segments(flows, port, SYN)
+}
+
+/// A bare ACK to `port` of each destination: a segment of a connection that nobody knows.
+pub(in super::super) fn ack(flows: Flows, port: u16) -> anyhow::Result<Sent> {
+    segments(flows, port, ACK)
+}
+
+/// Flags of a TCP header.
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+fn segments(flows: Flows, port: u16, flags: u8) -> anyhow::Result<Sent> {
     let socket = raw_socket(flows.family, TCP)?;
     let mut sent = Sent::default();
     for number in flows.numbers() {
         let target = flows.family.target(number);
-        one(&socket, target, &tcp_syn(flows.family.home(), target, port), &mut sent)?;
+        one(&socket, target, &segment(flows.family.home(), target, port, flags), &mut sent)?;
     }
     Ok(sent)
 }
 
 /// With a checksum: whoever refuses the connection looks at it.
-fn tcp_syn(source: IpAddr, target: IpAddr, port: u16) -> Vec<u8> {
+fn segment(source: IpAddr, target: IpAddr, port: u16, flags: u8) -> Vec<u8> {
     let mut packet = Vec::new();
     packet.extend(PORT.to_be_bytes());
     packet.extend(port.to_be_bytes());
     packet.extend([0; 8]);
-    // Five words of header; SYN; a window; room for the checksum; nothing urgent.
-    packet.extend([5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    // Five words of header; flags; a window; room for the checksum; nothing urgent.
+    packet.extend([5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
     let mut summed = Vec::new();
     for address in [source, target] {
         match address {
@@ -144,7 +157,7 @@ fn checksum(packet: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::{checksum, tcp_syn};
+    use super::{SYN, checksum, segment};
 
     #[test]
     fn checksum_makes_the_sum_zero() {
@@ -157,7 +170,7 @@ mod tests {
     #[test]
     fn a_syn_has_the_checksum_of_its_addresses() {
         // Of a SYN from 127.0.0.1:6881 to 127.64.0.7:9, as Python's sum over the words of pseudo header and header.
-        let packet = tcp_syn([127, 0, 0, 1].into(), [127, 64, 0, 7].into(), 9);
+        let packet = segment([127, 0, 0, 1].into(), [127, 64, 0, 7].into(), 9, SYN);
         assert_eq!((packet.len(), &packet[16..18]), (20, &[0x96, 0xb0][..]));
     }
 }

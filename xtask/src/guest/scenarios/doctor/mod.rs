@@ -1,7 +1,9 @@
 //! `ctwatch doctor`: what it finds is there, its commands cure it, and their undo brings the old state back.
 
 mod commands;
+mod fillers;
 mod full;
+mod held;
 mod latency;
 mod off;
 mod past;
@@ -30,10 +32,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::notrack_nft", || full::notrack("with nft")),
     scenario("doctor::notrack_iptables", || full::notrack("with iptables")),
     scenario("doctor::other_namespace", full::other_namespace),
+    scenario("doctor::picked_up", fillers::picked_up),
+    scenario("doctor::echoes", fillers::echoes),
+    scenario("doctor::held", held::held),
     scenario("doctor::overflowed", past::overflowed),
     scenario("doctor::expectations_logged", past::expectations_logged),
     scenario("doctor::expectations", past::expectations),
     scenario("doctor::shorter_timeout", settings::shorter_timeout),
+    scenario("doctor::chains", settings::chains),
     scenario("doctor::more_buckets", settings::more_buckets),
     scenario("doctor::resolver", resolver::one_query_at_a_time),
     scenario("doctor::notrack_dns", resolver::untracked_queries),

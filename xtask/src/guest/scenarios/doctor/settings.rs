@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::super::super::space::checked;
 use super::super::super::traffic::{Family, Flows, udp};
-use super::super::super::{modules, state};
+use super::super::super::{modules, state, witness};
 use super::super::{Skip, init};
 use super::{MAX, configuration_folders, doctor, no_files_left, shell, sysctl};
 
@@ -37,6 +37,40 @@ pub(super) fn shorter_timeout() -> anyhow::Result<()> {
     anyhow::ensure!(sysctl("udp_timeout")? == 30, "undo left another timeout");
     no_files_left()?;
     Ok(())
+}
+
+/// So few buckets that chains, and not the limit, end the table. The kernel counts what it refuses.
+pub(super) fn chains() -> anyhow::Result<()> {
+    modules::load()?;
+    configuration_folders()?;
+    state::fresh(&init())?;
+    let kernel = || -> anyhow::Result<Option<u64>> { Ok(witness::Stats::read(&init())?.get("chaintoolong")) };
+    if kernel()?.is_none() {
+        return Err(Skip("this kernel has no limit on chains (it came with 5.15)".into()).into());
+    }
+    state::buckets(512)?;
+    let sent = udp::send(Flows::new(Family::V4, 30_000))?;
+    anyhow::ensure!(sent.refused > 0, "no chain got too long");
+    let before = kernel()?.unwrap_or(0);
+    let sick = doctor(&["--all"], 100_000)?;
+    let grown = kernel()?.unwrap_or(0) - before;
+    sick.expect(1, "warning")?;
+    let finding = sick.finding("chain-too-long")?;
+    let told = finding["evidence"]["chaintoolong"]["value"].as_u64().unwrap_or(0);
+    anyhow::ensure!(told > 0 && told <= grown, "{told} told, {grown} counted by the kernel: {finding}");
+    let what = finding["what"].as_str().unwrap_or_default();
+    anyhow::ensure!(what.contains("the table ends at about"), "where the table ends is not told: {what}");
+    // Other scenarios had races.
+    if let Ok(races) = sick.finding("insert-failed") {
+        anyhow::ensure!(races["evidence"]["live"]["value"] == 0, "long chains are told as races: {races}");
+    }
+    let remedy = sick.remedy("chain-too-long", "bucket")?.clone();
+    shell(&remedy, "commands")?;
+    let before = kernel()?;
+    doctor(&[], 160_000)?.expect(0, "ok")?;
+    anyhow::ensure!(kernel()? == before, "chains are still too long");
+    shell(&remedy, "undo")?;
+    state::fresh(&init())
 }
 
 /// Few buckets for many entries, as old advice has it.
