@@ -47,9 +47,33 @@ pub fn ebpf() -> Result<()> {
             .env("CARGO_PROFILE_RELEASE_STRIP", "none"),
     )?;
     let built = directory.join("bpfel-unknown-none/release/ctwatch-ebpf");
-    install_if_changed(&built, &paths::ebpf_object())?;
+    let stripped = directory.join("ctwatch-ebpf.stripped");
+    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let bytes =
+        without_debug_information(&bytes).with_context(|| format!("stripping {}", built.display()))?;
+    fs::write(&stripped, bytes).with_context(|| format!("writing {}", stripped.display()))?;
+    install_if_changed(&stripped, &paths::ebpf_object())?;
     step.end();
     Ok(())
+}
+
+/// An object without what only a debugger reads, which is four fifths of it. BTF stays: the kernel reads it. The system's
+/// `strip` does not know eBPF.
+fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = object::build::elf::Builder::read(object)?;
+    for section in &mut builder.sections {
+        let name = section.name.to_vec();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the names of sections among those of symbols; the builder wants them apart.
+    let names = builder.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = object::build::elf::SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    Ok(stripped)
 }
 
 /// Builds the eBPF half, then userspace with it inside.
