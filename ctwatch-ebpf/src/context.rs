@@ -63,6 +63,7 @@ pub fn enter(sp: u64) -> Option<&'static mut Context> {
         slot.clash_nfct = 0;
         slot.clash_ct = 0;
         slot.check_ct = 0;
+        slot.track_skb = 0;
     }
     Some(slot)
 }

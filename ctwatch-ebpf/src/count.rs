@@ -5,6 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{Global, bindings::BPF_NOEXIST};
 use ctwatch_ebpf::{
     Event, FlowType, Health, OVERFLOW_ROW, ROWS,
+    loss::Tuple,
     tally::{self, AddressKey, Addresses, PortKey, stir},
 };
 
@@ -14,7 +15,7 @@ use crate::{
     health::health,
     maps::{
         COUNTERS, DELETES, DROP_ADDRESSES, DROP_PORTS, EVICTION_ADDRESSES, INSERT_ADDRESSES, INSERTS,
-        ROW_KEYS, ROW_OWNERS,
+        INVALID_ADDRESSES, INVALID_PORTS, ROW_KEYS, ROW_OWNERS,
     },
     tuple::{TUPLE_DST, TUPLE_SRC},
 };
@@ -128,6 +129,34 @@ pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
         && let Some(table) = DROP_ADDRESSES.get_ptr_mut(0)
     {
         rank_addresses(table, flow.pack(), tuple);
+    }
+}
+
+/// Counts an invalid packet that found no room by its words.
+#[inline(always)]
+pub fn count_invalid(flow: FlowType) {
+    shared(flow, Event::InvalidOther, None);
+}
+
+/// Ranks an invalid packet by the port of its flow, or its own, and by its own addresses. All that call it are kprobe
+/// programs, of which the kernel does not let one nest in another on a CPU.
+#[inline(always)]
+pub fn rank_invalid(flow: FlowType, port: u16, tuple: &Tuple) {
+    let Some(ports) = INVALID_PORTS.get_ptr_mut(0) else { return };
+    let key = PortKey::new(flow, port);
+    // SAFETY: as in `insert`.
+    tally::rank(unsafe { &mut *ports }, key, stir(key.0));
+    if BY_ADDRESS.load() == 0 {
+        return;
+    }
+    let Some(table) = INVALID_ADDRESSES.get_ptr_mut(0) else { return };
+    // SAFETY: as in `insert`.
+    let table = unsafe { &mut *table };
+    for (destination, bit, address) in [(false, 1, tuple.src), (true, 2, tuple.dst)] {
+        if BY_ADDRESS.load() & bit != 0 {
+            let key = AddressKey::new(flow, address, destination);
+            tally::rank(table, key, key.hash());
+        }
     }
 }
 

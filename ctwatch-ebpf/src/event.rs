@@ -101,6 +101,8 @@ groups! {
     InsertFailed "insert_failed";
     /// A new flow was refused, by reason.
     Drop "drop";
+    /// A packet that conntrack could not assign to a flow, by reason.
+    Invalid "invalid";
     /// An entry left the table, by cause.
     Delete "delete";
 }
@@ -127,6 +129,18 @@ events! {
     DropTableFull in Drop, "drop.table_full", Loss;
     /// A new flow refused because the entry could not be allocated.
     DropNoMemory in Drop, "drop.no_memory", Loss, Rare;
+    /// A packet outside its connection's window.
+    InvalidOutOfWindow in Invalid, "invalid.out_of_window", Rare;
+    /// A packet that its connection's state does not allow.
+    InvalidBadState in Invalid, "invalid.bad_state", Rare;
+    /// A packet with a wrong checksum.
+    InvalidBadChecksum in Invalid, "invalid.bad_checksum", Rare;
+    /// A packet that is cut short or contradicts its protocol.
+    InvalidMalformed in Invalid, "invalid.malformed", Rare;
+    /// An ICMP error about no known flow.
+    InvalidUnrelated in Invalid, "invalid.unrelated", Rare;
+    /// A packet invalid for any other reason.
+    InvalidOther in Invalid, "invalid.other", Rare;
     /// An entry removed after its timeout.
     DeleteTimeout in Delete, "delete.timeout";
     /// An entry removed because TCP reset or reused it.
@@ -163,6 +177,9 @@ impl Event {
 
     /// A new flow was refused, by reason.
     pub const DROPS: [Self; count(Group::Drop, false)] = members(Group::Drop, false);
+
+    /// A packet belonged to no flow, by reason.
+    pub const INVALID: [Self; count(Group::Invalid, false)] = members(Group::Invalid, false);
 
     /// An entry left the table, by cause; numbered without a gap.
     pub const DELETES: [Self; count(Group::Delete, false)] = members(Group::Delete, false);
@@ -237,8 +254,8 @@ impl Group {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Those with a rate and a total of their own, in the order of `rate` and `total` in `live --json`.
-    pub const TOTALS: [Self; 5] =
-        [Self::Insert, Self::EarlyDrop, Self::Drop, Self::InsertFailed, Self::Delete];
+    pub const TOTALS: [Self; 6] =
+        [Self::Insert, Self::EarlyDrop, Self::Drop, Self::InsertFailed, Self::Invalid, Self::Delete];
 
     /// The group's count in one set of counters.
     pub fn of(self, counters: &Counters) -> u64 {

@@ -9,6 +9,7 @@
 
 pub mod event;
 pub mod field;
+pub mod invalid;
 pub mod loss;
 pub mod tally;
 pub mod timing;
@@ -176,11 +177,13 @@ pub enum Health {
     Refused,
     /// Those of them that were counted for their flow type, or left out by the user's filter.
     RefusedKnown,
+    /// Invalid packets that were counted: while it stands still, nobody reads their map.
+    Invalid,
 }
 
 impl Health {
     /// How many there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// [`Health`] of one CPU.
@@ -217,7 +220,7 @@ pub const FRAME_LIMIT: u64 = 2048;
 pub const CONN_READ: usize = 184;
 
 const _: () = assert!(size_of::<Counters>() == 8 * Event::COUNT);
-const _: () = assert!(size_of::<HealthCounters>() == 48);
+const _: () = assert!(size_of::<HealthCounters>() == 56);
 
 #[cfg(feature = "user")]
 // SAFETY: a transparent array of u64 has no padding, and every bit pattern is a value.

@@ -6,11 +6,15 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{
     Counters, HealthCounters, ROWS,
+    invalid::{Key, Words},
     loss::{Budget, TraceFilter},
     tally::{Addresses, Deletes, DropPorts, Inserts},
 };
 
-use crate::slot::{CONTEXTS, Context};
+use crate::{
+    packet::Headers,
+    slot::{CONTEXTS, Context},
+};
 
 /// Inserts by flow type and port. Written by the insert hook on its own CPU, summed by userspace;
 /// one entry of 28 KiB a CPU; what finds no place counts in `COUNTERS`.
@@ -39,8 +43,31 @@ pub static EVICTION_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_en
 #[map]
 pub static DROP_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_entries(1, 0);
 
+/// Invalid packets by flow type and the kernel's words. A hash map because both are few and far apart. Written by the
+/// hooks that see such packets, read by userspace; what finds it full counts in `COUNTERS` as `invalid.other`.
+#[map]
+pub static INVALIDS: HashMap<Key, u64> = HashMap::with_max_entries(2048, 0);
+
+/// The kernel's words by their address, of which a kernel has some 40. Written by the hook that first meets an address,
+/// read by userspace; words that find it full are unknown ones.
+#[map]
+pub static INVALID_WORDS: HashMap<u64, Words> = HashMap::with_max_entries(256, 0);
+
+/// What is read of the packet at hand, which has no room on the stack. Written by the hooks that see invalid packets, on
+/// their own CPU: they are kprobe programs, of which the kernel does not let one nest in another on a CPU.
+#[map]
+pub static INVALID_PACKET: PerCpuArray<Headers> = PerCpuArray::with_max_entries(1, 0);
+
+/// Invalid packets by port: as `DROP_PORTS`.
+#[map]
+pub static INVALID_PORTS: PerCpuArray<DropPorts> = PerCpuArray::with_max_entries(1, 0);
+
+/// Invalid packets by address: as `DROP_ADDRESSES`.
+#[map]
+pub static INVALID_ADDRESSES: PerCpuArray<Addresses> = PerCpuArray::with_max_entries(1, 0);
+
 /// Counters of each row: rare events, and what found no place in the tables above. Written by
-/// every hook on its own CPU, summed by userspace; one entry a row, about 140 KiB a CPU; cannot
+/// every hook on its own CPU, summed by userspace; one entry a row, about 190 KiB a CPU; cannot
 /// fill, since what finds no row counts on the overflow row.
 #[map]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(ROWS, 0);

@@ -37,4 +37,9 @@ pub struct Context {
     pub clash_ct: u64,
     /// `ct` of `nf_conntrack_hash_check_insert`.
     pub check_ct: u64,
+    /// `skb` and `state` of `nf_conntrack_in`.
+    pub track_skb: u64,
+    pub track_state: u64,
+    /// Whether the kernel said something about that packet.
+    pub track_told: u64,
 }

@@ -54,8 +54,9 @@ pub fn on() -> bool {
     TRACE_EVENTS.load() != 0
 }
 
+/// Whether this one is.
 #[inline(always)]
-fn asked(event: Event) -> bool {
+pub fn asked(event: Event) -> bool {
     on() && TRACE_EVENTS.load() >> (event as u32) & 1 != 0
 }
 
@@ -64,8 +65,7 @@ fn asked(event: Event) -> bool {
 pub fn entry(event: Event, conn: &Conn, ct: u64, sp: u64) {
     if asked(event) {
         let ct = number(ct);
-        let zone = zone_of(ct + u64::from(CONN_ZONE.load()));
-        emit(event as u64 | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone, sp);
+        emit(event as u64 | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone_at(ct), sp);
     }
 }
 
@@ -124,22 +124,14 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     if !fill(&mut tuple, flow, tuple_at, zone_at) || !ends_pass(&tuple) {
         return 0;
     }
-    let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) else { return 0 };
-    // SAFETY: no arguments.
-    let ktime_ns = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the pointer is to this CPU's copy. Where hooks nest, some more may pass than the
-    // budget allows; none goes uncounted.
-    if !unsafe { (*budget).spend(ktime_ns, u64::from(TRACE_PER_SECOND.load())) } {
-        hold_back(budget);
-        return 0;
-    }
+    let Some(ktime_ns) = spend() else { return 0 };
     let event = what as u32;
     // Every event from here on is about an entry, whose original tuple this is.
     let left = event >= Event::DeleteTimeout as u32;
     let start_ns = if left { start_of(tuple_at - tuple_of(0)) } else { 0 };
     let comm = comm(sp);
     let Some(mut place) = TRACE_RING.reserve::<Traced>(0) else {
-        hold_back(budget);
+        not_handed_over();
         return 0;
     };
     // Field by field, since a whole one on the stack would take a quarter of it.
@@ -186,6 +178,35 @@ fn start_of(ct: u64) -> u64 {
     }
 }
 
+/// Takes one event's share of this CPU's budget; the time on CLOCK_MONOTONIC, where some was left.
+#[inline(always)]
+pub fn spend() -> Option<u64> {
+    let budget = TRACE_BUDGET.get_ptr_mut(0)?;
+    // SAFETY: no arguments.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the pointer is to this CPU's copy. Where hooks nest, some more may pass than the
+    // budget allows; none goes uncounted.
+    if !unsafe { (*budget).spend(ktime_ns, u64::from(TRACE_PER_SECOND.load())) } {
+        hold_back(budget);
+        return None;
+    }
+    Some(ktime_ns)
+}
+
+/// Counts an event that found the ring buffer full.
+#[inline(always)]
+pub fn not_handed_over() {
+    if let Some(budget) = TRACE_BUDGET.get_ptr_mut(0) {
+        hold_back(budget);
+    }
+}
+
+/// Where the zone of the entry at `ct` lies; 0 where this kernel has no zones.
+#[inline(always)]
+pub fn zone_at(ct: u64) -> u64 {
+    zone_of(ct + u64::from(CONN_ZONE.load()))
+}
+
 /// Counts an event that is not handed over.
 #[inline(always)]
 fn hold_back(budget: *mut Budget) {
@@ -198,7 +219,7 @@ fn hold_back(budget: *mut Budget) {
 
 /// The current process, unless a softirq has borrowed its CPU or it is a kernel thread.
 #[inline(always)]
-fn comm(sp: u64) -> [u8; 16] {
+pub fn comm(sp: u64) -> [u8; 16] {
     let (owner, _) = context::owner(sp);
     let nobody = [0; 16];
     if owner & 1 != 0 || TASK_FLAGS.load() == 0 {

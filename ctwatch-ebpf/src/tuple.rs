@@ -38,7 +38,7 @@ pub fn fill(tuple: &mut Tuple, flow: FlowType, at: u64, zone_at: u64) -> bool {
 
 /// Reads into a value's place, of which the helper leaves zeros where the address is bad.
 #[inline(always)]
-fn put<T>(place: &mut T, address: u64) -> bool {
+pub fn put<T>(place: &mut T, address: u64) -> bool {
     // SAFETY: the bytes of a value that may be written in any order, which its callers know to be integers.
     read_into(address, unsafe { &mut *core::ptr::from_mut(place).cast::<MaybeUninit<T>>() })
 }

@@ -9,6 +9,7 @@ use ctwatch::{
     },
     model::SourceKind,
 };
+use ctwatch_ebpf::Group;
 
 fn captured(name: &str) -> Facts {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/facts").join(format!("{name}.json"));
@@ -60,7 +61,8 @@ fn some_hooks_tell_nothing_but_failures_that_the_kernel_counts_too() {
         let facts = captured(name);
         for plan in [plan::trampolines(&facts).unwrap(), plan::kprobes(&facts).unwrap()] {
             for hook in plan.hooks {
-                let failures = ["net_ratelimit", "__nf_conntrack_alloc", "__nf_conntrack_confirm"];
+                let failures =
+                    ["net_ratelimit", "__nf_conntrack_alloc", "__nf_conntrack_confirm", "nf_conntrack_in"];
                 assert_eq!(
                     hook.failures_only(),
                     failures.contains(&hook.symbol.as_str()),
@@ -77,6 +79,8 @@ fn without_kprobes_trampolines_do_all() {
     facts.kprobes = false;
     let plan = plan::trampolines(&facts).unwrap();
     assert!(plan.hooks.iter().all(|hook| hook.program.ends_with("_bpf")), "{:?}", plan.hooks);
+    assert!(Group::Invalid.parts().iter().all(|event| plan.unknown.contains_key(event)));
+    assert_eq!(plan.unknown.len(), Group::Invalid.parts().len());
 }
 
 #[test]
@@ -177,6 +181,9 @@ fn what_cannot_be_probed_is_unknown_with_a_reason() {
         "__nf_ct_delete_from_lists",
         "nf_ct_delete",
         "__nf_conntrack_confirm",
+        "nf_ct_l4proto_log_invalid",
+        "nf_l4proto_log_invalid",
+        "nf_conntrack_in",
     ] {
         let mut facts = captured("debian-6.12");
         facts.symbols.watched.retain(|symbol| symbol != function);

@@ -12,7 +12,9 @@ mod nf_conntrack_hash_check_insert;
 mod nf_conntrack_in;
 mod nf_ct_delete;
 mod nf_ct_iterate_cleanup_net;
+mod nf_ct_l4proto_log_invalid;
 mod nf_ct_resolve_clash;
+mod nf_l4proto_log_invalid;
 
 use aya_ebpf::{
     EbpfContext,

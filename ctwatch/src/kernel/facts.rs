@@ -131,7 +131,7 @@ const OFFSETS: [(&str, &str, &[&str]); 10] = [
 ];
 
 /// The same for what counting can do without.
-const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 7] = [
+const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 12] = [
     ("ITER_PORTID", "nf_ct_iter_data", &["portid"]),
     ("TUPLE_SRC", "nf_conntrack_tuple", &["src", "u3"]),
     ("TUPLE_SRC_PART", "nf_conntrack_tuple", &["src", "u"]),
@@ -139,6 +139,11 @@ const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 7] = [
     ("CONN_ZONE", "nf_conn", &["zone"]),
     ("ZONE_ID", "nf_conntrack_zone", &["id"]),
     ("TASK_FLAGS", "task_struct", &["flags"]),
+    ("SKB_HEAD", "sk_buff", &["head"]),
+    ("SKB_TAIL", "sk_buff", &["tail"]),
+    ("SKB_NETWORK", "sk_buff", &["network_header"]),
+    ("STATE_PF", "nf_hook_state", &["pf"]),
+    ("STATE_NET", "nf_hook_state", &["net"]),
 ];
 
 /// What a CPU's conntrack statistics are.

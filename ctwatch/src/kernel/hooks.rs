@@ -39,6 +39,8 @@ const RESOLVE_CLASH: Function = function(&["nf_ct_resolve_clash"], 3);
 pub(super) const WALK: Function = function(&["nf_ct_iterate_cleanup_net"], 2);
 const FLOOR: Function = function(&[arch::GETPPID], 1);
 const IN: Function = function(&["nf_conntrack_in"], 2);
+const LOG_INVALID: Function = function(&["nf_l4proto_log_invalid"], 5);
+const LOG_INVALID_OF_FLOW: Function = function(&["nf_ct_l4proto_log_invalid"], 5);
 const RECEIVE: Function = function(&["net_rx_action"], 0);
 
 /// Ways of attaching.
@@ -75,6 +77,8 @@ pub enum When {
     NearFull,
     /// Once the kernel's own counters have failures that no other hook has seen.
     Unexplained,
+    /// While they have invalid packets that no other hook has seen: it costs each packet.
+    Invalid,
 }
 
 /// What a program is part of. Programs with one purpose are attached together.
@@ -96,6 +100,10 @@ pub enum Purpose {
     Confirmations,
     /// Count inserts.
     Inserts,
+    /// Count invalid packets by the kernel's reason. By kprobes only: the functions have variable arguments.
+    Reasons,
+    /// Count those for which it gives no reason.
+    Unsaid,
     /// Complete single events: attached only while those are asked for.
     Details,
     /// Time tracking.
@@ -122,8 +130,23 @@ impl Purpose {
             Self::Confirmations => (&[CONFIRM], CONFIRMATIONS),
             // Without the function, confirmation counts inserts.
             Self::Inserts => (&[HASH_INSERT], &[]),
+            Self::Reasons => (&[LOG_INVALID_OF_FLOW, LOG_INVALID], REASONS),
+            Self::Unsaid => (&[IN], UNSAID),
             Self::Details | Self::TimeTracking | Self::TimeFloor | Self::TimeReceive => (&[], &[]),
         }
+    }
+
+    /// The offsets that its programs read packets by.
+    pub const fn offsets(self) -> &'static [&'static str] {
+        match self {
+            Self::Reasons | Self::Unsaid => &["SKB_HEAD", "SKB_TAIL", "SKB_NETWORK", "STATE_PF", "STATE_NET"],
+            _ => &[],
+        }
+    }
+
+    /// Whether its programs are kprobes beside trampolines too.
+    pub const fn has_no_trampoline(self) -> bool {
+        matches!(self, Self::Reasons | Self::Unsaid)
     }
 }
 
@@ -160,10 +183,10 @@ const fn timed(program: &'static str, method: Method, function: &'static Functio
 }
 
 use Purpose::{
-    Callers, Clashes, Confirmations, Details, Inserts, NetlinkInserts, Refusals, Removals, TimeFloor,
-    TimeReceive, TimeTracking, Walks,
+    Callers, Clashes, Confirmations, Details, Inserts, NetlinkInserts, Reasons, Refusals, Removals,
+    TimeFloor, TimeReceive, TimeTracking, Unsaid, Walks,
 };
-use When::{Always, NearFull, Unexplained};
+use When::{Always, Invalid, NearFull, Unexplained};
 
 const DROPS: &[Event] = &Event::DROPS;
 /// An eviction names its newcomer, which `__nf_conntrack_alloc` knows.
@@ -178,6 +201,11 @@ const CONFIRMATIONS: &[Event] = &[
     Event::ClashResolve,
     Event::ClashReplyOnly,
 ];
+const INVALID: &[Event] = &Event::INVALID;
+/// Without the kernel's reason such a packet counts as `InvalidOther`.
+const REASONS: &[Event] =
+    &[Event::InvalidOutOfWindow, Event::InvalidBadState, Event::InvalidBadChecksum, Event::InvalidMalformed];
+const UNSAID: &[Event] = &[Event::InvalidUnrelated, Event::InvalidOther];
 /// One may be done inside the other; the programs see which.
 const INSERTS: &[Event] = &[Event::Insert, Event::InsertNetlink];
 
@@ -185,7 +213,7 @@ const INSERTS: &[Event] = &[Event::Insert, Event::InsertNetlink];
 ///
 /// A kretprobe comes before the kprobe of its function, so that what runs in between cannot look like a return that was
 /// missed. `ratelimit_bpf` comes before `alloc_bpf`: a refusal in between would look like `no_memory`.
-pub static ROWS: [Row; 40] = [
+pub static ROWS: [Row; 44] = [
     row("alloc_ret", Kretprobe, &ALLOC, Refusals, Unexplained, &[Event::DropNoMemory]),
     row("alloc", Kprobe, &ALLOC, Refusals, NearFull, ALLOCATIONS),
     row("ratelimit", Kprobe, &RATELIMIT, Refusals, Always, DROPS),
@@ -200,6 +228,10 @@ pub static ROWS: [Row; 40] = [
     row("confirm_ret", Kretprobe, &CONFIRM, Confirmations, Unexplained, CONFIRMATIONS),
     row("confirm", Kprobe, &CONFIRM, Confirmations, Unexplained, CONFIRMATIONS),
     row("hash_insert", Kprobe, &HASH_INSERT, Inserts, Always, from_ref(&Event::Insert)),
+    row("ct_log_invalid", Kprobe, &LOG_INVALID_OF_FLOW, Reasons, Always, INVALID),
+    row("log_invalid", Kprobe, &LOG_INVALID, Reasons, Always, INVALID),
+    row("track_ret", Kretprobe, &IN, Unsaid, Invalid, INVALID),
+    row("track", Kprobe, &IN, Unsaid, Invalid, INVALID),
     timed("latency_in_ret", Kretprobe, &IN, TimeTracking),
     timed("latency_in", Kprobe, &IN, TimeTracking),
     timed("latency_confirm_ret", Kretprobe, &CONFIRM, TimeTracking),

@@ -11,6 +11,7 @@ use super::facts::{Availability, Facts, Presence};
 use super::hooks::{self, Method, Purpose, REMOVAL, ROWS, Row, WALK, When};
 use super::obstacles::obstacles;
 pub use super::obstacles::{Obstacle, Refusal};
+use super::plan_kprobe::add_invalid;
 pub use super::plan_kprobe::kprobes;
 use crate::model::SourceKind;
 
@@ -183,7 +184,9 @@ pub fn trampolines(facts: &Facts) -> Result<Plan, Refusal> {
     if facts.kprobes {
         leaner(facts, &mut hooks);
     }
-    Ok(Plan { kind: SourceKind::Fexit, why: None, hooks, unknown: BTreeMap::new(), subtract_netlink: true })
+    let mut unknown = BTreeMap::new();
+    add_invalid(facts, &mut hooks, &mut unknown);
+    Ok(Plan { kind: SourceKind::Fexit, why: None, hooks, unknown, subtract_netlink: true })
 }
 
 /// Whether one hook on the function that takes entries out of the table can tell who asked for it:

@@ -19,8 +19,8 @@ const JITTER: Duration = Duration::from_millis(90);
 /// The longest window at the closest spacing, the one before it, and one to spare.
 const MARKS: usize = 123;
 /// The groups whose run is kept, in the order in which people read them.
-pub const SUMS: [Group; 5] =
-    [Group::Insert, Group::Delete, Group::EarlyDrop, Group::Drop, Group::InsertFailed];
+pub const SUMS: [Group; 6] =
+    [Group::Insert, Group::Delete, Group::EarlyDrop, Group::Drop, Group::InsertFailed, Group::Invalid];
 
 /// Totals at one moment of the time watched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -51,15 +51,23 @@ pub struct Top {
     pub early_drop: u64,
     /// New flows refused.
     pub drop: u64,
+    /// Packets that belonged to no flow.
+    pub invalid: u64,
 }
 
 impl Top {
+    /// Its counts: inserts, evictions, refusals, invalid packets.
+    pub const fn counts(&self) -> [u64; 4] {
+        [self.insert, self.early_drop, self.drop, self.invalid]
+    }
+
     fn identity(&self) -> (By, u32, u8, u8, &str) {
         (self.by, self.netns, self.family, self.proto, &self.key)
     }
 }
 
-/// What of a ranking is new since the sample before, most losses first, then most inserts.
+/// What of a ranking is new since the sample before, most losses first, then most inserts, then most invalid
+/// packets.
 ///
 /// The kernel's ranking is bounded: a key may leave it and come back with its counts begun anew, so a total that fell is
 /// all new.
@@ -68,21 +76,18 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
     let mut new: Vec<Top> = now
         .iter()
         .filter_map(|top| {
-            let (insert, early_drop, drop) = match before.get(&top.identity()) {
-                Some(old)
-                    if old.insert <= top.insert
-                        && old.early_drop <= top.early_drop
-                        && old.drop <= top.drop =>
-                {
-                    (top.insert - old.insert, top.early_drop - old.early_drop, top.drop - old.drop)
+            let counts = match before.get(&top.identity()).map(|old| old.counts()) {
+                Some(old) if old.iter().zip(top.counts()).all(|(old, now)| *old <= now) => {
+                    std::array::from_fn(|which| top.counts()[which] - old[which])
                 }
-                _ => (top.insert, top.early_drop, top.drop),
+                _ => top.counts(),
             };
-            (insert | early_drop | drop > 0).then(|| Top { insert, early_drop, drop, ..top.clone() })
+            let [insert, early_drop, drop, invalid] = counts;
+            (counts != [0; 4]).then(|| Top { insert, early_drop, drop, invalid, ..top.clone() })
         })
         .collect();
     new.sort_by(|a, b| {
-        let weight = |top: &Top| (top.drop.saturating_add(top.early_drop), top.insert);
+        let weight = |top: &Top| (top.drop.saturating_add(top.early_drop), top.insert, top.invalid);
         (a.by, std::cmp::Reverse(weight(a)), a.identity()).cmp(&(
             b.by,
             std::cmp::Reverse(weight(b)),
@@ -93,21 +98,22 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
 }
 
 /// How many events of these flow types the ranking by one kind of key leaves out: it is bounded, and where too many keys
-/// compete for its places, some are not in it. Inserts, evictions, refusals, in the time that both tell of.
+/// compete for its places, some are not in it. Inserts, evictions, refusals, invalid packets, in the time
+/// that both tell of.
 pub fn unranked<'a>(
     top: impl IntoIterator<Item = &'a Top>,
     by: By,
     flows: impl IntoIterator<Item = (&'a FlowType, &'a Counters)>,
-) -> [u64; 3] {
-    let mut left = [0; 3];
+) -> [u64; 4] {
+    let mut left = [0; 4];
     // What has no port has no place in a ranking of ports, and what shares the last row is of no known kind.
     let ranked = |flow: &FlowType| flow.family != 0 && (by != By::Dport || has_ports(flow.proto));
     for (_, counts) in flows.into_iter().filter(|(flow, _)| ranked(flow)) {
-        let sums = [Group::Insert, Group::EarlyDrop, Group::Drop].map(|sum| sum.of(counts));
+        let sums = [Group::Insert, Group::EarlyDrop, Group::Drop, Group::Invalid].map(|sum| sum.of(counts));
         left = std::array::from_fn(|which| left[which] + sums[which]);
     }
     for row in top.into_iter().filter(|row| row.by == by) {
-        let told = [row.insert, row.early_drop, row.drop];
+        let told = row.counts();
         left = std::array::from_fn(|which| left[which].saturating_sub(told[which]));
     }
     left

@@ -4,7 +4,17 @@ use proptest::prelude::*;
 use super::*;
 
 fn top(key: &str, insert: u64, early_drop: u64, drop: u64) -> Top {
-    Top { by: By::Dport, netns: 7, family: AF_INET, proto: 17, key: key.into(), insert, early_drop, drop }
+    Top {
+        by: By::Dport,
+        netns: 7,
+        family: AF_INET,
+        proto: 17,
+        key: key.into(),
+        insert,
+        early_drop,
+        drop,
+        invalid: 0,
+    }
 }
 
 #[test]
@@ -37,11 +47,11 @@ fn what_is_not_ranked_is_known() {
     udp.0[Event::DropNoMemory as usize] = 4;
     let flows = [(flow(AF_INET, 17), udp), (flow(AF_INET, 1), udp), (FlowType::OVERFLOW, udp)];
     let left = |top: &[Top], by| unranked(top, by, flows.iter().map(|(flow, counts)| (flow, counts)));
-    assert_eq!(left(&[], By::Dport), [100, 9, 4], "ICMP has no ports");
-    assert_eq!(left(&[], By::Src), [200, 18, 8]);
+    assert_eq!(left(&[], By::Dport), [100, 9, 4, 0], "ICMP has no ports");
+    assert_eq!(left(&[], By::Src), [200, 18, 8, 0]);
     let top = [top("53", 90, 9, 1), top("54", 1, 1, 2)];
-    assert_eq!(left(&top, By::Dport), [9, 0, 1], "one reading may be a moment behind the other");
-    assert_eq!(left(&top, By::Src), [200, 18, 8], "another ranking");
+    assert_eq!(left(&top, By::Dport), [9, 0, 1, 0], "one reading may be a moment behind the other");
+    assert_eq!(left(&top, By::Src), [200, 18, 8, 0], "another ranking");
 }
 
 proptest! {

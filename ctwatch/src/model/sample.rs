@@ -70,7 +70,14 @@ impl SourceInfo {
     pub const fn by_namespace(&self) -> &'static [Event] {
         match self.kind {
             SourceKind::Netlink => {
-                &[Event::ClashResolve, Event::FailedChaintoolong, Event::FailedOther, Event::DropTableFull]
+                const STATISTICS: [Event; 5] = [
+                    Event::ClashResolve,
+                    Event::FailedChaintoolong,
+                    Event::FailedOther,
+                    Event::DropTableFull,
+                    Event::InvalidOther,
+                ];
+                &STATISTICS
             }
             _ => &[],
         }

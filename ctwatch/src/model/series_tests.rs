@@ -118,6 +118,7 @@ fn the_ranking_has_its_first_lines_and_counts_the_rest() {
         insert,
         early_drop: 0,
         drop,
+        invalid: 0,
     };
     let mut sample = sample(&[(udp(INIT), inserts(1))], &[table(INIT, "init", 1)]);
     let other = Top { by: By::Src, key: "10.0.0.1".into(), ..top(0, 1000, 1000) };

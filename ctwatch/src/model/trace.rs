@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ctwatch_ebpf::invalid::WORDS;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{Event, Group};
 
 use super::filter::{ip, words};
+use super::invalid::{Meaning, meaning, shown, text, unsaid};
 use super::table::status::{ASSURED, SEEN_REPLY};
 
 /// Which events are asked for.
@@ -96,10 +98,36 @@ pub struct Record {
     pub age: Option<Duration>,
     /// Whom an evicted entry made room for.
     pub newcomer: Option<Flow>,
+    /// What there is to say of an invalid packet, whose own ends `flow` holds.
+    pub invalid: Option<Invalid>,
     /// The CPU it happened on.
     pub cpu: u32,
     /// The local process whose doing it was.
     pub comm: Option<String>,
+}
+
+/// What belongs to an invalid packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Invalid {
+    /// The kernel's own words, where it said any.
+    pub detail: Option<String>,
+    /// The flow that the packet was taken for, as its first packet went.
+    pub known: Option<Flow>,
+    /// The numbers of a TCP segment.
+    pub tcp: Option<Tcp>,
+}
+
+/// The numbers of a TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Tcp {
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Window as it stands in the segment, not scaled.
+    pub win: u16,
+    /// FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
+    pub flags: u8,
 }
 
 /// The two ends of a flow, as its first packet went.
@@ -154,11 +182,23 @@ impl Record {
     }
 }
 
-/// The record in the bytes of a [`Traced`], shown under the names asked for. `wall_minus_mono` is what to add to the
-/// kernel's monotonic clock. `None` for bytes that are none of our programs'.
+/// The record in the bytes of a [`Traced`] or a [`ctwatch_ebpf::invalid::TracedInvalid`], shown under the names asked
+/// for. `wall_minus_mono` is what to add to the kernel's monotonic clock. `None` for bytes that are none of our
+/// programs', and for packets that were accepted all the same.
 pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Record> {
-    let traced = from_bytes(bytes)?;
-    let event = Event::ALL.into_iter().find(|event| *event as u32 == traced.event)?;
+    let mut reader = Reader(bytes);
+    let mut traced = reader.traced()?;
+    let mut event = Event::ALL.into_iter().find(|event| *event as u32 == traced.event)?;
+    let mut invalid = None;
+    if !reader.0.is_empty() {
+        let known = flow(&std::mem::take(&mut traced.newcomer));
+        let (reason, more) = reader.invalid(known)?;
+        event = reason;
+        invalid = Some(more);
+    }
+    if !reader.0.is_empty() {
+        return None;
+    }
     // A timeout or the collector's round meets whatever process happens to run: none of its doing.
     let bystander = matches!(event, Event::DeleteTimeout | Event::DeletePressure);
     let wall_ns = i128::from(traced.ktime_ns) + wall_minus_mono;
@@ -172,6 +212,7 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
         replied: traced.status & SEEN_REPLY != 0,
         age: age(traced.start_ns, wall_ns),
         newcomer: flow(&traced.newcomer),
+        invalid,
         cpu: traced.cpu,
         comm: if bystander { None } else { comm(&traced.comm) },
     })
@@ -222,6 +263,42 @@ impl Reader<'_> {
         self.take().map(u32::from_ne_bytes)
     }
 
+    fn traced(&mut self) -> Option<Traced> {
+        Some(Traced {
+            ktime_ns: self.take().map(u64::from_ne_bytes)?,
+            start_ns: self.take().map(u64::from_ne_bytes)?,
+            netns: self.u32()?,
+            event: self.u32()?,
+            status: self.u32()?,
+            cpu: self.u32()?,
+            tuple: self.tuple()?,
+            newcomer: self.tuple()?,
+            comm: self.take()?,
+        })
+    }
+
+    /// What follows for an invalid packet, and its reason.
+    fn invalid(&mut self, known: Option<Flow>) -> Option<(Event, Invalid)> {
+        let words = text(&self.take::<WORDS>()?);
+        let told_by = self.take().map(u64::from_ne_bytes)?;
+        let has_tcp = self.take().map(u64::from_ne_bytes)? != 0;
+        let header = self.take::<16>()?;
+        let reason = match words.as_deref().map(meaning) {
+            Some(Meaning::Accepted) => return None,
+            Some(Meaning::Invalid(reason)) => reason,
+            None => unsaid(told_by),
+        };
+        let [.., s0, s1, s2, s3, a0, a1, a2, a3, _, flags, w0, w1] = header;
+        let tcp = Tcp {
+            seq: u32::from_be_bytes([s0, s1, s2, s3]),
+            ack: u32::from_be_bytes([a0, a1, a2, a3]),
+            win: u16::from_be_bytes([w0, w1]),
+            flags,
+        };
+        let detail = words.as_deref().map(shown);
+        Some((reason, Invalid { detail, known, tcp: has_tcp.then_some(tcp) }))
+    }
+
     fn tuple(&mut self) -> Option<Tuple> {
         Some(Tuple {
             src: words(self.take()?),
@@ -233,22 +310,6 @@ impl Reader<'_> {
             proto: u8::from_ne_bytes(self.take()?),
         })
     }
-}
-
-fn from_bytes(bytes: &[u8]) -> Option<Traced> {
-    let mut reader = Reader(bytes);
-    let traced = Traced {
-        ktime_ns: reader.take().map(u64::from_ne_bytes)?,
-        start_ns: reader.take().map(u64::from_ne_bytes)?,
-        netns: reader.u32()?,
-        event: reader.u32()?,
-        status: reader.u32()?,
-        cpu: reader.u32()?,
-        tuple: reader.tuple()?,
-        newcomer: reader.tuple()?,
-        comm: reader.take()?,
-    };
-    reader.0.is_empty().then_some(traced)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
+use ctwatch_ebpf::invalid::TracedInvalid;
 use ctwatch_ebpf::{AF_INET, AF_INET6, Group};
 
 use super::*;
@@ -124,11 +125,53 @@ fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
     assert!(!Names::default().contains(Group::Insert) && !Names::default().contains(Group::Delete));
 }
 
+/// What follows a [`Traced`] for an invalid packet.
+fn invalid_bytes(traced: &Traced, said: &str, told_by: u64, tcp: Option<[u8; 16]>) -> Vec<u8> {
+    let mut out = bytes(traced);
+    let mut words = [0; WORDS];
+    words[..said.len()].copy_from_slice(said.as_bytes());
+    out.extend(words);
+    out.extend(told_by.to_ne_bytes());
+    out.extend(u64::from(tcp.is_some()).to_ne_bytes());
+    out.extend(tcp.unwrap_or_default());
+    out
+}
+
+#[test]
+fn an_invalid_packet_has_the_kernels_words_its_flow_and_its_numbers() {
+    let traced = Traced {
+        event: Event::InvalidOther as u32,
+        tuple: tuple("10.0.0.2", "10.0.0.1", 6, 80_u16.to_be_bytes(), 4000_u16.to_be_bytes()),
+        newcomer: tuple("10.0.0.1", "10.0.0.2", 6, 4000_u16.to_be_bytes(), 80_u16.to_be_bytes()),
+        ..Traced::default()
+    };
+    let header = [0, 80, 15, 160, 0, 0, 1, 0, 0, 0, 2, 0, 80, 16, 32, 0];
+    let said = "SEQ is over upper bound %u (over the window of the receiver)";
+    let raw = invalid_bytes(&traced, said, 9, Some(header));
+    assert_eq!(raw.len(), size_of::<TracedInvalid>());
+    let record = decode(&raw, everything(), 0).unwrap();
+    assert_eq!((record.name, record.reason()), (Group::Invalid, Some("out_of_window")));
+    assert_eq!(record.newcomer, None);
+    let invalid = record.invalid.unwrap();
+    assert_eq!(
+        invalid.detail.as_deref(),
+        Some("SEQ is over upper bound N (over the window of the receiver)")
+    );
+    assert_eq!(invalid.known.unwrap().src.to_string(), "10.0.0.1");
+    assert_eq!(invalid.tcp, Some(Tcp { seq: 256, ack: 512, win: 8192, flags: 16 }));
+
+    let accepted = invalid_bytes(&traced, "challenge-ack ignored", 9, Some(header));
+    assert_eq!(decode(&accepted, everything(), 0), None);
+    let plain = Traced { newcomer: Tuple::default(), ..traced };
+    let unsaid = decode(&invalid_bytes(&plain, "", 1, None), everything(), 0).unwrap();
+    assert_eq!((unsaid.reason(), unsaid.invalid), (Some("unrelated"), Some(Invalid::default())));
+}
+
 proptest! {
     #[test]
-    fn any_bytes_are_a_record_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_a_record_or_nothing(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         if decode(&bytes, Names::default(), 0).is_some() {
-            prop_assert_eq!(bytes.len(), size_of::<Traced>());
+            prop_assert!([size_of::<Traced>(), size_of::<TracedInvalid>()].contains(&bytes.len()));
         }
     }
 
@@ -145,7 +188,7 @@ proptest! {
         let event = Event::ALL[event];
         let tuple = Tuple { src, dst, src_part, dst_part, zone, family, proto };
         let traced = Traced { ktime_ns, start_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, comm };
-        prop_assert_eq!(from_bytes(&bytes(&traced)), Some(traced));
+        prop_assert_eq!(Reader(&bytes(&traced)).traced(), Some(traced));
         let record = decode(&bytes(&traced), everything(), 7).unwrap();
         prop_assert_eq!(record.wall_ns, i128::from(ktime_ns) + 7);
         prop_assert_eq!(record.newcomer, Some(record.flow));

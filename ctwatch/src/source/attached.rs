@@ -90,6 +90,11 @@ impl Attached {
         Ok(())
     }
 
+    /// Detaches these. What the kernel knows that they missed is forgotten.
+    pub fn release(&mut self, hooks: &[Hook]) {
+        self.programs.retain(|program| !hooks.iter().any(|hook| hook.program == program.name));
+    }
+
     /// Detaches all of them. What they counted stays in the maps.
     pub fn unhook(&mut self) {
         self.programs.clear();

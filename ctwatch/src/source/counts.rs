@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use ctwatch_ebpf::loss::has_ports;
 use ctwatch_ebpf::tally::{AddressKey, Addresses, Deletes, DropPorts, Inserts, Place, PortKey};
-use ctwatch_ebpf::{Counters, Event, FlowType, HealthCounters, OVERFLOW_ROW, ROWS};
+use ctwatch_ebpf::{Counters, Event, FlowType, Health, HealthCounters, OVERFLOW_ROW, ROWS};
 
+use super::invalid::{Invalid, Invalids};
 use super::object::Object;
 use super::reader::{Hash, PerCpu, Reader};
 use crate::model::filter::ip;
@@ -15,12 +16,14 @@ use crate::model::ranking::{By, Top};
 /// The maps that the programs count in.
 pub(super) struct Counts {
     reader: Reader,
-    owners: Hash,
+    owners: Hash<u32, u64>,
     shared: PerCpu<Counters>,
     inserts: PerCpu<Inserts>,
     deletes: PerCpu<Deletes>,
     drop_ports: PerCpu<DropPorts>,
-    addresses: [PerCpu<Addresses>; 3],
+    invalid_ports: PerCpu<DropPorts>,
+    addresses: [PerCpu<Addresses>; 4],
+    invalids: Invalids,
     health: PerCpu<HealthCounters>,
     admitted: Admitted,
 }
@@ -30,10 +33,11 @@ pub(super) struct Counts {
 pub(super) struct Reading {
     pub(super) rows: BTreeMap<FlowType, Counters>,
     pub(super) top: Vec<Top>,
+    pub(super) invalid: Invalid,
 }
 
-/// Counts of one key: inserts, evictions, refusals.
-type Ranks<K> = BTreeMap<K, [u64; 3]>;
+/// Counts of one key: inserts, evictions, refusals, invalid packets.
+type Ranks<K> = BTreeMap<K, [u64; 4]>;
 
 impl Counts {
     /// The object's maps, made now where they were not yet.
@@ -45,11 +49,14 @@ impl Counts {
             inserts: PerCpu::new(object, "INSERTS")?,
             deletes: PerCpu::new(object, "DELETES")?,
             drop_ports: PerCpu::new(object, "DROP_PORTS")?,
+            invalid_ports: PerCpu::new(object, "INVALID_PORTS")?,
             addresses: [
                 PerCpu::new(object, "INSERT_ADDRESSES")?,
                 PerCpu::new(object, "EVICTION_ADDRESSES")?,
                 PerCpu::new(object, "DROP_ADDRESSES")?,
+                PerCpu::new(object, "INVALID_ADDRESSES")?,
             ],
+            invalids: Invalids::new(object)?,
             health: PerCpu::new(object, "HEALTH")?,
             admitted: Admitted::default(),
         })
@@ -81,7 +88,16 @@ impl Counts {
         for cpu in drops {
             collect(&mut ports, cpu, 2);
         }
+        let invalid = self.reader.element(&self.invalid_ports, 0).context("cannot read map INVALID_PORTS")?;
+        for cpu in invalid {
+            collect(&mut ports, cpu, 3);
+        }
         self.add_shared(&mut rows)?;
+        let counted = self.health()?.0[Health::Invalid as usize];
+        let invalid = self.invalids.read(&mut self.reader, counted)?.clone();
+        for ((flow, event), count) in &invalid.rows {
+            rows.entry(self.admitted.row(*flow)).or_default().0[*event as usize] += count;
+        }
         let mut top: Vec<Top> =
             ports.into_iter().filter_map(|(key, counts)| port_line(key, counts)).collect();
         if by.iter().any(|by| *by != By::Dport) {
@@ -94,7 +110,7 @@ impl Counts {
             }
             top.extend(addresses.into_iter().filter_map(|(key, counts)| address_line(key, counts)));
         }
-        Ok(Reading { rows, top })
+        Ok(Reading { rows, top, invalid })
     }
 
     /// What the programs know of their own work, all CPUs together.
@@ -163,20 +179,20 @@ fn collect<K: Copy + Ord>(ranks: &mut Ranks<K>, places: &[Place<K>], which: usiz
     }
 }
 
-fn port_line(key: PortKey, counts: [u64; 3]) -> Option<Top> {
+fn port_line(key: PortKey, counts: [u64; 4]) -> Option<Top> {
     let (flow, port) = key.parts();
     has_ports(flow.proto).then(|| line(By::Dport, flow, port.to_string(), counts))
 }
 
-fn address_line(key: AddressKey, counts: [u64; 3]) -> Option<Top> {
+fn address_line(key: AddressKey, counts: [u64; 4]) -> Option<Top> {
     let (flow, destination) = key.parts();
     let address = ip(flow.family, key.address)?;
     Some(line(if destination { By::Dst } else { By::Src }, flow, address.to_string(), counts))
 }
 
-fn line(by: By, flow: FlowType, key: String, [insert, early_drop, drop]: [u64; 3]) -> Top {
+fn line(by: By, flow: FlowType, key: String, [insert, early_drop, drop, invalid]: [u64; 4]) -> Top {
     let FlowType { netns, family, proto } = flow;
-    Top { by, netns, family, proto, key, insert, early_drop, drop }
+    Top { by, netns, family, proto, key, insert, early_drop, drop, invalid }
 }
 
 #[cfg(test)]

@@ -38,12 +38,19 @@ pub(super) struct Failures {
     pub(super) insert_failed: u64,
     /// Packets dropped: refused flows, clashes that were not resolved, what a tracker drops itself.
     pub(super) drop: u64,
+    /// Invalid packets; ICMP messages have a counter of their own (`icmp_error`).
+    pub(super) invalid: u64,
 }
 
 impl Failures {
-    /// From the kernel's statistics, where these have both.
+    /// From the kernel's statistics, where these have all.
     pub(super) fn of(statistics: &Statistics<'_>) -> Option<Self> {
-        Some(Self { insert_failed: statistics.get("insert_failed")?, drop: statistics.get("drop")? })
+        let get = |title| statistics.get(title);
+        Some(Self {
+            insert_failed: get("insert_failed")?,
+            drop: get("drop")?,
+            invalid: get("invalid")?.saturating_add(get("icmp_error")?),
+        })
     }
 }
 
@@ -99,6 +106,7 @@ fn since(first: Option<Failures>, now: Option<Failures>) -> Failures {
     Failures {
         insert_failed: now.insert_failed.saturating_sub(first.insert_failed),
         drop: now.drop.saturating_sub(first.drop),
+        invalid: now.invalid.saturating_sub(first.invalid),
     }
 }
 
@@ -136,10 +144,10 @@ mod tests {
     #[test]
     fn statistics_are_summed_over_cpus() {
         let failures = |text| Statistics::parse(text).and_then(|statistics| Failures::of(&statistics));
-        let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop\n\
-                    0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000002 00000010 00000000\n\
-                    0000000a  00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000000 00000001 00000001 00000000\n";
-        assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17 }));
+        let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error\n\
+                    0000000a  00000000 00000000 00000000 00000005 00000000 00000000 00000000 00000000 00000002 00000010 00000000 00000001\n\
+                    0000000a  00000000 00000000 00000000 00000010 00000000 00000000 00000000 00000000 00000001 00000001 00000000 00000000\n";
+        assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17, invalid: 22 }));
         assert_eq!(failures("entries drop\n1 1\n"), None);
     }
 
@@ -153,7 +161,9 @@ mod tests {
 
     #[test]
     fn only_what_nobody_has_seen_is_unexplained() {
-        let kernel = |netns, insert_failed, drop| BTreeMap::from([(netns, Failures { insert_failed, drop })]);
+        let kernel = |netns, insert_failed, drop| {
+            BTreeMap::from([(netns, Failures { insert_failed, drop, invalid: 0 })])
+        };
         let mut reckoning = Reckoning::default();
         assert_eq!(reckoning.unexplained(&kernel(1, 50, 70), &row(&[]), 0), 0, "from before the start");
         assert_eq!(reckoning.unexplained(&kernel(1, 53, 70), &row(&[]), 0), 3);

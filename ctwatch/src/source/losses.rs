@@ -139,6 +139,7 @@ mod tests {
             replied: false,
             age: None,
             newcomer: None,
+            invalid: None,
             cpu: 0,
             comm: None,
         };

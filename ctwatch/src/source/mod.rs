@@ -6,6 +6,7 @@ pub mod census;
 mod channel;
 mod counts;
 mod demand;
+mod invalid;
 pub mod keeper;
 mod kprobe;
 pub mod latency;

@@ -12,6 +12,7 @@ use ctwatch_ebpf::{Counters, FlowType, ROWS};
 use super::{
     Source, Status,
     demand::{Reckoning, near_full},
+    invalid::{Search, Step},
     now, own_time,
     tables::Tables,
     watch::{Events, Reading, Watch},
@@ -105,6 +106,8 @@ pub struct Probe {
     unexplained: u64,
     /// Compares the kernel's counters with ours, where nothing is filtered and the kernel shows them.
     reckoning: Option<Reckoning>,
+    /// The same for invalid packets, whatever is filtered.
+    search: Option<Search>,
 }
 
 impl std::fmt::Debug for Probe {
@@ -139,6 +142,7 @@ impl Probe {
             met: BTreeSet::new(),
             unexplained: 0,
             reckoning: None,
+            search: None,
         };
         // Rights and kernel features are checked before anything is waited for.
         let facts = Facts::read()?;
@@ -169,6 +173,10 @@ impl Probe {
         if !comparable {
             due.push(When::Unexplained);
         }
+        let countable = !failures.is_empty();
+        if !countable {
+            due.push(When::Invalid);
+        }
         let start = |plan: Plan| {
             let plan = match &self.wishes.trace {
                 Some(wanted) => plan.tracing(&facts, wanted),
@@ -188,6 +196,13 @@ impl Probe {
             started => started?,
         };
         self.events = self.wishes.trace.map(|_| attached.events()).transpose()?;
+        // Where they do not wait, they are there for good.
+        let temporary = countable && attached.waits_for(When::Invalid);
+        self.search = temporary.then(|| {
+            // Once more, since the hooks are there only now.
+            self.tables.read([]);
+            Search::begin(&self.tables.invalid(), None)
+        });
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
         self.attached = Some(attached);
         self.module = module;
@@ -210,13 +225,14 @@ impl Probe {
             Some(attached) => attached.lost()?,
             None => 0,
         };
-        Ok(self.past.lost + missed)
+        Ok(self.past.lost + missed + self.search.as_ref().map_or(0, Search::lost))
     }
 
     /// Attaches hooks whose time has come.
     fn tend(&mut self) -> anyhow::Result<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
-        if !attached.waits_for(When::NearFull) && !attached.waits_for(When::Unexplained) {
+        let waits = attached.waits_for(When::NearFull) || attached.waits_for(When::Unexplained);
+        if !waits && self.search.is_none() {
             return Ok(());
         }
         // The kernel's own counters before ours: what happens in between cannot look missed then.
@@ -225,7 +241,7 @@ impl Probe {
             attached.arm(When::NearFull)?;
         }
         self.seen = now;
-        if self.reckoning.is_some() {
+        if self.reckoning.is_some() || self.search.is_some() {
             let reading = attached.read()?;
             self.reckon(&reading)?;
         }
@@ -242,6 +258,13 @@ impl Probe {
                 attached.arm(When::Unexplained)?;
             }
         }
+        if let (Some(search), Some(attached)) = (&mut self.search, &mut self.attached) {
+            match search.step(now()?.1, &self.tables.invalid(), &reading.invalid) {
+                Step::Stay => {}
+                Step::Attach => attached.arm(When::Invalid)?,
+                Step::Detach => attached.disarm(),
+            }
+        }
         Ok(())
     }
 
@@ -255,7 +278,8 @@ impl Probe {
                 let flow = if known { flow } else { FlowType::OVERFLOW };
                 self.past.rows.entry(flow).or_default().add(&counters);
             }
-            self.past.lost += lost + std::mem::take(&mut self.unexplained);
+            let unseen = self.search.take().map_or(0, |search| search.lost());
+            self.past.lost += lost + std::mem::take(&mut self.unexplained) + unseen;
             self.past.cost.run_ns += cost.run_ns;
             self.past.cost.runs += cost.runs;
         }
@@ -313,7 +337,7 @@ impl Source for Probe {
         };
         self.reckon(&reading)?;
         let Reading { mut rows, top, mut lost, mut cost, .. } = reading;
-        lost += self.unexplained;
+        lost += self.unexplained + self.search.as_ref().map_or(0, Search::lost);
         let (wall_ns, mono_ns) = now()?;
         for (flow, counters) in &self.past.rows {
             rows.entry(*flow).or_default().add(counters);

@@ -29,9 +29,10 @@ pub struct PerCpu<V> {
 
 /// A hash map.
 #[derive(Debug)]
-pub struct Hash {
+pub struct Hash<K, V> {
     map: OwnedFd,
     entries: u32,
+    entry: PhantomData<(K, V)>,
 }
 
 /// Reads maps, one after the other, into its buffer.
@@ -52,12 +53,14 @@ impl<V: Pod> PerCpu<V> {
     }
 }
 
-impl Hash {
-    /// The object's map of this name, made now where it was not yet, with keys of 4 bytes and values of 8.
+impl<K: Pod, V: Pod> Hash<K, V> {
+    /// The object's map of this name, made now where it was not yet.
     pub fn new(object: &mut Object, name: &str) -> Result<Self> {
+        const { assert!(align_of::<K>() <= 8 && size_of::<V>().is_multiple_of(8) && align_of::<V>() <= 8) };
         let (map, definition) = object.map_fd(name)?;
-        ensure!((definition.key_size(), definition.value_size()) == (4, 8), "map {name} has other entries");
-        Ok(Self { map, entries: definition.max_entries() })
+        let sizes = (definition.key_size() as usize, definition.value_size() as usize);
+        ensure!(sizes == (size_of::<K>(), size_of::<V>()), "map {name} has other entries");
+        Ok(Self { map, entries: definition.max_entries(), entry: PhantomData })
     }
 }
 
@@ -86,11 +89,13 @@ impl Reader {
     }
 
     /// All keys and values (`BPF_MAP_LOOKUP_BATCH`, 5.6).
-    pub fn entries(&mut self, hash: &Hash) -> io::Result<Vec<(u32, u64)>> {
+    pub fn entries<K: Pod, V: Pod>(&mut self, hash: &Hash<K, V>) -> io::Result<Vec<(K, V)>> {
         let most = hash.entries as usize;
-        let mut keys = vec![0_u32; most];
-        let values = self.at_least(most);
-        let mut token = 0_u32;
+        let keys_words = (most * size_of::<K>()).div_ceil(8);
+        let words = self.at_least(keys_words + most * size_of::<V>() / 8);
+        let (keys, values) = words.split_at_mut(keys_words);
+        // What the kernel keeps here is at most 8 bytes (`generic_map_lookup_batch`: a number of a bucket).
+        let mut token = 0_u64;
         let mut attr = zeroed();
         attr.batch.map_fd = hash.map.as_raw_fd().cast_unsigned();
         attr.batch.keys = keys.as_mut_ptr() as u64;
@@ -104,8 +109,12 @@ impl Reader {
             _ => {}
         }
         // SAFETY: the kernel has written the field, at the end too.
-        let count = unsafe { attr.batch.count } as usize;
-        Ok(keys.into_iter().zip(values.iter().copied()).take(count).collect())
+        let count = (unsafe { attr.batch.count } as usize).min(most);
+        // SAFETY: the kernel wrote so many keys; any bytes are one, and the buffer is aligned as one.
+        let keys: &[K] = unsafe { slice::from_raw_parts(keys.as_ptr().cast(), count) };
+        // SAFETY: the same of values.
+        let values: &[V] = unsafe { slice::from_raw_parts(values.as_ptr().cast(), count) };
+        Ok(keys.iter().copied().zip(values.iter().copied()).collect())
     }
 
     fn at_least(&mut self, words: usize) -> &mut [u64] {

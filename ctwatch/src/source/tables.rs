@@ -89,6 +89,11 @@ impl Tables {
     pub(super) const fn failures(&self) -> &BTreeMap<u32, Failures> {
         &self.failures
     }
+
+    /// Those of invalid packets.
+    pub(super) fn invalid(&self) -> BTreeMap<u32, u64> {
+        self.failures.iter().map(|(netns, failures)| (*netns, failures.invalid)).collect()
+    }
 }
 
 /// The same by the calling process.

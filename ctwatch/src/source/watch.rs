@@ -15,6 +15,7 @@ use nix::libc;
 use super::{
     attached::Attached,
     counts::{self, Counts},
+    invalid::Invalid,
     logger::{self, Stderr},
     now,
     object::{Globals, Object},
@@ -60,6 +61,8 @@ pub struct Reading {
     pub refused_unknown: u64,
     /// What it cost.
     pub cost: Cost,
+    /// Invalid packets, those included that the filter leaves out.
+    pub(super) invalid: Invalid,
 }
 
 /// Attached programs and their maps. Dropping it detaches.
@@ -70,6 +73,8 @@ pub struct Watch {
     facts: Facts,
     /// Hooks that are not due yet.
     waiting: Vec<Hook>,
+    /// Hooks that are attached for a while only.
+    let_go: Vec<Hook>,
     by: Vec<By>,
     /// Whether missed failures are found by comparing with the kernel's counters.
     reckoned: bool,
@@ -78,6 +83,7 @@ pub struct Watch {
     /// What the first hooks counted, or missed, before the last one was attached.
     before: BTreeMap<FlowType, Counters>,
     missed_before: u64,
+    invalid_before: Invalid,
 }
 
 impl Watch {
@@ -98,6 +104,7 @@ impl Watch {
             counts: Counts::new(&mut object)?,
             attached: Attached::new(object),
             facts: facts.clone(),
+            let_go: now.iter().filter(|hook| hook.when == When::Invalid).cloned().collect(),
             waiting: waiting.into_iter().cloned().collect(),
             by: wishes.ranked().collect(),
             reckoned,
@@ -105,6 +112,7 @@ impl Watch {
             subtract_netlink: plan.subtract_netlink,
             before: BTreeMap::new(),
             missed_before: 0,
+            invalid_before: Invalid::default(),
         };
         watch.attached.hook(facts, &now)?;
         settle();
@@ -116,6 +124,7 @@ impl Watch {
         let reading = watch.read()?;
         watch.before = reading.rows;
         watch.missed_before = reading.lost;
+        watch.invalid_before = reading.invalid;
         Ok(watch)
     }
 
@@ -129,6 +138,9 @@ impl Watch {
         let (due, waiting): (Vec<Hook>, Vec<Hook>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|hook| hook.when == when);
         self.waiting = waiting;
+        if when == When::Invalid {
+            self.let_go.clone_from(&due);
+        }
         let before = self.counts.health()?.unpaired();
         self.attached.hook(&self.facts, &due)?;
         settle();
@@ -136,6 +148,12 @@ impl Watch {
         // told shows in the kernel's own counters.
         self.missed_before += self.counts.health()?.unpaired() - before;
         Ok(())
+    }
+
+    /// Detaches the hooks on packets about which the kernel says nothing. They wait again.
+    pub fn disarm(&mut self) {
+        self.attached.release(&self.let_go);
+        self.waiting.append(&mut self.let_go);
     }
 
     /// The channel of single events.
@@ -163,7 +181,8 @@ impl Watch {
     /// Everything since the start.
     pub fn read(&mut self) -> Result<Reading> {
         self.flush_log();
-        let counts::Reading { mut rows, top } = self.counts.read(&self.by)?;
+        let counts::Reading { mut rows, top, invalid } = self.counts.read(&self.by)?;
+        let invalid = invalid.since(&self.invalid_before);
         for (flow, row) in &mut rows {
             if self.subtract_netlink {
                 let netlink = row.get(Event::InsertNetlink);
@@ -180,7 +199,7 @@ impl Watch {
         }
         let (missed, refused_unknown, cost) = self.missed()?;
         let lost = missed.saturating_sub(self.missed_before);
-        Ok(Reading { rows, top, lost, refused_unknown, cost })
+        Ok(Reading { rows, top, lost, refused_unknown, cost, invalid })
     }
 
     fn missed(&mut self) -> Result<(u64, u64, Cost)> {

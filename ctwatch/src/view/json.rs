@@ -152,6 +152,7 @@ struct TopObject<'a> {
     insert: u64,
     early_drop: u64,
     drop: u64,
+    invalid: u64,
 }
 
 #[derive(Serialize)]
@@ -159,6 +160,7 @@ struct RestObject {
     insert: u64,
     early_drop: u64,
     drop: u64,
+    invalid: u64,
 }
 
 #[derive(Serialize)]
@@ -224,16 +226,16 @@ fn first(top: &[Top]) -> Vec<&Top> {
 fn rest(shown: &[&Top], report: &Report) -> BTreeMap<&'static str, RestObject> {
     let kinds: BTreeSet<By> = shown.iter().map(|top| top.by).collect();
     let left = |by| {
-        let [insert, early_drop, drop] =
+        let [insert, early_drop, drop, invalid] =
             unranked(shown.iter().copied(), by, report.flows.iter().map(|flow| (&flow.key, &flow.counts)));
-        (by.name(), RestObject { insert, early_drop, drop })
+        (by.name(), RestObject { insert, early_drop, drop, invalid })
     };
     kinds.into_iter().map(left).collect()
 }
 
 impl<'a> TopObject<'a> {
     fn new(top: &'a Top) -> Self {
-        let Top { by, netns, family, proto, key, insert, early_drop, drop } = top;
+        let Top { by, netns, family, proto, key, insert, early_drop, drop, invalid } = top;
         let flow = FlowType { netns: *netns, family: *family, proto: *proto };
         Self {
             by: by.name(),
@@ -244,6 +246,7 @@ impl<'a> TopObject<'a> {
             insert: *insert,
             early_drop: *early_drop,
             drop: *drop,
+            invalid: *invalid,
         }
     }
 }

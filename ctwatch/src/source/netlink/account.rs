@@ -294,6 +294,7 @@ impl Account {
         let long = grown(Statistic::ChainTooLong);
         self.any.count(Counted::ClashResolve, grown(Statistic::ClashResolve));
         self.any.count(Counted::FailedChaintoolong, long);
+        self.any.count(Counted::InvalidOther, grown(Statistic::Invalid) + grown(Statistic::IcmpError));
         self.any.count(Counted::FailedOther, grown(Statistic::InsertFailed).saturating_sub(long));
         // An unresolved clash raises both `drop` and `insert_failed`; the one is not a refusal (5.10 to 7.3).
         let clashed = now.get(Statistic::InsertFailed).saturating_sub(now.get(Statistic::ChainTooLong));

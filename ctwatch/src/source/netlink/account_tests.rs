@@ -273,3 +273,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn invalid_packets_are_counted_without_reason_and_flow_type() {
+    let mut account = account();
+    settle(&mut account, &[(Statistic::Invalid, 5), (Statistic::IcmpError, 2)], true);
+    settle(&mut account, &[(Statistic::Invalid, 6), (Statistic::IcmpError, 2)], true);
+    assert_eq!(typeless(&account, Counted::InvalidOther), 8);
+    assert_eq!(deletes(&account), 0);
+}

@@ -115,6 +115,7 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
                 Event::FailedOther,
                 Event::DropTableFull,
                 Event::DropNoMemory,
+                Event::InvalidOther,
                 Event::DeleteEarlyDrop,
             ],
             "the kernel's statistics hold all flows together: shown without --proto, --family, --port and --net",
@@ -122,6 +123,16 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
     }
     note(&[Event::FailedClash, Event::FailedDying], "the kernel counts them as one: see insert_failed.other");
     note(&[Event::DropNoMemory], "the kernel's `drop` holds it too: see drop.table_full");
+    note(
+        &[
+            Event::InvalidOutOfWindow,
+            Event::InvalidBadState,
+            Event::InvalidBadChecksum,
+            Event::InvalidMalformed,
+            Event::InvalidUnrelated,
+        ],
+        "the kernel counts invalid packets without their reason: see invalid.other",
+    );
     if watched.iter().any(|watched| !watched.has_clash_resolve()) {
         note(&[Event::ClashResolve], "this kernel does not count it (before 5.9)");
     }

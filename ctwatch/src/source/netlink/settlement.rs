@@ -133,7 +133,7 @@ impl Watched {
     fn compare(&mut self, mut comparison: Comparison, batch: &mut Batch) -> io::Result<Next> {
         let Some(statistics) = &mut self.statistics else { return Ok(Next::Done) };
         let sums = statistics.read(&mut self.requests)?;
-        let calm = sums == comparison.sums;
+        let calm = sums.is_calm_since(&comparison.sums);
         comparison.sums = sums;
         // Under a flood of evictions they never agree.
         let enough = if calm { MOST_READINGS + REST_READINGS } else { MOST_READINGS };

@@ -21,13 +21,17 @@ pub enum Statistic {
     ClashResolve,
     /// Packets whose hash chain was too long (5.15), also in [`Statistic::InsertFailed`].
     ChainTooLong,
+    /// Invalid packets, all but …
+    Invalid,
+    /// … invalid ICMP messages.
+    IcmpError,
 }
 
 /// How many there are.
-const STATISTICS: usize = 5;
+const STATISTICS: usize = 7;
 
 /// `CTA_STATS_…`, in the order of [`Statistic`].
-const KINDS: [u16; STATISTICS] = [9, 10, 11, 14, 15];
+const KINDS: [u16; STATISTICS] = [9, 10, 11, 14, 15, 4, 12];
 
 /// Growth since the first reading, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +41,12 @@ impl Sums {
     /// One of them.
     pub const fn get(&self, which: Statistic) -> u64 {
         self.0[which as usize]
+    }
+
+    /// Whether entries came to grief between two readings: invalid packets belong to none.
+    pub fn is_calm_since(&self, before: &Self) -> bool {
+        let entries = |sums: &Self| sums.0.split_at(Statistic::Invalid as usize).0.to_vec();
+        entries(self) == entries(before)
     }
 
     #[cfg(test)]
@@ -147,6 +157,14 @@ mod tests {
         assert_eq!(now.get(Statistic::Drop) - start.get(Statistic::Drop), 6);
         assert_eq!(now.get(Statistic::EarlyDrop) - start.get(Statistic::EarlyDrop), 1);
         assert!(!statistics.has_chaintoolong && !statistics.has_clash_resolve);
+    }
+
+    #[test]
+    fn invalid_packets_are_no_unrest() {
+        let before = Sums::of(&[(Statistic::Drop, 4)]);
+        let invalid = [(Statistic::Drop, 4), (Statistic::Invalid, 9), (Statistic::IcmpError, 2)];
+        assert!(Sums::of(&invalid).is_calm_since(&before));
+        assert!(!Sums::of(&[(Statistic::ChainTooLong, 1), (Statistic::Drop, 4)]).is_calm_since(&before));
     }
 
     #[test]

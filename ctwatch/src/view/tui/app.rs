@@ -45,13 +45,14 @@ pub enum Sort {
 }
 
 impl Sort {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Trouble,
         Self::By(Group::Insert),
         Self::By(Group::Delete),
         Self::By(Group::EarlyDrop),
         Self::By(Group::Drop),
         Self::By(Group::InsertFailed),
+        Self::By(Group::Invalid),
         Self::Name,
     ];
 
@@ -64,6 +65,7 @@ impl Sort {
             Self::By(Group::EarlyDrop) => "by early_drop",
             Self::By(Group::Drop) => "by drop",
             Self::By(Group::InsertFailed) => "by insert_failed",
+            Self::By(Group::Invalid) => "by invalid",
             Self::By(Group::InsertNetlink) => "by insert_netlink",
             Self::By(Group::ClashResolve) => "by clash_resolve",
             Self::Name => "by name",

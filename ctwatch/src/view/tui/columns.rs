@@ -32,7 +32,7 @@ enum Column {
 }
 
 /// From left to right.
-const ORDER: [Column; 18] = {
+const ORDER: [Column; 21] = {
     use Column::{Flow, Live, Netns, Rate};
     [
         Netns,
@@ -53,11 +53,14 @@ const ORDER: [Column; 18] = {
         Rate(Group::InsertFailed, 0),
         Rate(Group::InsertFailed, 1),
         Rate(Group::InsertFailed, 2),
+        Rate(Group::Invalid, 0),
+        Rate(Group::Invalid, 1),
+        Rate(Group::Invalid, 2),
     ]
 };
 
 /// The rank of the run of inserts.
-const RUN: usize = 8;
+const RUN: usize = 9;
 
 /// Which columns come first where there is little room.
 fn rank(column: Column) -> usize {
@@ -68,16 +71,19 @@ fn rank(column: Column) -> usize {
         Column::Rate(Group::EarlyDrop, 0) => 3,
         Column::Rate(Group::Delete, 0) => 4,
         Column::Rate(Group::InsertFailed, 0) => 5,
-        Column::Netns => 6,
-        Column::Live => 7,
+        // Only where there are any.
+        Column::Rate(Group::Invalid, 0) => 6,
+        Column::Netns => 7,
+        Column::Live => 8,
         // Then comes the run of inserts.
         Column::Rate(Group::Insert, window) => RUN + window,
         Column::Rate(Group::Drop, window) => RUN + 2 + window,
         Column::Rate(Group::EarlyDrop, window) => RUN + 4 + window,
         Column::Rate(Group::InsertFailed, window) => RUN + 6 + window,
         Column::Rate(Group::Delete, window) => RUN + 8 + window,
+        Column::Rate(Group::Invalid, window) => RUN + 10 + window,
         // These have no column.
-        Column::Rate(Group::InsertNetlink | Group::ClashResolve, window) => RUN + 10 + window,
+        Column::Rate(Group::InsertNetlink | Group::ClashResolve, window) => RUN + 12 + window,
     }
 }
 
@@ -119,6 +125,7 @@ fn width_of(column: Column, width: usize) -> usize {
 /// The columns that fit and what is left for the run of inserts.
 fn fitting(app: &App, width: usize) -> (Vec<Column>, usize) {
     let netns = app.rows().first().map(|flow| flow.key.netns);
+    let any_invalid = app.rows().iter().any(|flow| Group::Invalid.of(&flow.total) > 0);
     let several = app.rows().iter().any(|flow| Some(flow.key.netns) != netns);
     // Windows as long as the interval tell the same as the one before them.
     let told = windows(app.interval);
@@ -127,6 +134,7 @@ fn fitting(app: &App, width: usize) -> (Vec<Column>, usize) {
         .filter(|column| match column {
             Column::Netns => several,
             Column::Live => app.rows().iter().any(|flow| app.shown().entries(flow.key).is_some()),
+            Column::Rate(Group::Invalid, _) if !any_invalid => false,
             Column::Rate(_, window @ 1..) => told[*window] > told[window - 1],
             _ => true,
         })
@@ -287,7 +295,7 @@ pub(super) fn cell(app: &App, level: Level, rate: f64, known: Known, wide: usize
 pub(super) const fn weight(sum: Group) -> Level {
     match sum {
         Group::Insert | Group::InsertNetlink | Group::ClashResolve | Group::Delete => Level::Calm,
-        Group::InsertFailed => Level::Warning,
+        Group::InsertFailed | Group::Invalid => Level::Warning,
         Group::EarlyDrop | Group::Drop => Level::Critical,
     }
 }

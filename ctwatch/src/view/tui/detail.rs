@@ -39,6 +39,9 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     }
     lines.push(heading(app, width));
     for sum in SUMS {
+        if sum == Group::Invalid && !told_of_invalid(app, &total) {
+            continue;
+        }
         lines.push(sum_line(app, past, sum, &total, width));
         if sum == Group::EarlyDrop {
             continue;
@@ -57,6 +60,12 @@ pub(super) fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
         }
     }
     lines
+}
+
+/// Whether there were invalid packets, or the source cannot tell.
+fn told_of_invalid(app: &App, total: &Counters) -> bool {
+    let unknown = &app.shown().info.unknown;
+    Group::Invalid.of(total) > 0 || Group::Invalid.parts().iter().any(|event| unknown.contains_key(event))
 }
 
 fn heading(app: &App, width: usize) -> Line<'static> {

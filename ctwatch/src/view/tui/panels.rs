@@ -58,27 +58,30 @@ pub(super) fn top(app: &App, width: usize) -> Lines<'_> {
         return vec![Line::styled(" nothing to rank", theme.quiet())].into();
     };
     let rows = in_turn(&wanted, app.sort);
-    let key = width.saturating_sub(1 + 6 + 8 + 9 * 3 + 14 + 2).clamp(6, 40);
+    let invalid = wanted.iter().any(|row| row.invalid > 0);
+    let key = width.saturating_sub(1 + 6 + 8 + 9 * (3 + usize::from(invalid)) + 14 + 2).clamp(6, 40);
     let line = move |at: usize| match at.checked_sub(1) {
-        None => Line::styled(top_head(key), theme.quiet()),
-        Some(row) => top_line(app, rows[row], ranked.elapsed, key),
+        None => Line::styled(top_head(key, invalid), theme.quiet()),
+        Some(row) => top_line(app, rows[row], ranked.elapsed, (key, invalid)),
     };
     Lines { count: wanted.len() + 1, line: Box::new(line) }
 }
 
-fn top_head(key: usize) -> String {
+/// `invalid` is whether invalid packets have a column.
+fn top_head(key: usize, invalid: bool) -> String {
     format!(
-        " {}{}{}{}{}{}  netns",
+        " {}{}{}{}{}{}{}  netns",
         text::left("by", 6),
         text::left("proto", 8),
         text::left("key", key),
         text::right("insert", 9),
         text::right("evicted", 9),
-        text::right("drop", 9)
+        text::right("drop", 9),
+        if invalid { text::right("invalid", 9) } else { String::new() }
     )
 }
 
-fn top_line(app: &App, row: &Top, elapsed: Duration, key: usize) -> Line<'static> {
+fn top_line(app: &App, row: &Top, elapsed: Duration, (key, invalid): (usize, bool)) -> Line<'static> {
     let rate = |count| per_second(count, elapsed);
     let mut spans = vec![Span::raw(format!(
         " {}{}{}",
@@ -89,6 +92,9 @@ fn top_line(app: &App, row: &Top, elapsed: Duration, key: usize) -> Line<'static
     spans.extend(cell(app, Level::Calm, rate(row.insert), Known::All, 9));
     spans.extend(cell(app, Level::Critical, rate(row.early_drop), Known::All, 9));
     spans.extend(cell(app, Level::Critical, rate(row.drop), Known::All, 9));
+    if invalid {
+        spans.extend(cell(app, Level::Warning, rate(row.invalid), Known::All, 9));
+    }
     spans.push(Span::raw(format!("  {}", app.netns_name(row.netns))));
     Line::from(spans)
 }
@@ -109,6 +115,7 @@ fn in_turn<'a>(rows: &[&'a Top], sort: Sort) -> Vec<&'a Top> {
             Sort::By(Group::Insert) => kind.sort_by_key(|row| Reverse(row.insert)),
             Sort::By(Group::EarlyDrop) => kind.sort_by_key(|row| Reverse(row.early_drop)),
             Sort::By(Group::Drop) => kind.sort_by_key(|row| Reverse(row.drop)),
+            Sort::By(Group::Invalid) => kind.sort_by_key(|row| Reverse(row.invalid)),
             _ => {}
         }
     }
@@ -128,7 +135,7 @@ pub(super) fn top_title(app: &App) -> String {
     for by in By::ALL.into_iter().filter(|by| rows.iter().any(|row| row.by == *by)) {
         let left: Vec<String> = unranked(rows, by, flows())
             .into_iter()
-            .zip(["inserts", "evictions", "drops"])
+            .zip(["inserts", "evictions", "drops", "invalid packets"])
             .filter(|(count, _)| *count > 0)
             .map(|(count, what)| format!("{} {what}", text::count(count)))
             .collect();

@@ -18,7 +18,7 @@ const LOSSES: usize = 200;
 /// A line of the latest losses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    Event(Record),
+    Event(Box<Record>),
     /// So many more came up to this time, and were only counted.
     More(u64, i128),
 }
@@ -91,7 +91,7 @@ impl Watched {
         let Some(losses) = losses else { return };
         let lines = &mut self.losses;
         for record in &losses.events {
-            lines.push_front(Loss::Event(record.clone()));
+            lines.push_front(Loss::Event(Box::new(record.clone())));
         }
         if losses.more > 0 {
             lines.push_front(Loss::More(losses.more, wall_ns));

@@ -86,6 +86,7 @@ fn the_ranking_shows_each_kind_of_culprit_first_and_sorts_as_asked() {
                 insert: insert * second,
                 early_drop: 0,
                 drop: drop * second,
+                invalid: 0,
                 ..top[1].clone()
             });
         }

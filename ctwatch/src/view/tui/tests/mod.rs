@@ -111,6 +111,7 @@ fn full(second: u64) -> Sample {
         insert,
         early_drop,
         drop,
+        invalid: 0,
     };
     sample.top = Some(vec![
         top(6, "443", 200 * second, 4 * over, 0),
@@ -134,6 +135,7 @@ fn full(second: u64) -> Sample {
         replied: true,
         age: None,
         newcomer,
+        invalid: None,
         cpu: 0,
         comm: Some("dhtd".into()),
     };

@@ -1,0 +1,188 @@
+//! Packets that conntrack could not assign to a flow: counting them by the kernel's words, ranking them, handing them over.
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_smp_processor_id, bpf_probe_read_kernel_str_bytes},
+};
+use ctwatch_ebpf::{
+    Event, FlowType, Health,
+    invalid::{Key, TracedInvalid, UNSAID, WORDS, Words, hash, is_accepted},
+    loss::{Traced, Tuple},
+};
+
+use crate::{
+    conn::{dport, read, status, tuple_of},
+    context, count,
+    filter::{ends_pass, type_passes},
+    health::health,
+    maps::{INVALID_WORDS, INVALIDS, TRACE_RING},
+    packet::{Headers, Packet, headers},
+    trace,
+    tuple::fill,
+};
+
+/// `%s` and `%pV`, each with its end: the words lie elsewhere.
+const STRING: u32 = u32::from_le_bytes(*b"%s\0\0") & 0x00ff_ffff;
+const NESTED: u32 = u32::from_le_bytes(*b"%pV\0");
+
+/// Where the words are that a format and its first argument stand for.
+pub enum Said {
+    /// At this address.
+    At(u64),
+    /// In a `struct va_format` at this address, which begins with theirs.
+    Nested(u64),
+}
+
+/// Follows a format and its first argument.
+#[inline(always)]
+pub fn said(format: u64, argument: u64) -> Option<Said> {
+    let begin = read::<u32>(format)?;
+    Some(if begin & 0x00ff_ffff == STRING {
+        Said::At(argument)
+    } else if begin == NESTED {
+        Said::Nested(argument)
+    } else {
+        Said::At(format)
+    })
+}
+
+/// A packet that some function of the kernel shows.
+pub struct Stray {
+    pub skb: u64,
+    /// The flow that it was taken for; 0 where there is none.
+    pub ct: u64,
+    /// [`Key::words`].
+    pub words: u64,
+    /// Where the function runs.
+    pub sp: u64,
+}
+
+/// What the kernel says at `words` about a packet of this type.
+#[inline(always)]
+pub fn told(flow: FlowType, stray: &mut Stray) {
+    if let Some(slot) = context::inside(stray.sp)
+        && slot.track_skb == stray.skb
+    {
+        slot.track_told = 1;
+    }
+    match verdict(stray.words) {
+        Some(true) => return,
+        Some(false) => {}
+        None => stray.words = UNSAID,
+    }
+    found(flow.pack(), stray);
+}
+
+/// Whether words are about a packet that is accepted all the same; `None` where there is no room to remember them.
+#[inline(always)]
+fn verdict(words: u64) -> Option<bool> {
+    // SAFETY: entries of this map are never removed.
+    if let Some(known) = unsafe { INVALID_WORDS.get(words) } {
+        return Some(known.accepted != 0);
+    }
+    learn(words)
+}
+
+/// In a frame of its own: the text takes a part of the stack.
+#[inline(never)]
+fn learn(address: u64) -> Option<bool> {
+    let mut words = Words { text: [0; WORDS], accepted: 0 };
+    // SAFETY: the helper checks the address, and writes no more than the buffer holds.
+    if unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, &mut words.text) }.is_err() {
+        health(Health::ReadFailed);
+        return None;
+    }
+    words.accepted = is_accepted(hash(&words.text)).into();
+    let accepted = words.accepted != 0;
+    match INVALID_WORDS.insert(address, words, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Some(accepted),
+        // Another CPU was first, or there is no room.
+        // SAFETY: as in `verdict`.
+        Err(_) => unsafe { INVALID_WORDS.get(address) }.map(|_| accepted),
+    }
+}
+
+/// Counts a packet of this type, ranks it and hands it over, as far as the user's filter wants it.
+#[inline(never)]
+pub fn found(flow: u64, stray: &Stray) {
+    let flow = FlowType::unpack(flow);
+    let Some(Headers { packet, tuple }) = headers(stray.skb, flow.family) else { return };
+    *tuple = Tuple::default();
+    packet.fill(tuple, flow);
+    health(Health::Invalid);
+    if !(type_passes(flow) && ends_pass(tuple)) {
+        add(Key { flow: FlowType { family: 0, proto: 0, ..flow }.pack(), words: stray.words }, flow);
+        return;
+    }
+    add(Key { flow: flow.pack(), words: stray.words }, flow);
+    let port = if stray.ct == 0 { u16::from_ne_bytes(tuple.dst_part) } else { dport(tuple_of(stray.ct)) };
+    count::rank_invalid(flow, port, tuple);
+    if trace::asked(Event::InvalidOther) {
+        hand_over(flow.pack(), stray, packet, tuple);
+    }
+}
+
+/// Adds one to a count.
+#[inline(always)]
+fn add(key: Key, flow: FlowType) {
+    if INVALIDS.get_ptr_mut(key).is_none() {
+        // Whether this CPU made it or another.
+        let _ = INVALIDS.insert(key, 0, u64::from(BPF_NOEXIST));
+    }
+    match INVALIDS.get_ptr_mut(key) {
+        // SAFETY: adds to the entry's value alone, which is aligned and never removed; BPF_XADD is older than 5.10.
+        Some(count) => unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64) },
+        None => count::count_invalid(flow),
+    }
+}
+
+/// Hands one over, within the budget.
+#[inline(never)]
+fn hand_over(flow: u64, stray: &Stray, packet: &Packet, tuple: &Tuple) {
+    let flow = FlowType::unpack(flow);
+    let Some(ktime_ns) = trace::spend() else { return };
+    let comm = trace::comm(stray.sp);
+    let Some(mut place) = TRACE_RING.reserve::<TracedInvalid>(0) else {
+        trace::not_handed_over();
+        return;
+    };
+    let record = place.as_mut_ptr();
+    // SAFETY: the record was just reserved, and is aligned for its type.
+    let traced: *mut Traced = unsafe { &raw mut (*record).traced };
+    let status = if stray.ct == 0 { 0 } else { status(stray.ct) as u32 };
+    // SAFETY: the pointers are into the reserved record, and every field of it is written here or below.
+    unsafe {
+        (&raw mut (*traced).ktime_ns).write(ktime_ns);
+        (&raw mut (*traced).start_ns).write(0);
+        (&raw mut (*traced).netns).write(flow.netns);
+        (&raw mut (*traced).event).write(Event::InvalidOther as u32);
+        (&raw mut (*traced).status).write(status);
+        (&raw mut (*traced).cpu).write(bpf_get_smp_processor_id());
+        (&raw mut (*traced).tuple).write(*tuple);
+        (&raw mut (*traced).newcomer).write(Tuple::default());
+        (&raw mut (*traced).comm).write(comm);
+        (&raw mut (*record).words).write([0; WORDS]);
+        (&raw mut (*record).told_by).write(stray.words);
+    }
+    if stray.ct != 0 {
+        // SAFETY: as above.
+        let known = unsafe { &mut (*traced).newcomer };
+        if !fill(known, flow, tuple_of(stray.ct), trace::zone_at(stray.ct)) {
+            *known = Tuple::default();
+        }
+    }
+    // SAFETY: entries of this map are never removed.
+    if let Some(words) = unsafe { INVALID_WORDS.get(stray.words) } {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*record).words).write(words.text) };
+    }
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*record).tcp).write([0; 16]);
+        let has_tcp = packet.copy_tcp(&mut (*record).tcp);
+        (&raw mut (*record).has_tcp).write(has_tcp.into());
+    }
+    place.submit(0);
+}
