@@ -15,7 +15,7 @@ pub struct TraceArgs {
     /// Stop after N events
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
-    /// Print these events too, separated by commas: insert, insert_netlink, clash_resolve, delete, or `all`. A `-` before
+    /// Print these events too, separated by commas: invalid, insert, insert_netlink, clash_resolve, delete, or `all`. A `-` before
     /// a name leaves that event out. drop, early_drop and insert_failed are printed by default
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, value_parser = parse_events)]
     #[arg(help_heading = ABOUT_FILTERS)]

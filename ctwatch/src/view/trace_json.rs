@@ -5,7 +5,7 @@ use serde::Serialize;
 use ctwatch_ebpf::Group;
 
 use super::json::line;
-use crate::model::trace::{Detail, Flow, Record};
+use crate::model::trace::{Detail, Flow, Record, Tcp};
 use crate::model::{family_name, protocol};
 
 /// One event, in the namespace of this name.
@@ -22,6 +22,11 @@ pub fn record(record: &Record, netns_name: &str) -> String {
         assured: record.assured,
         replied: record.replied,
         newcomer: record.newcomer.as_ref().map(FlowObject::new),
+        invalid: record.invalid.as_ref().map(|invalid| InvalidObject {
+            detail: invalid.detail.as_deref(),
+            known_flow: invalid.known.as_ref().map(FlowObject::new),
+            tcp: invalid.tcp,
+        }),
         cpu: record.cpu,
         comm: record.comm.as_deref(),
     })
@@ -65,8 +70,18 @@ struct Object<'a> {
     assured: bool,
     replied: bool,
     newcomer: Option<FlowObject>,
+    #[serde(flatten)]
+    invalid: Option<InvalidObject<'a>>,
     cpu: u32,
     comm: Option<&'a str>,
+}
+
+/// Fields of invalid packets alone. `detail` is what the kernel said.
+#[derive(Serialize)]
+struct InvalidObject<'a> {
+    detail: Option<&'a str>,
+    known_flow: Option<FlowObject>,
+    tcp: Option<Tcp>,
 }
 
 #[derive(Serialize)]

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use ctwatch_ebpf::Group;
 
 use super::plain::{DIM, RED, YELLOW, clean, paint, time_ms};
-use crate::model::trace::{Detail, Flow, Names, Record};
+use crate::model::trace::{Detail, Flow, Invalid, Names, Record};
 use crate::model::{SourceInfo, protocol};
 
 /// Stands between the two ends of a flow.
@@ -46,7 +46,7 @@ impl TraceLines {
     pub fn record(&self, record: &Record, netns_name: &str) -> String {
         let style = match record.name {
             Group::Drop | Group::InsertFailed => RED,
-            Group::EarlyDrop => YELLOW,
+            Group::EarlyDrop | Group::Invalid => YELLOW,
             _ => "",
         };
         let name = self.paint(style, &format!("{:<13}", record.name.name()));
@@ -67,6 +67,9 @@ impl TraceLines {
         }
         if let Some(newcomer) = &record.newcomer {
             let _ = write!(line, "  for {}", flow_text(newcomer, ARROW));
+        }
+        if let Some(invalid) = &record.invalid {
+            line += &invalid_text(invalid, &record.flow);
         }
         if netns_name != "init" {
             let _ = write!(line, "  netns {}", clean(netns_name));
@@ -91,6 +94,25 @@ impl TraceLines {
     fn paint(&self, style: &str, text: &str) -> String {
         paint(self.color, style, text)
     }
+}
+
+/// The numbers of an invalid packet, the kernel's words, and its flow where that is not the packet's own two ends.
+fn invalid_text(Invalid { detail, known, tcp }: &Invalid, own: &Flow) -> String {
+    let mut text = String::new();
+    if let Some(tcp) = tcp {
+        let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
+        let set: Vec<&str> =
+            (0..).zip(names).filter(|(bit, _)| tcp.flags >> bit & 1 != 0).map(|(_, name)| name).collect();
+        let flags = if set.is_empty() { "no flags".to_owned() } else { set.join(",") };
+        let _ = write!(text, "  {flags} seq {} ack {} win {}", tcp.seq, tcp.ack, tcp.win);
+    }
+    if let Some(detail) = detail {
+        let _ = write!(text, "  \"{}\"", clean(detail));
+    }
+    if let Some(known) = known.as_ref().filter(|known| *known != own) {
+        let _ = write!(text, "  of {}", flow_text(known, ARROW));
+    }
+    text
 }
 
 /// A flow in its first packet's direction.

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 
 use super::trace_json;
 use super::trace_lines::TraceLines;
-use crate::model::trace::{Detail, Flow, Names, Record};
+use crate::model::trace::{Detail, Flow, Invalid, Names, Record, Tcp};
 use crate::model::{SourceInfo, SourceKind};
 
 /// 2026-11-23T19:00:00.012345678Z
@@ -29,6 +29,7 @@ fn record(name: Group, event: Event, flow: Flow) -> Record {
         replied: false,
         age: None,
         newcomer: None,
+        invalid: None,
         cpu: 1,
         comm: None,
     }
@@ -62,6 +63,24 @@ fn records() -> Vec<(Record, &'static str)> {
         ),
         (record(Group::ClashResolve, Event::ClashReplyOnly, udp), "init"),
         (record(Group::Insert, Event::Insert, ping), "4026532201"),
+        (
+            Record {
+                invalid: Some(Invalid {
+                    detail: Some("SEQ is over upper bound N\x1b[2J".into()),
+                    known: Some(udp),
+                    tcp: Some(Tcp { seq: 4_000_000_000, ack: 7, win: 512, flags: 0x12 }),
+                }),
+                ..record(Group::Invalid, Event::InvalidOutOfWindow, tcp)
+            },
+            "init",
+        ),
+        (
+            Record {
+                invalid: Some(Invalid::default()),
+                ..record(Group::Invalid, Event::InvalidUnrelated, ping)
+            },
+            "init",
+        ),
     ]
 }
 
@@ -75,7 +94,7 @@ fn lines_of_each_kind() {
     }
     text += &lines.suppressed(12);
     text += &lines.lost(3);
-    insta::assert_snapshot!(text, @r"
+    insta::assert_snapshot!(text, @r#"
     tracing early_drop, insert_failed, drop by kprobe; at most 1000 a second from each CPU
     using kprobe, because no better source is available: a reason
     19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  for icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77
@@ -84,16 +103,19 @@ fn lines_of_each_kind() {
     19:00:00.012 delete        tcp [2001:db8::1]:40000 > [2001:db8::2]:443  timeout  assured  after 121.5 s
     19:00:00.012 clash_resolve udp 10.0.0.1:3333 > 10.0.0.2:6881  reply_only
     19:00:00.012 insert        icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  netns 4026532201
+    19:00:00.012 invalid       tcp [2001:db8::1]:40000 > [2001:db8::2]:443  out_of_window  SYN,ACK seq 4000000000 ack 7 win 512  "SEQ is over upper bound N?[2J"  of udp 10.0.0.1:3333 > 10.0.0.2:6881
+    19:00:00.012 invalid       icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  unrelated
     (12 more events not shown: --max-events)
     !3 events missed: the kernel skipped programs
-    ");
+    "#);
 }
 
 #[test]
 fn colour_marks_losses_and_nothing_else() {
     let lines = TraceLines::new(TimeZone::UTC, true);
     for (record, name) in records() {
-        let loss = matches!(record.name, Group::Drop | Group::EarlyDrop | Group::InsertFailed);
+        let loss =
+            matches!(record.name, Group::Drop | Group::EarlyDrop | Group::InsertFailed | Group::Invalid);
         assert_eq!(lines.record(&record, name).contains("\x1b["), loss, "{:?}", record.name);
     }
 }
@@ -110,6 +132,8 @@ fn json_of_each_kind() {
     {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","age_s":121.5,"assured":true,"replied":true,"newcomer":null,"cpu":1,"comm":null}
     {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
     {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":"out_of_window","age_s":null,"assured":false,"replied":false,"newcomer":null,"detail":"SEQ is over upper bound N\u001b[2J","known_flow":{"family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881},"tcp":{"seq":4000000000,"ack":7,"win":512,"flags":18},"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":"unrelated","age_s":null,"assured":false,"replied":false,"newcomer":null,"detail":null,"known_flow":null,"tcp":null,"cpu":1,"comm":null}
     {"event":"suppressed","count":12}
     {"event":"lost","count":3}
     "#);
