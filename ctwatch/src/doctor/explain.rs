@@ -23,7 +23,7 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 28] = [
+pub const TOPICS: [Topic; 29] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
@@ -44,6 +44,7 @@ pub const TOPICS: [Topic; 28] = [
     topic!("no-memory", "flows refused for want of memory"),
     topic!("clash-resolve", "races that cost nothing"),
     topic!("invalid", "packets that fitted no flow"),
+    topic!("invalid-packets", "packets that belong to no flow, and the rule that drops them"),
     topic!("search-restart", "look-ups that had to start again"),
     topic!("misleading-counters", "kernel counters that say less than their names"),
     topic!("latency", "what tracking costs each packet in time"),

@@ -4,6 +4,7 @@ mod chains;
 mod counters;
 mod expectations;
 mod held;
+mod invalid;
 mod latency;
 mod left_out;
 mod occupancy;
@@ -19,7 +20,7 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 11] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 12] = [
     held::check,
     occupancy::check,
     overflowed::check,
@@ -30,12 +31,16 @@ const CHECKS: [fn(&Facts) -> Vec<Finding>; 11] = [
     timeouts::check,
     chains::check,
     counters::check,
+    invalid::check,
     probes::check,
 ];
 
 /// All findings, and what they come to.
 pub fn diagnose(facts: &Facts) -> Diagnosis {
     let mut findings: Vec<Finding> = CHECKS.iter().flat_map(|check| check(facts)).collect();
+    if findings.iter().all(|finding| finding.status == Status::Ok) {
+        findings.extend(invalid::innocent(facts));
+    }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.status.weight()));
     let worst = findings.first().map_or(Status::Ok, |finding| finding.status);
     let acute = findings.iter().filter(|finding| finding.status != Status::Ok).count();
@@ -71,7 +76,10 @@ fn calm(facts: &Facts) -> String {
         String::new()
     };
     let refused = match refused(facts, namespace) {
-        Some(0) => format!(", no new flow refused in {} s", rate(facts.live.seconds)),
+        Some(0) => {
+            let invalid = if invalid::is_innocent(facts) { " and no packet invalid" } else { "" };
+            format!(", no new flow refused{invalid} in {} s", rate(facts.live.seconds))
+        }
         _ => String::new(),
     };
     format!(

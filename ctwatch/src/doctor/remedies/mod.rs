@@ -1,6 +1,7 @@
 //! What to do: commands for this machine, how they last, how they are undone, what they cost. Pure; nothing is run.
 
 pub mod expectations;
+pub mod invalid;
 pub mod limit;
 pub mod notrack;
 pub mod resolver;
@@ -13,7 +14,7 @@ use crate::kernel::facts::Presence;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 8] = [
+pub const IDS: [&str; 11] = [
     "raise-limit",
     "more-buckets",
     "raise-expectations",
@@ -21,6 +22,9 @@ pub const IDS: [&str; 8] = [
     "notrack-nft",
     "notrack-iptables",
     "one-query",
+    "tcp-be-liberal",
+    "no-checksums",
+    "tcp-loose",
     "switch-off",
 ];
 

@@ -15,7 +15,7 @@ use super::super::init;
 use super::{configuration_folders, judge, no_files_left, shell, sysctl};
 
 /// The captured machines; together they show every remedy there is, which a test beside them sees to.
-const MACHINES: [(&str, &str); 15] = [
+const MACHINES: [(&str, &str); 16] = [
     ("absent", include_str!("../../../../../ctwatch/tests/machines/absent.json")),
     ("container", include_str!("../../../../../ctwatch/tests/machines/container.json")),
     ("dns-race", include_str!("../../../../../ctwatch/tests/machines/dns-race.json")),
@@ -25,6 +25,7 @@ const MACHINES: [(&str, &str); 15] = [
     ("expectations", include_str!("../../../../../ctwatch/tests/machines/expectations.json")),
     ("healthy", include_str!("../../../../../ctwatch/tests/machines/healthy.json")),
     ("idle-tcp", include_str!("../../../../../ctwatch/tests/machines/idle-tcp.json")),
+    ("invalid", include_str!("../../../../../ctwatch/tests/machines/invalid.json")),
     ("misleading-counters", include_str!("../../../../../ctwatch/tests/machines/misleading-counters.json")),
     ("near-full", include_str!("../../../../../ctwatch/tests/machines/near-full.json")),
     ("old-advice", include_str!("../../../../../ctwatch/tests/machines/old-advice.json")),

@@ -1,0 +1,173 @@
+//! Packets that belong to no flow: how many, why, and which rule drops them.
+
+use std::collections::BTreeMap;
+
+use ctwatch_ebpf::{Event, Group};
+
+use super::{STATS, evicted, live_source, of_namespace, refused};
+use crate::doctor::facts::{Facts, Namespace, RuleKind};
+use crate::doctor::finding::{Finding, Status};
+use crate::doctor::remedies::invalid as remedies;
+use crate::doctor::text::{rate, thousands};
+use crate::model::protocol;
+
+/// So many a second of known connections or of damaged packets are no accident.
+const HURTS: f64 = 1.0;
+/// So many a second of strangers: scans and late resets reach every machine.
+const MANY: f64 = 10.0;
+/// What befalls packets of connections that live.
+const OF_CONNECTIONS: [Event; 2] = [Event::InvalidOutOfWindow, Event::InvalidBadChecksum];
+
+pub fn check(facts: &Facts) -> Vec<Finding> {
+    facts.namespaces.iter().filter_map(|namespace| invalid(facts, namespace)).collect()
+}
+
+fn invalid(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
+    // The kernel's counters know all of them, and begin before the source is there.
+    let by_kernel = match (namespace.grown("invalid"), namespace.grown("icmp_error")) {
+        (Some(invalid), icmp) => Some(invalid + icmp.unwrap_or(0)),
+        (None, icmp) => icmp,
+    };
+    let counted = facts.live.sum(namespace.netns, Group::Invalid.parts()).unwrap_or(0);
+    let (count, seconds) = match by_kernel {
+        Some(count) if count > counted => (count, facts.live.around_s.max(facts.live.seconds)),
+        _ => (counted, facts.live.seconds),
+    };
+    if count == 0 || seconds <= 0.0 {
+        return None;
+    }
+    let per_second = count as f64 / seconds;
+    let reasons = reasons(facts, namespace);
+    let known: u64 = OF_CONNECTIONS.iter().filter_map(|event| reasons.get(event)).sum();
+    let rule = namespace.rules().find(|rule| rule.kind == RuleKind::Rule && drops_invalid(&rule.text));
+    let hurts = rule.is_some() && (known as f64 / seconds >= HURTS || per_second >= MANY);
+    let fate = match rule {
+        Some(rule) => format!("; a rule in chain {} drops them", rule.chain),
+        None => String::new(),
+    };
+    let meaning = if hurts {
+        "Connection tracking could not assign these packets to a flow, and a rule drops them. Their senders see \
+         connections that stall or time out now and then, while the table has room."
+    } else {
+        "Connection tracking could not assign these packets to a flow. It lets them pass; they are lost only where a \
+         rule drops them."
+    };
+    let finding = Finding::new(
+        "invalid-packets",
+        if hurts { Status::Warning } else { Status::Ok },
+        format!("{} invalid packets a second{}{fate}", rate(per_second), of_namespace(facts, namespace)),
+        meaning,
+    )
+    .seen("in_sample", count, if by_kernel == Some(count) { STATS.into() } else { live_source(facts) })
+    .seen_if("since_boot", since_boot(namespace), STATS)
+    .seen_if("reasons", listed(&reasons), live_source(facts))
+    .seen_if("flow_types", flow_types(facts, namespace), live_source(facts))
+    .seen_if("rule", rule.map(|rule| rule.text.clone()), "the rules of this namespace");
+    Some(if hurts { finding.cure(remedies::remedies(facts, namespace, &reasons)) } else { finding })
+}
+
+/// Since boot, ICMP messages included.
+fn since_boot(namespace: &Namespace) -> Option<u64> {
+    let get = |name| namespace.stats_after.get(name).or_else(|| namespace.stats.get(name)).copied();
+    Some(get("invalid")?.saturating_add(get("icmp_error").unwrap_or(0)))
+}
+
+/// Whether a rule with this text drops invalid packets.
+fn drops_invalid(text: &str) -> bool {
+    // A comment may say anything.
+    let text = text.split(" comment ").next().unwrap_or_default();
+    let text = text.split(" --comment ").next().unwrap_or_default().to_ascii_lowercase();
+    let has = |word: &str| text.split(|char: char| !char.is_ascii_alphanumeric()).any(|found| found == word);
+    has("invalid") && (has("drop") || has("reject"))
+}
+
+fn reasons(facts: &Facts, namespace: &Namespace) -> BTreeMap<Event, u64> {
+    let mut sums = BTreeMap::new();
+    for flow in facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns) {
+        for event in Group::Invalid.parts() {
+            if let Some(count) = flow.counts.get(event) {
+                *sums.entry(*event).or_default() += count;
+            }
+        }
+    }
+    sums
+}
+
+/// `out_of_window 900, bad_checksum 3`, most first.
+fn listed(reasons: &BTreeMap<Event, u64>) -> Option<String> {
+    let mut list: Vec<_> = reasons.iter().map(|(event, count)| (*count, event.reason())).collect();
+    list.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let list: Vec<String> =
+        list.into_iter().map(|(count, reason)| format!("{reason} {}", thousands(count))).collect();
+    (!list.is_empty()).then(|| list.join(", "))
+}
+
+fn flow_types(facts: &Facts, namespace: &Namespace) -> Option<String> {
+    let mut list = Vec::new();
+    for flow in facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns) {
+        let count: u64 = Group::Invalid.parts().iter().filter_map(|event| flow.counts.get(event)).sum();
+        if count > 0 && flow.family != "any" {
+            list.push((
+                count,
+                format!("{} {} {}", flow.family, protocol::name(flow.proto), thousands(count)),
+            ));
+        }
+    }
+    list.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    let list: Vec<String> = list.into_iter().map(|(_, text)| text).take(5).collect();
+    (!list.is_empty()).then(|| list.join(", "))
+}
+
+/// Whether conntrack did nothing to any packet: only where everything that it can do to one was looked at.
+pub fn is_innocent(facts: &Facts) -> bool {
+    let nothing = |namespace: &Namespace| {
+        let stats = ["invalid", "icmp_error", "drop", "insert_failed"];
+        stats.iter().all(|name| namespace.grown(name) == Some(0))
+            && refused(facts, namespace) == Some(0)
+            && evicted(facts, namespace) == Some(0)
+    };
+    facts.live.lost == 0 && !facts.namespaces.is_empty() && facts.namespaces.iter().all(nothing)
+}
+
+/// Says so, where nothing else is wrong either.
+pub fn innocent(facts: &Facts) -> Option<Finding> {
+    is_innocent(facts).then(|| {
+        Finding::new(
+            "invalid-packets",
+            Status::Ok,
+            "it is not conntrack: no packet was lost to it in the sample, and none was invalid",
+            "Packets that are missing in this time were lost elsewhere: look at the rules, the queues of the network card, \
+             the route and the other end. A fault that comes and goes needs a longer look (--sample, or ctwatch live).",
+        )
+        .seen("seconds", facts.live.seconds, live_source(facts))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::drops_invalid;
+
+    #[test]
+    fn a_rule_that_drops_invalid_packets_is_known_by_its_words() {
+        for text in [
+            "ct state invalid drop",
+            "ct state invalid,untracked counter packets 9 bytes 540 drop",
+            "ct state { invalid } reject",
+            "ct state vmap { established : accept, related : accept, invalid : drop }",
+            "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "-A INPUT -m state --state INVALID -j REJECT --reject-with icmp-port-unreachable",
+        ] {
+            assert!(drops_invalid(text), "{text}");
+        }
+        for text in [
+            "ct state invalid counter log",
+            "ct state new drop",
+            "ct state new accept comment \"never drop invalid\"",
+            "-A INPUT -m conntrack --ctstate NEW -m comment --comment \"drop invalid\" -j ACCEPT",
+            "ip saddr @invalidated drop",
+            "",
+        ] {
+            assert!(!drops_invalid(text), "{text}");
+        }
+    }
+}
