@@ -35,7 +35,7 @@ impl Run<'_> {
 }
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
-const COUNTING: [&str; 13] = [
+const COUNTING: [&str; 15] = [
     "traffic::",
     "full::unassured",
     "full::assured",
@@ -49,6 +49,8 @@ const COUNTING: [&str; 13] = [
     "filter::",
     "export::counts",
     "export::full_table",
+    "invalid::datagrams",
+    "invalid::unsaid",
 ];
 
 /// Beside it, by kprobes.
@@ -59,7 +61,7 @@ const BY_NETLINK: [&str; 5] =
     ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 28] = [
+const ANYWHERE: [&str; 29] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -88,6 +90,7 @@ const ANYWHERE: [&str; 28] = [
     "attacker::capture_",
     "attacker::many_rules",
     "attacker::many_namespaces",
+    "invalid::filters",
 ];
 
 /// Of these, what the source can change: once by netlink too.
@@ -97,7 +100,7 @@ const ANYWHERE_BY_NETLINK: [&str; 1] = ["attacker::many_namespaces"];
 const ONE: &str = "6.12";
 
 /// What finds most in little time, on each kernel.
-const QUICK: [&str; 16] = [
+const QUICK: [&str; 17] = [
     "traffic::udp",
     "traffic::tcp_close",
     "traffic::icmp_echo",
@@ -114,6 +117,7 @@ const QUICK: [&str; 16] = [
     "trace::burst_auto",
     "table::equals_conntrack",
     "doctor::raise_limit",
+    "invalid::unsaid",
 ];
 
 /// Every kernel by the source that ctwatch chooses there; what it counts once more by kprobes, which is what remains

@@ -27,6 +27,7 @@ const EXPECTED: &[Skip] = &[
     Skip { scenario: "clash::chaintoolong", kernels: OLD, sources: &[] },
     Skip { scenario: "doctor::chains", kernels: OLD, sources: &[] },
     Skip { scenario: "clash::unforeseen", kernels: OLD, sources: PROBES },
+    Skip { scenario: "invalid::traced", kernels: &[], sources: NETLINK },
     // The netlink source waits for nothing, and looks at no stack.
     Skip { scenario: "clash::unforeseen", kernels: &[], sources: NETLINK },
     Skip { scenario: "full::beside_another", kernels: &[], sources: NETLINK },

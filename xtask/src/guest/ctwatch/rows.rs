@@ -59,7 +59,9 @@ impl Silence {
         }
         let mut unknown = vec!["clash_reply_only", "delete.closed", "delete.pressure", "delete.cleanup"];
         unknown.extend(["drop.no_memory", "insert_failed.clash", "insert_failed.dying"]);
-        let statistics = ["clash_resolve", "drop.table_full", FAILED[1], FAILED[3]];
+        unknown.extend(["invalid.out_of_window", "invalid.bad_state", "invalid.bad_checksum"]);
+        unknown.extend(["invalid.malformed", "invalid.unrelated"]);
+        let statistics = ["clash_resolve", "drop.table_full", FAILED[1], FAILED[3], "invalid.other"];
         if !told_apart {
             unknown.push("delete.timeout");
         }

@@ -12,6 +12,7 @@ mod footprint;
 mod full;
 mod generators;
 mod hidden_code;
+mod invalid;
 mod manners;
 mod modules;
 mod netlink;
@@ -76,6 +77,7 @@ pub(super) fn all() -> Vec<Scenario> {
         netlink::SCENARIOS,
         events::SCENARIOS,
         clash::SCENARIOS,
+        invalid::SCENARIOS,
         spaces::SCENARIOS,
         filters::SCENARIOS,
         footprint::SCENARIOS,

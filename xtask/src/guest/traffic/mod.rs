@@ -1,6 +1,7 @@
 //! Exact, bounded traffic: each generator makes the flows it was asked for and says how many there were.
 
 pub(super) mod clash;
+pub(super) mod crafted;
 pub(super) mod raw;
 pub(super) mod spoofed;
 pub(super) mod tcp;

@@ -144,7 +144,7 @@ pub(super) fn raw_socket(family: Family, proto: u8) -> anyhow::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn checksum(packet: &[u8]) -> u16 {
+pub(super) fn checksum(packet: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in packet.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));

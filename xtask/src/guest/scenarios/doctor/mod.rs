@@ -63,7 +63,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn status(&self) -> &str {
+    pub(super) fn status(&self) -> &str {
         self.object["status"].as_str().unwrap_or_default()
     }
 
@@ -96,6 +96,21 @@ impl Answer {
 
 /// Runs doctor; while it looks, new flows keep coming, each to another address.
 pub(super) fn doctor(args: &[&str], first: u32) -> anyhow::Result<Answer> {
+    let mut next = first;
+    doctor_while(args, || {
+        if first > 0 && next < first + 50_000 {
+            udp::send(Flows::new(Family::V4, 10).from(next))?;
+            next += 10;
+        }
+        Ok(())
+    })
+}
+
+/// Runs doctor, and `send` again and again while it looks.
+pub(super) fn doctor_while(
+    args: &[&str],
+    mut send: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<Answer> {
     let mut child = Command::new(program())
         .args(["doctor", "--json", "--sample", "1"])
         .args(args)
@@ -104,13 +119,9 @@ pub(super) fn doctor(args: &[&str], first: u32) -> anyhow::Result<Answer> {
         .stderr(Stdio::piped())
         .spawn()
         .context("start doctor")?;
-    let mut next = first;
     // It prints one line at its very end, so its pipe cannot fill before.
     while child.try_wait()?.is_none() {
-        if first > 0 && next < first + 50_000 {
-            udp::send(Flows::new(Family::V4, 10).from(next))?;
-            next += 10;
-        }
+        send()?;
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     answer(&child.wait_with_output()?)

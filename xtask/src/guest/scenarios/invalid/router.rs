@@ -1,0 +1,115 @@
+//! A router that tracks, and what lies on both sides of it.
+
+use std::fs;
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+
+use super::super::super::ctwatch::{Key, Totals};
+use super::super::super::space::{Space, checked};
+use super::super::super::traffic::Family;
+use super::super::super::traffic::crafted::{ACK, Crafted, SYN, Segment, Sender, host};
+use super::super::super::witness::Stats;
+use super::super::super::{modules, state};
+
+/// Tracks, and counts invalid packets as a rule set would that drops them.
+const RULES: &str = "table inet watched {
+  chain forward { type filter hook forward priority 0; ct state invalid counter drop; }
+}
+";
+
+/// The router's namespace, and the one of everybody else.
+pub(super) struct Router {
+    router: Space,
+    outside: Space,
+}
+
+impl Router {
+    /// A router with an empty table.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        modules::load()?;
+        let made = Self { router: Space::create("router")?, outside: Space::create("outside")? };
+        let ip =
+            |space: &Space, line: &str| checked(space.command("ip").args(line.split_whitespace())).map(drop);
+        for (name, side) in [("side1", 1), ("side2", 2)] {
+            ip(&made.router, &format!("link add name {name} type veth peer name {name} netns outside"))?;
+            for (space, own) in [(&made.router, 1), (&made.outside, 2)] {
+                ip(space, &format!("addr add 10.77.{side}.{own}/24 dev {name}"))?;
+                ip(space, &format!("-6 addr add fd00:77:{side}::{own}/64 dev {name} nodad"))?;
+                ip(space, &format!("link set dev {name} up"))?;
+            }
+            ip(&made.router, &format!("route add 10.{}.0.0/16 via 10.77.{side}.2", 96 + side))?;
+            ip(&made.router, &format!("-6 route add fd00:99:{side}::/48 via fd00:77:{side}::2"))?;
+            // What is for the one side goes in at the other.
+            let other = 3 - side;
+            ip(&made.outside, &format!("route add 10.{}.0.0/16 via 10.77.{side}.1", 96 + other))?;
+            ip(&made.outside, &format!("-6 route add fd00:99:{other}::/48 via fd00:77:{side}::1"))?;
+        }
+        made.router.enter(|| {
+            fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("ip_forward")?;
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("IPv6 forwarding")
+        })?;
+        state::fresh(&made.router)?;
+        state::rules(&made.router, RULES)?;
+        Ok(made)
+    }
+
+    pub(super) fn inode(&self) -> u64 {
+        self.router.inode
+    }
+
+    /// Sets a conntrack sysctl of the router.
+    pub(super) fn set(&self, name: &str, value: u32) -> anyhow::Result<()> {
+        self.router.enter(|| state::set(name, value))
+    }
+
+    /// Sends packets from outside.
+    pub(super) fn send(&self, packets: &[Crafted]) -> anyhow::Result<()> {
+        self.outside.enter(|| {
+            let sender = Sender::new()?;
+            packets.iter().try_for_each(|packet| sender.send(packet))
+        })
+    }
+
+    /// One healthy UDP packet of each of so many flows.
+    pub(super) fn flood(&self, family: Family, flows: u32) -> anyhow::Result<()> {
+        self.outside.enter(|| {
+            let sender = Sender::new()?;
+            for number in 0..flows {
+                let client = host(family, false, 1000 + u16::try_from(number % 200)?);
+                let port = u16::try_from(1000 + number / 200)?;
+                sender.send(&Crafted::udp(client, host(family, true, 1000), (port, 53), 16))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What opens a TCP connection: the client's next sequence number is 1001, the server's 5001.
+    pub(super) fn handshake((client, server): (IpAddr, IpAddr), ports: (u16, u16)) -> [Crafted; 3] {
+        let segment = |seq, ack, flags| Segment { seq, ack, flags, length: 0 };
+        [
+            Crafted::tcp(client, server, ports, segment(1000, 0, SYN)),
+            Crafted::tcp(server, client, (ports.1, ports.0), segment(5000, 1001, SYN | ACK)),
+            Crafted::tcp(client, server, ports, segment(1001, 5001, ACK)),
+        ]
+    }
+
+    /// Invalid packets by the kernel's counters, ICMP messages included.
+    pub(super) fn invalid(&self) -> anyhow::Result<u64> {
+        let stats = Stats::read(&self.router)?;
+        let get = |name| stats.get(name).with_context(|| format!("no {name} in conntrack -S: {stats}"));
+        Ok(get("invalid")? + get("error")?)
+    }
+
+    /// Invalid packets by the rule.
+    pub(super) fn rule(&self) -> anyhow::Result<u64> {
+        let text = checked(self.router.command("nft").args(["list", "chain", "inet", "watched", "forward"]))?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+        words.next().and_then(|word| word.parse().ok()).with_context(|| format!("nft counter: {text}"))
+    }
+
+    /// A count of one flow type here.
+    pub(super) fn get(&self, totals: &Totals, family: Family, proto: u8, field: &str) -> u64 {
+        totals.get(&Key { netns: self.inode(), family: family.name().to_owned(), proto }, field)
+    }
+}
