@@ -22,13 +22,15 @@ use crate::view::tui::{App, Settings, Theme};
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     keeper::start(&options.filter);
-    settle_in(options.source, Work::NOTHING);
     let options = &Options { format: format(options), ..options.clone() };
+    // The screen lists the tables by ctnetlink, later and in a thread of its own.
+    let beside = Work { namespaces: options.format == Format::Screen, ..Work::NOTHING };
+    settle_in(options.source, beside);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(options.format == Format::Screen)?;
         let mut source = source::open(&options.needs())?;
-        settle_for(source.info(), Work::NOTHING);
+        settle_for(source.info(), beside);
         if options.format == Format::Screen {
             return screen(&mut *source, options, stop).await;
         }

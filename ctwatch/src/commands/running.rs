@@ -23,7 +23,8 @@ use crate::source::{SourceChoice, Status, keeper};
 pub(super) fn settle_in(source: SourceChoice, beside: Work) {
     let probes = source.mechanism().is_some();
     // Without a keeper it enters namespaces itself.
-    privileges::restrict(Work { probes, namespaces: !keeper::runs(), ..beside });
+    let namespaces = beside.namespaces || !keeper::runs();
+    privileges::restrict(Work { probes, namespaces, ..beside });
 }
 
 /// Gives up what only programs in the kernel take, where the keeper counts by netlink instead. To be called before any

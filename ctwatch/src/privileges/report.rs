@@ -24,9 +24,10 @@ pub struct Report {
 }
 
 /// What the commands keep, without `--source netlink`, and with files only where the name says so.
-const COMMANDS: [(&str, Work); 9] = [
+const COMMANDS: [(&str, Work); 10] = [
     ("live", Work { probes: true, ..Work::NOTHING }),
     ("live --source netlink", Work::NOTHING),
+    ("live on the screen", Work { probes: true, namespaces: true, ..Work::NOTHING }),
     ("trace", Work { probes: true, ..Work::NOTHING }),
     ("export", Work { probes: true, ..Work::NOTHING }),
     ("export to a file or Unix socket", Work { probes: true, writes: true, ..Work::NOTHING }),

@@ -38,6 +38,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 /// As docs/security.md lists them.
 const NOTHING: &[&str] = &[];
 const PROBES: &[&str] = &["CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"];
+const SCREEN: &[&str] =
+    &["CAP_DAC_READ_SEARCH", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"];
 const EXPORT_TO_FILES: &[&str] = &["CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF"];
 const NAMESPACES: &[&str] = &["CAP_DAC_READ_SEARCH", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"];
 const DOCTOR: &[&str] = &[
@@ -156,6 +158,7 @@ fn what_facts_says() -> anyhow::Result<()> {
     let commands = [
         ("live", PROBES),
         ("live --source netlink", NOTHING),
+        ("live on the screen", SCREEN),
         ("trace", PROBES),
         ("export", PROBES),
         ("export to a file or Unix socket", EXPORT_TO_FILES),
