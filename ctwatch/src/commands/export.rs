@@ -40,7 +40,7 @@ pub fn run(options: &ExportOptions) -> anyhow::Result<()> {
         // The file of a Unix socket is removed at the end.
         Outlet::Http(places) => places.iter().any(|place| matches!(place, Listen::Unix(_))),
     };
-    let beside = Work { writes: files, ..Work::NOTHING };
+    let beside = Work { writes: files, serves: true, ..Work::NOTHING };
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;

@@ -11,7 +11,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-use super::Work;
+use super::{Work, filter};
 use crate::kernel::held;
 
 /// What was given up.
@@ -32,9 +32,11 @@ pub struct Refused {
     pub bounding_set: Option<String>,
     /// The process's own capabilities.
     pub capabilities: Option<String>,
+    /// System calls.
+    pub seccomp: Option<String>,
 }
 
-/// Gives up all capabilities that this work does not take. To be called before any thread starts: a thread has its own.
+/// Gives up all capabilities and system calls that this work does not take. To be called before any thread starts: a thread has its own.
 /// A second call may give up more.
 pub fn restrict(work: Work) -> Restricted {
     held::open(work.probes || work.facts);
@@ -48,6 +50,7 @@ pub fn restrict(work: Work) -> Restricted {
         // First: it takes CAP_SETPCAP.
         bounding_set: lower_bounding_set(kept).err(),
         capabilities: lower_own(kept).err().map(|error| error.to_string()),
+        seccomp: filter::install(work).err().map(|error| error.to_string()),
     };
     if refused != Refused::default() {
         log::debug!("kept: {refused:?}");

@@ -1,9 +1,10 @@
-//! Which capabilities a process of ctwatch keeps once it has started, and why.
+//! Which capabilities a process of ctwatch keeps once it has started, and why; which system calls it can still make.
 //!
 //! The rest is given up before the process starts a thread, so that all threads have the same. What is needed only to
 //! open a file is given up too: the file stays open ([`held`](crate::kernel::held)).
 
 mod apply;
+mod filter;
 mod report;
 
 pub use apply::{Refused, Restricted, restrict};
@@ -24,6 +25,8 @@ pub struct Work {
     pub rules: bool,
     /// Writes a file where the caller wants it, or removes one at its end.
     pub writes: bool,
+    /// Answers clients and the service manager.
+    pub serves: bool,
 }
 
 /// A capability that is kept, and what for.
@@ -51,7 +54,7 @@ const WRITES: [Right; 1] = [(CapabilitySet::DAC_OVERRIDE, "writes into a directo
 impl Work {
     /// No work that takes rights.
     pub const NOTHING: Self =
-        Self { facts: false, probes: false, namespaces: false, rules: false, writes: false };
+        Self { facts: false, probes: false, namespaces: false, rules: false, writes: false, serves: false };
 
     /// What it keeps. A capability that serves two ends stands there twice.
     pub fn rights(self) -> impl Iterator<Item = Right> {
@@ -102,7 +105,8 @@ mod tests {
     #[test]
     fn no_work_takes_modules_kernel_memory_or_the_rights_of_another_user() {
         let all =
-            Work { facts: true, probes: true, namespaces: true, rules: true, writes: true }.capabilities();
+            Work { facts: true, probes: true, namespaces: true, rules: true, writes: true, serves: true }
+                .capabilities();
         let never = CapabilitySet::SYS_MODULE
             | CapabilitySet::SYS_RAWIO
             | CapabilitySet::SYS_BOOT

@@ -21,6 +21,8 @@ pub struct Report {
     pub bounding_set_refused: Option<String>,
     /// Why capabilities could not be given up; null where they were.
     pub capabilities_refused: Option<String>,
+    /// Why there is no filter of system calls; null where there is one.
+    pub seccomp_refused: Option<String>,
 }
 
 /// What the commands keep, without `--source netlink`, and with files only where the name says so.
@@ -46,6 +48,7 @@ pub fn report(restricted: Restricted) -> Report {
         kept: COMMANDS.into_iter().map(|(command, work)| (command, kept(work, given))).collect(),
         bounding_set_refused: refused.bounding_set,
         capabilities_refused: refused.capabilities,
+        seccomp_refused: refused.seccomp,
     }
 }
 

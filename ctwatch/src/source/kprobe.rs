@@ -79,7 +79,14 @@ fn open(symbol: &str, at_return: bool) -> Result<OwnedFd> {
         libc::syscall(libc::SYS_perf_event_open, &raw mut attr, pid, cpu, group, PERF_FLAG_FD_CLOEXEC)
     };
     if fd < 0 {
-        return Err(io::Error::last_os_error()).context("cannot make a kprobe");
+        let error = io::Error::last_os_error();
+        // A patch of Debian's, for which CAP_PERFMON does not count (seen on its 6.12).
+        let hint = if error.kind() == io::ErrorKind::PermissionDenied {
+            " (where sysctl kernel.perf_event_paranoid is more than 2, as on Debian, it takes CAP_SYS_ADMIN)"
+        } else {
+            ""
+        };
+        return Err(error).with_context(|| format!("cannot make a kprobe{hint}"));
     }
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd)?) })

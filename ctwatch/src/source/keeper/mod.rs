@@ -82,7 +82,6 @@ fn settle_in(parent: u32) -> io::Result<()> {
         return Err(io::Error::other("ctwatch has ended already"));
     }
     setsid()?;
-    privileges::restrict(Work { namespaces: true, ..Work::NOTHING });
     // For people who look for it, and for its memory, as of ctwatch itself; it works without.
     let _ = set_name(NAME);
     let _ = set_thp_disable(true);
@@ -96,6 +95,9 @@ fn settle_in(parent: u32) -> io::Result<()> {
     dup2_stdin(&nothing)?;
     dup2_stdout(&nothing)?;
     dup2_stderr(&nothing)?;
+    // Last: from here on it opens no file to write.
+    drop(nothing);
+    privileges::restrict(Work { namespaces: true, ..Work::NOTHING });
     Ok(())
 }
 

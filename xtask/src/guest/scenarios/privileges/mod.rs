@@ -3,6 +3,7 @@
 //! The witness is the kernel: `/proc/PID/task/TID/status` of each.
 
 mod file;
+mod inject;
 mod threads;
 
 use std::fs::{self, File};
@@ -32,6 +33,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("privileges::short_commands", short_commands),
     scenario("privileges::children_of_doctor", children_of_doctor),
     scenario("privileges::after_the_module_came_back", after_the_module_came_back),
+    scenario("privileges::refused_calls", inject::refused_calls),
+    scenario("privileges::ending_calls", inject::ending_calls),
     scenario("privileges::one_group", file::one_group),
 ];
 
@@ -144,7 +147,10 @@ fn short_commands() -> anyhow::Result<()> {
         let waits = || Ok(if threads::writes(pid)? { Ok(()) } else { Err("it does not write".to_owned()) });
         let kept = of_names(kept)?;
         let seen = wait::until("a command that waits for its reader", PATIENCE, waits)
-            .and_then(|()| check(pid, kept, kept));
+            .and_then(|()| check(pid, kept, kept))
+            .and_then(
+                |()| if args == ["doctor", "--sample", "0.2"] { inject::of_doctor(pid) } else { Ok(()) },
+            );
         let text = finish(child, reader)?;
         seen.with_context(|| format!("{args:?}: {text}"))?;
     }
@@ -181,6 +187,7 @@ fn what_facts_says() -> anyhow::Result<()> {
         ("no_new_privs", Value::Bool(true)),
         ("bounding_set_refused", Value::Null),
         ("capabilities_refused", Value::Null),
+        ("seccomp_refused", Value::Null),
     ];
     for (name, value) in done {
         equal(name, &privileges[name], &value)?;
@@ -222,7 +229,11 @@ fn after_the_module_came_back() -> anyhow::Result<()> {
     modules::load()?;
     state::fresh(&first)?;
     let mut watch = Watch::start(&["--source", "kprobe"])?;
+    let before = udp::send(Flows::new(Family::V4, 100))?.passed;
+    watch.wait_sum("insert", before)?;
     modules::unload()?;
+    // The report of what was counted until then: what comes later is of the time after.
+    watch.wait_sum("delete", before)?;
     watch.wait_said()?;
     modules::load()?;
     watch.wait_object("the first object after conntrack came back", |object| {
@@ -232,7 +243,7 @@ fn after_the_module_came_back() -> anyhow::Result<()> {
     check_both(watch.pid()?, PROBES)?;
     let sent = udp::send(Flows::new(Family::V6, 300))?.passed;
     let totals = watch.stop()?;
-    equal("inserts", totals.sum("insert"), sent)
+    equal("inserts", totals.sum("insert"), before + sent)
 }
 
 /// Starts a command whose output nobody takes: the pipe is full beforehand.

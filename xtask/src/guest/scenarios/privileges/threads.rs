@@ -90,8 +90,14 @@ impl Status {
                 self.line("Name")
             );
         }
-        let found = self.line("NoNewPrivs");
-        anyhow::ensure!(found == Some("1"), "NoNewPrivs is {found:?} in {:?}", self.line("Name"));
+        // What has ended keeps its sets until its parent waits for it.
+        let state = self.line("State").unwrap_or_default();
+        anyhow::ensure!(!state.starts_with(['Z', 'X']), "{:?} has ended", self.line("Name"));
+        // 2 is a filter.
+        for (name, wanted) in [("NoNewPrivs", "1"), ("Seccomp", "2")] {
+            let found = self.line(name);
+            anyhow::ensure!(found == Some(wanted), "{name} is {found:?} in {:?}", self.line("Name"));
+        }
         Ok(())
     }
 }
