@@ -10,7 +10,7 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_jiffies64, bpf_probe_read_kernel, bpf_probe_read_kernel_buf},
 };
-use ctwatch_ebpf::{CONN_READ, FlowType, Health, field::Field};
+use ctwatch_ebpf::{AF_INET, AF_INET6, CONN_READ, FlowType, Health, field::Field};
 
 use crate::health::health;
 
@@ -180,9 +180,14 @@ impl Memory for Probed {
 
     #[inline(always)]
     fn tuple_flow(net: u64, tuple: u64) -> Option<FlowType> {
+        // Conntrack has no others: this is no tuple.
+        let family = read::<u16>(tuple + u64::from(TUPLE_L3NUM.load()))?;
+        if family != u16::from(AF_INET) && family != u16::from(AF_INET6) {
+            return None;
+        }
         Some(FlowType {
             netns: read(net + u64::from(NET_INUM.load()))?,
-            family: read::<u16>(tuple + u64::from(TUPLE_L3NUM.load()))? as u8,
+            family: family as u8,
             proto: read(tuple + u64::from(TUPLE_PROTONUM.load()))?,
         })
     }

@@ -179,11 +179,13 @@ pub enum Health {
     RefusedKnown,
     /// Invalid packets that were counted: while it stands still, nobody reads their map.
     Invalid,
+    /// Refusals whose flow was to be in registers, and what was there is no flow: the kernel's code was misread.
+    Misread,
 }
 
 impl Health {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 /// [`Health`] of one CPU.
@@ -207,6 +209,11 @@ impl HealthCounters {
         self.0[Health::NoEntry as usize] + self.0[Health::NoReturn as usize]
     }
 
+    /// Whether registers held something else than what the kernel's code seemed to say.
+    pub const fn misread(&self) -> bool {
+        self.0[Health::Misread as usize] > 0
+    }
+
     /// How many refusals there were whose flow nobody looked at.
     pub const fn refused_unknown(&self) -> u64 {
         self.0[Health::Refused as usize].saturating_sub(self.0[Health::RefusedKnown as usize])
@@ -220,7 +227,7 @@ pub const FRAME_LIMIT: u64 = 2048;
 pub const CONN_READ: usize = 184;
 
 const _: () = assert!(size_of::<Counters>() == 8 * Event::COUNT);
-const _: () = assert!(size_of::<HealthCounters>() == 56);
+const _: () = assert!(size_of::<HealthCounters>() == 64);
 
 #[cfg(feature = "user")]
 // SAFETY: a transparent array of u64 has no padding, and every bit pattern is a value.

@@ -20,6 +20,7 @@ use crate::{
     context,
     count::refuse,
     health::health,
+    maps::DISBELIEVED,
     trace,
 };
 
@@ -44,7 +45,20 @@ static REFUSED_ORIG: Global<u32> = Global::new(0);
 /// Whether refusals are counted here, so that the return of `__nf_conntrack_alloc` must not.
 #[inline(always)]
 pub fn by_registers() -> bool {
-    REFUSED_BY_REGISTERS.load() != 0
+    REFUSED_BY_REGISTERS.load() != 0 && DISBELIEVED.get(0).is_none_or(|disbelieved| *disbelieved == 0)
+}
+
+/// What the registers held is no flow, so the kernel's code was misread: they are not asked again.
+///
+/// From then on the entry, or the return, of `__nf_conntrack_alloc` knows whose flow it was. Refusals until that is
+/// attached are known to be lost.
+#[inline(always)]
+fn disbelieve() {
+    health(Health::Misread);
+    if let Some(disbelieved) = DISBELIEVED.get_ptr_mut(0) {
+        // SAFETY: the pointer is into the map; the word is only ever set, whole.
+        unsafe { disbelieved.write_volatile(1) };
+    }
 }
 
 /// Tells `__nf_conntrack_alloc`, whose return knows whose flow it was.
@@ -69,8 +83,14 @@ fn ratelimit(ctx: ProbeContext) -> u32 {
         return 0;
     }
     health(Health::Refused);
-    let Some([net, zone, orig]) = refused(&ctx) else { return 0 };
-    let Some(flow) = Probed::tuple_flow(net, orig) else { return 0 };
+    let believed = by_registers();
+    let Some([net, zone, orig]) = refused(&ctx, believed) else { return 0 };
+    let Some(flow) = Probed::tuple_flow(net, orig) else {
+        if believed {
+            disbelieve();
+        }
+        return 0;
+    };
     health(Health::RefusedKnown);
     refuse(flow, orig, Event::DropTableFull);
     trace::refused(Event::DropTableFull, flow, orig, zone, sp);
@@ -79,9 +99,9 @@ fn ratelimit(ctx: ProbeContext) -> u32 {
 
 /// Namespace, zone and tuple of the flow that is being refused.
 #[inline(always)]
-fn refused(ctx: &ProbeContext) -> Option<[u64; 3]> {
+fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
     let sp = entry_sp(ctx);
-    if by_registers() {
+    if by_registers {
         // For the return of `__nf_conntrack_alloc`, if that is watched.
         context::enter(sp)?.refused = 1;
         let register = |place: u32| read(number(ctx.as_ptr() as u64) + u64::from(place));
@@ -91,9 +111,13 @@ fn refused(ctx: &ProbeContext) -> Option<[u64; 3]> {
             register(REFUSED_ORIG.load())?,
         ]);
     }
-    let slot = context::inside(sp)?;
+    // Where registers are no longer believed, the return of `__nf_conntrack_alloc` may be watched instead of its entry.
+    let slot = if REFUSED_BY_REGISTERS.load() == 0 { context::inside(sp)? } else { context::enter(sp)? };
+    if REFUSED_BY_REGISTERS.load() != 0 {
+        slot.refused = 1;
+    }
     // What another call of `__nf_conntrack_alloc` left there, whose own entry was skipped, must not pass for this one's.
-    if slot.alloc_sp.wrapping_sub(sp) >= FRAME {
+    if slot.alloc_orig == 0 || slot.alloc_sp.wrapping_sub(sp) >= FRAME {
         return None;
     }
     slot.refused = 1;

@@ -99,6 +99,32 @@ impl Reckoning {
         let dropped = clash + seen(&[Event::DropTableFull, Event::DropNoMemory]) + refused;
         told.insert_failed.saturating_sub(failed) + told.drop.saturating_sub(dropped)
     }
+
+    /// Whether refusals were counted for a namespace that does not exist while one that does has fewer than the kernel
+    /// counted: a wrong place was read for the right one. `rows` are those of the last [`Self::unexplained`].
+    ///
+    /// A namespace that came and went between two readings is unknown too; it takes nothing from another one.
+    pub(super) fn contradicted(&self, rows: &BTreeMap<FlowType, Counters>) -> bool {
+        let refused = |row: &Counters| row.get(Event::DropTableFull);
+        let strange = |flow: &FlowType| flow.family != 0 && !self.first.contains_key(&flow.netns);
+        if !rows.iter().any(|(flow, row)| strange(flow) && refused(row) > 0) {
+            return false;
+        }
+        self.last.iter().any(|(netns, now)| {
+            let here = rows.iter().filter(|(flow, _)| flow.netns == *netns).map(|(_, row)| row);
+            let seen: u64 = here
+                .map(|row| refused(row) + row.get(Event::DropNoMemory) + row.get(Event::FailedClash))
+                .sum();
+            since(self.first.get(netns).copied(), Some(*now)).drop > seen
+        })
+    }
+
+    /// Of these rows, the refusals of namespaces that do not exist.
+    pub(super) fn strange(&self, rows: &BTreeMap<FlowType, Counters>) -> BTreeMap<FlowType, u64> {
+        let of = |(flow, row): (&FlowType, &Counters)| (*flow, row.get(Event::DropTableFull));
+        let strange = |(flow, _): &(&FlowType, &Counters)| !self.first.contains_key(&flow.netns);
+        rows.iter().filter(strange).map(of).filter(|(_, refused)| *refused > 0).collect()
+    }
 }
 
 fn since(first: Option<Failures>, now: Option<Failures>) -> Failures {
@@ -149,6 +175,28 @@ mod tests {
                     0000000a  00000000 00000000 00000000 00000010 00000000 00000000 00000000 00000000 00000001 00000001 00000000 00000000\n";
         assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17, invalid: 22 }));
         assert_eq!(failures("entries drop\n1 1\n"), None);
+    }
+
+    #[test]
+    fn refusals_of_a_namespace_that_does_not_exist_contradict_those_that_are_missing() {
+        let flow = |netns| FlowType { netns, family: 2, proto: 17 };
+        let refused = |count| {
+            let mut counters = Counters::default();
+            counters.0[Event::DropTableFull as usize] = count;
+            counters
+        };
+        let kernel = |drop| BTreeMap::from([(1, Failures { insert_failed: 0, drop, invalid: 0 })]);
+        let mut reckoning = Reckoning::default();
+        reckoning.unexplained(&kernel(5), &BTreeMap::new(), 0);
+        let right = BTreeMap::from([(flow(1), refused(3))]);
+        reckoning.unexplained(&kernel(8), &right, 0);
+        assert!(!reckoning.contradicted(&right));
+        let wrong = BTreeMap::from([(flow(77), refused(3))]);
+        assert_eq!(reckoning.unexplained(&kernel(8), &wrong, 0), 0, "the sum alone looks right");
+        assert!(reckoning.contradicted(&wrong));
+        assert_eq!(reckoning.strange(&wrong), BTreeMap::from([(flow(77), 3)]));
+        let short_lived = BTreeMap::from([(flow(1), refused(3)), (flow(77), refused(9))]);
+        assert!(!reckoning.contradicted(&short_lived), "the known one lacks nothing");
     }
 
     fn row(counts: &[(Event, u64)]) -> BTreeMap<FlowType, Counters> {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::sys::{Stats, enable_stats};
-use ctwatch_ebpf::{Counters, FlowType, ROWS};
+use ctwatch_ebpf::{Counters, Event, FlowType, ROWS};
 
 use super::{
     Source, Status,
@@ -25,6 +25,10 @@ use crate::{
     },
     model::{Cost, Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
 };
+
+/// Why refusals are counted elsewhere than where they cost least.
+const MISREAD: &str = "refused flows are counted at __nf_conntrack_alloc, because registers did not hold what the kernel's \
+                       machine code seemed to say";
 
 /// Which mechanism may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +108,8 @@ pub struct Probe {
     met: BTreeSet<u32>,
     /// Failures that no hook has told of.
     unexplained: u64,
+    /// Once the kernel's code turned out to be misread: refusals that were counted for namespaces that do not exist.
+    misread: Option<BTreeMap<FlowType, u64>>,
     /// Compares the kernel's counters with ours, where nothing is filtered and the kernel shows them.
     reckoning: Option<Reckoning>,
     /// The same for invalid packets, whatever is filtered.
@@ -141,6 +147,7 @@ impl Probe {
             seen: Vec::new(),
             met: BTreeSet::new(),
             unexplained: 0,
+            misread: None,
             reckoning: None,
             search: None,
         };
@@ -155,10 +162,15 @@ impl Probe {
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
-        let facts = match self.facts.take() {
+        let mut facts = match self.facts.take() {
             Some(facts) => facts,
             None => Facts::read()?,
         };
+        if let Some(strange) = &mut self.misread {
+            // What was misread once is not read again. What it led to is among the losses of the past.
+            strange.clear();
+            facts.newcomer = None;
+        }
         let plan = self.wishes.mechanism.plan(&facts)?;
         // Before the programs hang on it, so that a load of the module in between is noticed.
         let module = module_identity();
@@ -204,6 +216,7 @@ impl Probe {
             Search::begin(&self.tables.invalid(), None)
         });
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
+        self.say_misread();
         self.attached = Some(attached);
         self.module = module;
         Ok(())
@@ -242,15 +255,17 @@ impl Probe {
         }
         self.seen = now;
         if self.reckoning.is_some() || self.search.is_some() {
-            let reading = attached.read()?;
-            self.reckon(&reading)?;
+            let mut reading = attached.read()?;
+            self.reckon(&mut reading)?;
         }
         Ok(())
     }
 
     /// Compares a reading with the kernel's counters, and has looked at from now on what they alone tell:
-    /// before anybody is told of it.
-    fn reckon(&mut self, reading: &Reading) -> anyhow::Result<()> {
+    /// before anybody is told of it. Takes out of the reading what was counted where it cannot have happened.
+    fn reckon(&mut self, reading: &mut Reading) -> anyhow::Result<()> {
+        self.doubt(reading)?;
+        self.disown(reading);
         if let (Some(reckoning), Some(attached)) = (&mut self.reckoning, &mut self.attached) {
             self.unexplained =
                 reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown);
@@ -268,10 +283,59 @@ impl Probe {
         Ok(())
     }
 
+    /// Takes out what was counted for namespaces that do not exist. Where the kernel's counters can be compared, they show
+    /// it as missed.
+    fn disown(&self, reading: &mut Reading) {
+        for (flow, refused) in self.misread.iter().flatten() {
+            if let Some(row) = reading.rows.get_mut(flow) {
+                let count = &mut row.0[Event::DropTableFull as usize];
+                *count = count.saturating_sub(*refused);
+            }
+        }
+    }
+
+    /// Gives up what was read from the kernel's machine code at the first contradiction.
+    fn doubt(&mut self, reading: &Reading) -> anyhow::Result<()> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        if self.misread.is_some() {
+            return Ok(());
+        }
+        let strange = match &mut self.reckoning {
+            Some(reckoning) => {
+                reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown);
+                if reckoning.contradicted(&reading.rows) {
+                    reckoning.strange(&reading.rows)
+                } else {
+                    BTreeMap::new()
+                }
+            }
+            None => BTreeMap::new(),
+        };
+        if strange.is_empty() && !reading.misread {
+            return Ok(());
+        }
+        attached.disbelieve()?;
+        if attached.waits_for(When::Unexplained) {
+            attached.arm(When::Unexplained)?;
+        }
+        self.misread = Some(strange);
+        self.say_misread();
+        Ok(())
+    }
+
+    fn say_misread(&mut self) {
+        if self.misread.is_some() {
+            let why = self.info.why.take().map(|why| why + "; ").unwrap_or_default();
+            self.info.why = Some(why + MISREAD);
+        }
+    }
+
     /// Keeps what was counted and lets the programs go.
     fn detach(&mut self) -> anyhow::Result<()> {
         if let Some(mut attached) = self.attached.take() {
-            let Reading { rows, lost, cost, .. } = attached.read()?;
+            let mut reading = attached.read()?;
+            self.disown(&mut reading);
+            let Reading { rows, lost, cost, .. } = reading;
             for (flow, counters) in rows {
                 // As bounded as one load's rows, however often the module comes and goes.
                 let known = self.past.rows.len() < ROWS as usize || self.past.rows.contains_key(&flow);
@@ -331,11 +395,11 @@ impl Source for Probe {
     fn sample(&mut self) -> anyhow::Result<Sample> {
         // The kernel's own counters before ours: what happens in between cannot look missed then.
         let tables = self.tables.read(self.met.iter().copied());
-        let reading = match &mut self.attached {
+        let mut reading = match &mut self.attached {
             Some(attached) => attached.read()?,
             None => Reading::default(),
         };
-        self.reckon(&reading)?;
+        self.reckon(&mut reading)?;
         let Reading { mut rows, top, mut lost, mut cost, .. } = reading;
         lost += self.unexplained + self.search.as_ref().map_or(0, Search::lost);
         let (wall_ns, mono_ns) = now()?;

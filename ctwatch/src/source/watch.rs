@@ -59,6 +59,8 @@ pub struct Reading {
     pub lost: u64,
     /// … refusals included whose flow nobody looked at.
     pub refused_unknown: u64,
+    /// Whether the kernel's code was misread: registers held no flow.
+    pub misread: bool,
     /// What it cost.
     pub cost: Cost,
     /// Invalid packets, those included that the filter leaves out.
@@ -70,6 +72,8 @@ pub struct Reading {
 pub struct Watch {
     attached: Attached,
     counts: Counts,
+    /// Whether the programs still believe what registers hold.
+    disbelieved: Array<MapData, u32>,
     facts: Facts,
     /// Hooks that are not due yet.
     waiting: Vec<Hook>,
@@ -102,6 +106,7 @@ impl Watch {
         let now: Vec<Hook> = now.into_iter().cloned().collect();
         let mut watch = Self {
             counts: Counts::new(&mut object)?,
+            disbelieved: object.map("DISBELIEVED")?,
             attached: Attached::new(object),
             facts: facts.clone(),
             let_go: now.iter().filter(|hook| hook.when == When::Invalid).cloned().collect(),
@@ -156,6 +161,11 @@ impl Watch {
         self.waiting.append(&mut self.let_go);
     }
 
+    /// Has the registers of refusals ignored from now on.
+    pub fn disbelieve(&mut self) -> Result<()> {
+        self.disbelieved.set(0, 1, 0).context("cannot write map DISBELIEVED")
+    }
+
     /// The channel of single events.
     pub fn events(&mut self) -> Result<Events> {
         let object = &mut self.attached.object;
@@ -199,7 +209,8 @@ impl Watch {
         }
         let (missed, refused_unknown, cost) = self.missed()?;
         let lost = missed.saturating_sub(self.missed_before);
-        Ok(Reading { rows, top, lost, refused_unknown, cost, invalid })
+        let misread = self.counts.health()?.misread();
+        Ok(Reading { rows, top, lost, refused_unknown, misread, cost, invalid })
     }
 
     fn missed(&mut self) -> Result<(u64, u64, Cost)> {

@@ -14,6 +14,7 @@ mod generators;
 mod hidden_code;
 mod invalid;
 mod manners;
+mod misread;
 mod modules;
 mod netlink;
 mod privileges;
@@ -74,6 +75,7 @@ pub(super) fn all() -> Vec<Scenario> {
         full::SCENARIOS,
         causes::SCENARIOS,
         hidden_code::SCENARIOS,
+        misread::SCENARIOS,
         netlink::SCENARIOS,
         events::SCENARIOS,
         clash::SCENARIOS,
