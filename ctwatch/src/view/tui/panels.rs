@@ -214,7 +214,7 @@ fn loss_lines(app: &App, loss: &Loss, width: usize) -> Vec<Line<'static>> {
 /// Where the counts come from, what they miss, what they cannot tell and what they cost.
 pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
     let shown = app.shown();
-    let mut said = vec![format!("counting with {}", shown.info.kind.name())];
+    let mut said = vec![format!("counting by {}", shown.info.kind.name())];
     said.push(shown.info.why.as_ref().map_or_else(
         || "no better source exists".to_owned(),
         |why| format!("no better source: {}", text::clean(why)),
