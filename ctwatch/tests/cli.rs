@@ -1,4 +1,5 @@
 //! The binary as scripts meet it: exit codes, stdout, stderr.
+#![expect(clippy::unwrap_used, reason = "an error in a helper fails the test, as it should")]
 
 use std::fs::File;
 use std::io::Read as _;

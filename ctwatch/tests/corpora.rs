@@ -1,4 +1,5 @@
 //! Every input that fuzzing started from or stumbled over, fed to its parser again.
+#![expect(clippy::unwrap_used, reason = "an error in a helper fails the test, as it should")]
 
 #[path = "../../fuzz/targets.rs"]
 mod targets;

@@ -1,4 +1,5 @@
 //! `ctwatch doctor` as a monitoring system and a bug report meet it; on captured machines, so that it needs no rights.
+#![expect(clippy::unwrap_used, reason = "an error in a helper fails the test, as it should")]
 
 use std::process::{Command, Output};
 

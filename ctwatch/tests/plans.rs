@@ -1,4 +1,5 @@
 //! Plans made from facts that were captured on real kernels (`ctwatch facts`).
+#![expect(clippy::unwrap_used, reason = "an error in a helper fails the test, as it should")]
 
 use std::{fmt::Write as _, fs, path::Path};
 
