@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::paths;
 use crate::step::{self, Step, say};
-use crate::toolchain;
+use crate::toolchain::{self, Toolchain};
 
 /// Static binaries are built for the C library's own target: glibc links statically there, no musl is needed.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -28,30 +28,11 @@ pub fn ebpf() -> Result<()> {
     let toolchain = toolchain::ensure()?;
     let step = Step::begin(format!("building the eBPF half by {}", toolchain.describe()));
     let directory = paths::target("ebpf-build");
-    step::run_shown(
-        toolchain
-            .cargo()
-            .current_dir(paths::root())
-            .args(["build", "--release", "--package", "ctwatch-ebpf", "--bin", "ctwatch-ebpf"])
-            .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
-            .arg(&directory)
-            // v3 has instructions on half registers (5.1), without which each use of one takes two shifts.
-            .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3")
-            // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
-            // stripping would take the BTF that names the maps' types.
-            .env("CARGO_PROFILE_RELEASE_LTO", "false")
-            // Set here, so that a developer's faster settings for userspace cannot change the programs.
-            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
-            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "4")
-            .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
-            .env("CARGO_PROFILE_RELEASE_STRIP", "none"),
-    )?;
-    let built = directory.join("bpfel-unknown-none/release/ctwatch-ebpf");
+    let mut command = ebpf_command(&toolchain, &paths::root(), &directory);
+    step::run_shown(&mut command)?;
     let stripped = directory.join("ctwatch-ebpf.stripped");
-    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    let bytes =
-        without_debug_information(&bytes).with_context(|| format!("stripping {}", built.display()))?;
-    fs::write(&stripped, bytes).with_context(|| format!("writing {}", stripped.display()))?;
+    fs::write(&stripped, ebpf_built(&directory)?)
+        .with_context(|| format!("writing {}", stripped.display()))?;
     install_if_changed(&stripped, &paths::ebpf_object())?;
     step.end();
     Ok(())
@@ -74,6 +55,34 @@ fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
     let mut stripped = Vec::new();
     builder.write(&mut stripped)?;
     Ok(stripped)
+}
+
+/// The object that cargo has left in this target directory.
+pub fn ebpf_built(directory: &Path) -> Result<Vec<u8>> {
+    let built = directory.join("bpfel-unknown-none/release/ctwatch-ebpf");
+    let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    without_debug_information(&bytes).with_context(|| format!("stripping {}", built.display()))
+}
+
+/// Builds the eBPF half of the workspace at `root` into a target directory.
+pub fn ebpf_command(toolchain: &Toolchain, root: &Path, directory: &Path) -> Command {
+    let mut command = toolchain.cargo();
+    command
+        .current_dir(root)
+        .args(["build", "--release", "--package", "ctwatch-ebpf", "--bin", "ctwatch-ebpf"])
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
+        .arg(directory)
+        // v3 has instructions on half registers (5.1), without which each use of one takes two shifts.
+        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3")
+        // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
+        // stripping would take the BTF that names the maps' types.
+        .env("CARGO_PROFILE_RELEASE_LTO", "false")
+        // Set here, so that a developer's faster settings for userspace cannot change the programs.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "4")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "none");
+    command
 }
 
 /// Builds the eBPF half, then userspace with it inside.
@@ -138,7 +147,7 @@ pub fn dist() -> Result<PathBuf> {
 /// The same without a bound on its size, for guests: a developer may build faster and larger.
 pub fn static_ctwatch() -> Result<PathBuf> {
     ebpf()?;
-    let built = static_binary("ctwatch", "the static ctwatch")?;
+    let built = static_binary("ctwatch", &[], "the static ctwatch")?;
     let binary = paths::target("dist/ctwatch");
     install_if_changed(&built, &binary)?;
     Ok(binary)
@@ -146,10 +155,19 @@ pub fn static_ctwatch() -> Result<PathBuf> {
 
 /// Builds this xtask as a static binary: the init of every guest.
 pub fn guest_init() -> Result<PathBuf> {
-    static_binary("xtask", "the guests' init")
+    static_binary("xtask", &[], "the guests' init")
 }
 
-fn static_binary(package: &str, what: &str) -> Result<PathBuf> {
+/// Builds a static ctwatch that reads its eBPF object from a file: one binary serves many objects.
+pub fn with_object_from_file() -> Result<PathBuf> {
+    static_binary(
+        "ctwatch",
+        &["--features", "object-from-file"],
+        "a ctwatch that reads its eBPF object from a file",
+    )
+}
+
+fn static_binary(package: &str, features: &[&str], what: &str) -> Result<PathBuf> {
     let step = Step::begin(format!("building {what}"));
     // Its own directory: other flags in cargo's usual one would rebuild everything at each turn.
     let directory = paths::target("static");
@@ -157,6 +175,7 @@ fn static_binary(package: &str, what: &str) -> Result<PathBuf> {
         cargo()
             .args(["build", "--release", "--package", package, "--target", STATIC_TARGET, "--target-dir"])
             .arg(&directory)
+            .args(features)
             .env("RUSTFLAGS", "-C target-feature=+crt-static")
             .env_remove("CARGO_ENCODED_RUSTFLAGS"),
     )?;

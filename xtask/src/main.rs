@@ -10,6 +10,7 @@ mod guest_protocol;
 #[cfg(test)]
 mod manifests;
 mod monitoring;
+mod mutants;
 mod package;
 mod packages;
 mod paths;
@@ -104,6 +105,8 @@ enum Task {
     Bench(bench::Options),
     /// Check what `contrib/` has for monitoring: with promtool, systemd-analyze and a real Prometheus, on this machine
     Monitoring,
+    /// Break the counting programs in one place at a time, and run what should notice
+    Mutants(mutants::Options),
     /// Fuzz every parser of foreign bytes, or one of them
     Fuzz(fuzz::Options),
     /// Make a .deb and an .rpm in target/package
@@ -182,6 +185,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Prototypes => prototypes::run()?,
         Task::Bench(options) => bench::run(&options)?,
         Task::Monitoring => monitoring::run()?,
+        Task::Mutants(options) => mutants::run(&options)?,
         Task::Fuzz(options) => fuzz::run(&options)?,
         Task::Package { check: true } => package::install::run()?,
         Task::Package { check: false } => package::run()?,

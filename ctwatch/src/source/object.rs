@@ -22,7 +22,20 @@ use ctwatch_ebpf::field::Field;
 
 use super::sys::{bpf_fd, create_map, freeze, set_name, write_section, zeroed};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ctwatch-ebpf"));
+/// The object that was built into this binary.
+#[cfg(not(feature = "object-from-file"))]
+fn object() -> &'static [u8] {
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ctwatch-ebpf"))
+}
+
+/// The object from a file, in a build that only tests of the tests use: `cargo xtask mutants` tries many objects with
+/// one binary.
+#[cfg(feature = "object-from-file")]
+fn object() -> &'static [u8] {
+    static OBJECT: std::sync::LazyLock<Vec<u8>> =
+        std::sync::LazyLock::new(|| std::fs::read("/ctwatch-ebpf").unwrap_or_default());
+    &OBJECT
+}
 
 /// `BPF_LD | BPF_DW | BPF_IMM`: the instruction that names a map.
 const LOAD_ADDRESS: u8 = 0x18;
@@ -91,9 +104,9 @@ impl std::fmt::Debug for Object {
 }
 
 impl Object {
-    /// The object that was built into this binary.
+    /// Parses the object and sets its globals.
     pub fn parse(globals: &Globals) -> Result<Self> {
-        let mut object = aya_obj::Object::parse(OBJECT).context("cannot parse the eBPF object")?;
+        let mut object = aya_obj::Object::parse(object()).context("cannot parse the eBPF object")?;
         let values = globals.values.iter().map(|(name, value)| (name.as_str(), (value.as_slice(), true)));
         object.patch_map_data(values.collect()).context("cannot set the programs' constants")?;
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();

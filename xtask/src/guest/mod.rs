@@ -59,6 +59,9 @@ enum Mode {
         /// The source that ctwatch is told to use where a scenario names none.
         #[arg(long, default_value = "auto")]
         source: String,
+        /// End after the first scenario that fails.
+        #[arg(long)]
+        first_failure: bool,
         /// Parts of scenario names; whole ones behind `=`.
         filters: Vec<String>,
     },
@@ -139,9 +142,9 @@ fn run(mode: Mode) -> anyhow::Result<ExitCode> {
         Mode::Command { no_conntrack, results, words } => {
             init::command(&words.join(" "), !no_conntrack, &results)
         }
-        Mode::Test { results, source, filters } => {
+        Mode::Test { results, source, first_failure, filters } => {
             ctwatch::use_source(source);
-            scenarios::run(&filters, &results)
+            scenarios::run(&filters, first_failure, &results)
         }
         Mode::Bench { results, only } => bench::run(&only, &results),
         Mode::Million { results, sources } => bench::million(&sources, &results),

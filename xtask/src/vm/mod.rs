@@ -8,6 +8,7 @@ pub mod kernels;
 pub mod modules;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -31,6 +32,16 @@ pub fn prepare() -> Result<Initramfs> {
 /// The same with more of the host's programs in it.
 pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
     packages::ensure_programs("guests", more)?;
+    let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
+    prepare_files(&build::static_ctwatch()?, &names)
+}
+
+/// The same around another ctwatch.
+pub fn prepare_around(ctwatch: &Path) -> Result<Initramfs> {
+    prepare_files(ctwatch, &[])
+}
+
+fn prepare_files(ctwatch: &Path, more: &[&str]) -> Result<Initramfs> {
     packages::ensure_programs(
         "guests",
         &[
@@ -50,10 +61,8 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
             ("dpkg-deb", "dpkg"),
         ],
     )?;
-    let ctwatch = build::static_ctwatch()?;
     let init = build::guest_init()?;
-    let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
-    Initramfs::new(&init, &ctwatch, &names)
+    Initramfs::new(&init, ctwatch, more)
 }
 
 /// `cargo xtask vm`: a command, or a shell, on this terminal.

@@ -109,7 +109,7 @@ pub(super) fn wanted(filters: &[String], name: &str) -> bool {
 }
 
 /// Runs those that are asked for and reports each.
-pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn run(filters: &[String], first_failure: bool, results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
     let mut log = KernelLog::open()?;
     let mut failed = false;
@@ -124,6 +124,9 @@ pub(super) fn run(filters: &[String], results: &Path) -> anyhow::Result<ExitCode
         let outcome = outcome(result, log.complaints()?);
         failed |= matches!(outcome, Outcome::Failed(_));
         report.scenario(scenario.name, &outcome, start.elapsed())?;
+        if failed && first_failure {
+            break;
+        }
     }
     report.end(i32::from(failed)).context("the last result")?;
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
