@@ -83,7 +83,7 @@ pub fn is_accepted(hash: u64) -> bool {
     HASHES.contains(&hash)
 }
 
-/// An invalid packet in the ring buffer, told from a [`Traced`] by its length.
+/// An invalid packet in the ring buffer. It is longer than a [`Traced`], which userspace knows it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TracedInvalid {
@@ -91,7 +91,7 @@ pub struct TracedInvalid {
     pub traced: Traced,
     /// The kernel's words, all zero where it said none.
     pub words: [u8; WORDS],
-    /// What told of it: [`Key::words`].
+    /// What showed it: [`Key::words`].
     pub told_by: u64,
     /// 1 where `tcp` could be read.
     pub has_tcp: u64,

@@ -2,7 +2,7 @@
 //!
 //! Before 5.17: `(skb, ct, fmt, …)`. The trackers call it with their reason for each packet of a known flow that
 //! something is wrong with, whatever the sysctl `nf_conntrack_log_invalid` says (5.10 to 7.3). Not each such packet is
-//! invalid in the end: the words tell. It has variable arguments, which no trampoline can have.
+//! invalid in the end: the words show it. It has variable arguments, which no trampoline can have.
 
 use aya_ebpf::{macros::kprobe, programs::ProbeContext};
 use ctwatch_ebpf::FlowType;

@@ -23,7 +23,7 @@ fn log_invalid(ctx: ProbeContext) -> u32 {
     } else {
         (Some((argument(1), argument(2) as u8)), argument(3), argument(4), argument(5))
     };
-    // What is nested was told at the call of `nf_ct_l4proto_log_invalid`.
+    // What is nested was counted at the call of `nf_ct_l4proto_log_invalid`.
     let Some(Said::At(words)) = said(format, next) else { return 0 };
     if let Some((net, family)) = place
         && let Some(netns) = inum(net)

@@ -110,7 +110,7 @@ pub(super) enum Step {
 /// (`nf_conntrack_in`: -NF_REPEAT). So what the hooks do not see while all of them are attached is none.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    /// Each namespace's counter when it was first seen, and what had been told by then.
+    /// Each namespace's counter when it was first seen, and what the hooks had seen by then.
     first: BTreeMap<u32, (u64, u64)>,
     /// The largest excess of each namespace so far, which is dealt with.
     settled: BTreeMap<u32, u64>,
