@@ -1,6 +1,7 @@
 //! Packets that conntrack cannot assign to a flow, through a router: by flow type and reason, and the kernel's own
 //! counter as the witness.
 
+pub(super) mod calm;
 mod router;
 
 use std::net::IpAddr;

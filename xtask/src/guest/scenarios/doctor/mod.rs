@@ -28,6 +28,7 @@ pub(super) const SCENARIOS_BEFORE: &[Scenario] = &[scenario("doctor::loads_nothi
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::healthy", healthy),
+    scenario("doctor::no_alarm", super::invalid::calm::no_alarm),
     scenario("doctor::raise_limit", full::raise_limit),
     scenario("doctor::notrack_nft", || full::notrack("with nft")),
     scenario("doctor::notrack_iptables", || full::notrack("with iptables")),

@@ -63,6 +63,11 @@ impl Router {
         self.router.enter(|| state::set(name, value))
     }
 
+    /// Other rules.
+    pub(super) fn rules(&self, rules: &str) -> anyhow::Result<()> {
+        state::rules(&self.router, rules)
+    }
+
     /// Sends packets from outside.
     pub(super) fn send(&self, packets: &[Crafted]) -> anyhow::Result<()> {
         self.outside.enter(|| {
