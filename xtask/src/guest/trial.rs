@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use anyhow::Context;
 
 use super::budget::Budget;
-use super::ctwatch::{Key, Silence, Totals, Watch};
+use super::ctwatch::{self, Key, Silence, Totals, Watch};
 use super::space::Space;
 use super::traffic::Family;
 use super::witness::{self, Stats};
@@ -106,6 +106,12 @@ impl<'a> Trial<'a> {
             counts.push(after.count);
         }
         totals.check()?;
+        // Every kernel of the matrix takes the programs. Counting by netlink instead would hide that it refused them.
+        anyhow::ensure!(
+            ctwatch::source() != "auto" || totals.silence.kind != "netlink",
+            "`auto` came to netlink: {:?}",
+            totals.objects.last().map(|object| &object["source"]["why"])
+        );
         let told_apart = stats.iter().all(|stats| stats.get("chaintoolong").is_some());
         equal(
             "what is unknown",
