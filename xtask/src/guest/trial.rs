@@ -107,10 +107,11 @@ impl<'a> Trial<'a> {
         }
         totals.check()?;
         // Every kernel of the matrix takes the programs. Counting by netlink instead would hide that it refused them.
+        let why =
+            totals.objects.last().and_then(|object| object["source"]["why"].as_str()).unwrap_or_default();
         anyhow::ensure!(
-            ctwatch::source() != "auto" || totals.silence.kind != "netlink",
-            "`auto` came to netlink: {:?}",
-            totals.objects.last().map(|object| &object["source"]["why"])
+            ctwatch::source() != "auto" || totals.silence.kind != "netlink" || why.starts_with("chosen by"),
+            "`auto` came to netlink: {why}"
         );
         let told_apart = stats.iter().all(|stats| stats.get("chaintoolong").is_some());
         equal(
