@@ -61,7 +61,7 @@ const BY_NETLINK: [&str; 5] =
     ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 30] = [
+const ANYWHERE: [&str; 33] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -79,9 +79,12 @@ const ANYWHERE: [&str; 30] = [
     "table::filters",
     "doctor::wrong_usage",
     "doctor::resolver",
+    "doctor::every_command",
+    "doctor::notrack_iptables",
     "trace::sigterm_and_closed_pipe",
     "privileges::short_commands",
     "privileges::one_group",
+    "privileges::children_of_doctor",
     "attacker::nft_names",
     "attacker::xt_comment",
     "attacker::another_namespace",
