@@ -28,6 +28,8 @@ impl Router {
     /// A router with an empty table.
     pub(super) fn new() -> anyhow::Result<Self> {
         modules::load()?;
+        // Limit and buckets are one for all namespaces: an earlier scenario may have left few.
+        state::fresh(&Space::init())?;
         let made = Self { router: Space::create("router")?, outside: Space::create("outside")? };
         let ip =
             |space: &Space, line: &str| checked(space.command("ip").args(line.split_whitespace())).map(drop);
