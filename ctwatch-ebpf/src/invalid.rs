@@ -92,7 +92,7 @@ pub struct TracedInvalid {
     /// The kernel's words, all zero where it said none.
     pub words: [u8; WORDS],
     /// What showed it: [`Key::words`].
-    pub told_by: u64,
+    pub shown_by: u64,
     /// 1 where `tcp` could be read.
     pub has_tcp: u64,
     /// The beginning of a TCP header as it lies in the packet.

@@ -179,7 +179,7 @@ pub enum Health {
     RefusedKnown,
     /// Invalid packets that were counted: while it stands still, nobody reads their map.
     Invalid,
-    /// Refusals whose flow was to be in registers, and what was there is no flow: the kernel's code was misread.
+    /// Refusals for which registers held no flow, although the kernel's code seemed to say so: the code was misread.
     Misread,
 }
 

@@ -40,6 +40,6 @@ pub struct Context {
     /// `skb` and `state` of `nf_conntrack_in`.
     pub track_skb: u64,
     pub track_state: u64,
-    /// Whether the kernel said something about that packet.
-    pub track_told: u64,
+    /// Whether the kernel logged words about that packet.
+    pub track_logged: u64,
 }

@@ -27,24 +27,24 @@ use crate::{
 const STRING: u32 = u32::from_le_bytes(*b"%s\0\0") & 0x00ff_ffff;
 const NESTED: u32 = u32::from_le_bytes(*b"%pV\0");
 
-/// Where the words are that a format and its first argument stand for.
-pub enum Said {
+/// Where the words lie that the kernel logs.
+pub enum Logged {
     /// At this address.
     At(u64),
     /// In a `struct va_format` at this address, which begins with theirs.
     Nested(u64),
 }
 
-/// Follows a format and its first argument.
+/// Finds the words by a format and its first argument.
 #[inline(always)]
-pub fn said(format: u64, argument: u64) -> Option<Said> {
+pub fn logged(format: u64, argument: u64) -> Option<Logged> {
     let begin = read::<u32>(format)?;
     Some(if begin & 0x00ff_ffff == STRING {
-        Said::At(argument)
+        Logged::At(argument)
     } else if begin == NESTED {
-        Said::Nested(argument)
+        Logged::Nested(argument)
     } else {
-        Said::At(format)
+        Logged::At(format)
     })
 }
 
@@ -59,13 +59,13 @@ pub struct Stray {
     pub sp: u64,
 }
 
-/// What the kernel says at `words` about a packet of this type.
+/// Counts a packet of this type about which the kernel logs words, unless the words show that it is accepted.
 #[inline(always)]
-pub fn told(flow: FlowType, stray: &mut Stray) {
+pub fn count_logged(flow: FlowType, stray: &mut Stray) {
     if let Some(slot) = context::inside(stray.sp)
         && slot.track_skb == stray.skb
     {
-        slot.track_told = 1;
+        slot.track_logged = 1;
     }
     match verdict(stray.words) {
         Some(true) => return,
@@ -164,7 +164,7 @@ fn hand_over(flow: u64, stray: &Stray, packet: &Packet, tuple: &Tuple) {
         (&raw mut (*traced).newcomer).write(Tuple::default());
         (&raw mut (*traced).comm).write(comm);
         (&raw mut (*record).words).write([0; WORDS]);
-        (&raw mut (*record).told_by).write(stray.words);
+        (&raw mut (*record).shown_by).write(stray.words);
     }
     if stray.ct != 0 {
         // SAFETY: as above.

@@ -56,7 +56,7 @@ fn track(ctx: ProbeContext) -> u32 {
     {
         slot.track_skb = skb;
         slot.track_state = state;
-        slot.track_told = 0;
+        slot.track_logged = 0;
     }
     0
 }
@@ -68,7 +68,7 @@ fn track_ret(ctx: RetProbeContext) -> u32 {
     let sp = return_sp(&ctx);
     let Some(slot) = context::inside(sp) else { return 0 };
     let skb = core::mem::take(&mut slot.track_skb);
-    if skb == 0 || slot.track_told != 0 || ctx.ret::<u32>() != NF_ACCEPT || nfct(skb) != Some(0) {
+    if skb == 0 || slot.track_logged != 0 || ctx.ret::<u32>() != NF_ACCEPT || nfct(skb) != Some(0) {
         return 0;
     }
     if let Some((net, family)) = hook_state(slot.track_state)

@@ -10,7 +10,7 @@ use ctwatch_ebpf::FlowType;
 use super::entry_sp;
 use crate::{
     conn::{Memory as _, Probed, read},
-    stray::{Said, Stray, said, told},
+    stray::{Logged, Stray, count_logged, logged},
 };
 
 /// No text of the kernel's begins below a blank, and a `nf_hook_state` begins with its hook: 0 to 5.
@@ -22,14 +22,14 @@ fn ct_log_invalid(ctx: ProbeContext) -> u32 {
     let (skb, ct, third, fourth) = (argument(0), argument(1), argument(2), argument(3));
     let Some(first) = read::<u8>(third) else { return 0 };
     let (format, next) = if first < FIRST_PRINTABLE { (fourth, argument(4)) } else { (third, fourth) };
-    let words = match said(format, next) {
-        Some(Said::At(words)) => words,
-        Some(Said::Nested(format)) => read(format).unwrap_or(0),
+    let words = match logged(format, next) {
+        Some(Logged::At(words)) => words,
+        Some(Logged::Nested(format)) => read(format).unwrap_or(0),
         None => 0,
     };
     let flow = flow_of(ct);
     if flow != 0 {
-        told(FlowType::unpack(flow), &mut Stray { skb, ct, words, sp: entry_sp(&ctx) });
+        count_logged(FlowType::unpack(flow), &mut Stray { skb, ct, words, sp: entry_sp(&ctx) });
     }
     0
 }

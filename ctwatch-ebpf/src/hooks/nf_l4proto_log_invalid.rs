@@ -9,7 +9,7 @@ use ctwatch_ebpf::FlowType;
 use super::entry_sp;
 use crate::{
     packet::{hook_state, inum},
-    stray::{Said, Stray, said, told},
+    stray::{Logged, Stray, count_logged, logged},
 };
 
 #[kprobe]
@@ -23,13 +23,13 @@ fn log_invalid(ctx: ProbeContext) -> u32 {
     } else {
         (Some((argument(1), argument(2) as u8)), argument(3), argument(4), argument(5))
     };
-    // What is nested was counted at the call of `nf_ct_l4proto_log_invalid`.
-    let Some(Said::At(words)) = said(format, next) else { return 0 };
+    // `nf_ct_l4proto_log_invalid` calls this with a nested format, and its own program has counted the packet.
+    let Some(Logged::At(words)) = logged(format, next) else { return 0 };
     if let Some((net, family)) = place
         && let Some(netns) = inum(net)
     {
         let flow = FlowType { netns, family, proto: proto as u8 };
-        told(flow, &mut Stray { skb, ct: 0, words, sp: entry_sp(&ctx) });
+        count_logged(flow, &mut Stray { skb, ct: 0, words, sp: entry_sp(&ctx) });
     }
     0
 }

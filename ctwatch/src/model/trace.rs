@@ -280,13 +280,13 @@ impl Reader<'_> {
     /// What follows for an invalid packet, and its reason.
     fn invalid(&mut self, known: Option<Flow>) -> Option<(Event, Invalid)> {
         let words = text(&self.take::<WORDS>()?);
-        let told_by = self.take().map(u64::from_ne_bytes)?;
+        let shown_by = self.take().map(u64::from_ne_bytes)?;
         let has_tcp = self.take().map(u64::from_ne_bytes)? != 0;
         let header = self.take::<16>()?;
         let reason = match words.as_deref().map(meaning) {
             Some(Meaning::Accepted) => return None,
             Some(Meaning::Invalid(reason)) => reason,
-            None => unsaid(told_by),
+            None => unsaid(shown_by),
         };
         let [.., s0, s1, s2, s3, a0, a1, a2, a3, _, flags, w0, w1] = header;
         let tcp = Tcp {

@@ -126,12 +126,12 @@ fn every_event_that_is_asked_for_has_one_name_and_its_reason() {
 }
 
 /// What follows a [`Traced`] for an invalid packet.
-fn invalid_bytes(traced: &Traced, said: &str, told_by: u64, tcp: Option<[u8; 16]>) -> Vec<u8> {
+fn invalid_bytes(traced: &Traced, said: &str, shown_by: u64, tcp: Option<[u8; 16]>) -> Vec<u8> {
     let mut out = bytes(traced);
     let mut words = [0; WORDS];
     words[..said.len()].copy_from_slice(said.as_bytes());
     out.extend(words);
-    out.extend(told_by.to_ne_bytes());
+    out.extend(shown_by.to_ne_bytes());
     out.extend(u64::from(tcp.is_some()).to_ne_bytes());
     out.extend(tcp.unwrap_or_default());
     out
