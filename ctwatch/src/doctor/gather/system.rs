@@ -80,6 +80,20 @@ pub fn modules() -> Vec<Module> {
     parse_modules(&fs::read_to_string("/proc/modules").unwrap_or_default())
 }
 
+/// Prefixes of the modules that filter packets.
+pub const FILTERS: [&str; 10] = [
+    "nf_",
+    "nft_",
+    "nfnetlink",
+    "xt_",
+    "x_tables",
+    "ip_tables",
+    "ip6_tables",
+    "iptable_",
+    "ip6table_",
+    "ip_vs",
+];
+
 /// The modules of tracking in the text of `/proc/modules`.
 pub fn parse_modules(text: &str) -> Vec<Module> {
     let all: Vec<Module> = text.lines().filter_map(parse_module).collect();
@@ -95,22 +109,10 @@ pub fn parse_modules(text: &str) -> Vec<Module> {
             break;
         }
     }
-    let filters = [
-        "nf_",
-        "nft_",
-        "nfnetlink",
-        "xt_",
-        "x_tables",
-        "ip_tables",
-        "ip6_tables",
-        "iptable_",
-        "ip6table_",
-        "ip_vs",
-    ];
     all.iter()
         .filter(|module| {
             kept.contains(module.name.as_str())
-                || filters.iter().any(|filter| module.name.starts_with(filter))
+                || FILTERS.iter().any(|filter| module.name.starts_with(filter))
         })
         .cloned()
         .collect()

@@ -13,28 +13,15 @@ use super::facts::{
     Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule, RuleKind,
     TableView, Waiting,
 };
-use super::gather::system::PROGRAMS;
+use super::gather::system::{FILTERS, PROGRAMS};
 use super::latency::Latency;
 use super::way::Way;
 
 /// Stands for a text that could not be taken apart.
 const LEFT_OUT: &str = "(left out: names or comments have characters that the program does not quote)";
 
-/// Prefixes of the kernel's modules that filter packets.
-const MODULES: [&str; 12] = [
-    "nf_",
-    "nft_",
-    "nfnetlink",
-    "xt_",
-    "x_tables",
-    "ip_tables",
-    "ip6_tables",
-    "iptable_",
-    "ip6table_",
-    "ip_vs",
-    "act_ct",
-    "openvswitch",
-];
+/// Prefixes of the kernel's modules that use tracking, beside [`FILTERS`].
+const TRACKERS: [&str; 2] = ["act_ct", "openvswitch"];
 const FAMILIES: [&str; 6] = ["ip", "ip6", "inet", "arp", "bridge", "netdev"];
 
 /// Masks what may say who the machine is or whom it talks to.
@@ -67,7 +54,7 @@ pub fn mask(facts: &mut Facts) {
     for Module { name, refs: _, used_by } in modules {
         for name in std::iter::once(name).chain(used_by) {
             let plain = name.bytes().all(|byte| byte.is_ascii_lowercase() || b"0123456789_".contains(&byte));
-            if !plain || !MODULES.iter().any(|prefix| name.starts_with(prefix)) {
+            if !plain || !FILTERS.iter().chain(&TRACKERS).any(|prefix| name.starts_with(prefix)) {
                 *name = masks.name(name);
             }
         }
