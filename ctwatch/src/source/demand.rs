@@ -65,16 +65,8 @@ pub(super) struct Reckoning {
 }
 
 impl Reckoning {
-    /// How many failures the kernel has counted since the start that no hook has told of.
-    ///
-    /// `kernel` must have been read before `rows`, so that what happens in between cannot look unexplained.
-    /// `refused` are refusals whose flow nobody looked at, which are known to be lost already.
-    pub(super) fn unexplained(
-        &mut self,
-        kernel: &BTreeMap<u32, Failures>,
-        rows: &BTreeMap<FlowType, Counters>,
-        refused: u64,
-    ) -> u64 {
+    /// Takes in the kernel's counters as they are now.
+    pub(super) fn follow(&mut self, kernel: &BTreeMap<u32, Failures>) {
         for (netns, now) in kernel {
             self.first.entry(*netns).or_insert(*now);
         }
@@ -85,6 +77,19 @@ impl Reckoning {
             self.gone.drop += since.drop;
         }
         self.last.clone_from(kernel);
+    }
+
+    /// How many failures the kernel has counted since the start that no hook has told of.
+    ///
+    /// `kernel` must have been read before `rows`, so that what happens in between cannot look unexplained.
+    /// `refused` are refusals whose flow nobody looked at, which are known to be lost already.
+    pub(super) fn unexplained(
+        &mut self,
+        kernel: &BTreeMap<u32, Failures>,
+        rows: &BTreeMap<FlowType, Counters>,
+        refused: u64,
+    ) -> u64 {
+        self.follow(kernel);
         let mut told = self.gone;
         for (netns, now) in kernel {
             let since = since(self.first.get(netns).copied(), Some(*now));
@@ -100,30 +105,24 @@ impl Reckoning {
         told.insert_failed.saturating_sub(failed) + told.drop.saturating_sub(dropped)
     }
 
-    /// Whether refusals were counted for a namespace that does not exist while one that does has fewer than the kernel
-    /// counted: a wrong place was read for the right one. `rows` are those of the last [`Self::unexplained`].
+    /// Refusals that were counted for namespaces that do not exist, if one that does exist has fewer than the kernel
+    /// counted: a wrong place was read for the right one. `rows` were read after what [`Self::follow`] took in.
     ///
     /// A namespace that came and went between two readings is unknown too; it takes nothing from another one.
-    pub(super) fn contradicted(&self, rows: &BTreeMap<FlowType, Counters>) -> bool {
-        let refused = |row: &Counters| row.get(Event::DropTableFull);
-        let strange = |flow: &FlowType| flow.family != 0 && !self.first.contains_key(&flow.netns);
-        if !rows.iter().any(|(flow, row)| strange(flow) && refused(row) > 0) {
-            return false;
-        }
-        self.last.iter().any(|(netns, now)| {
+    pub(super) fn contradiction(&self, rows: &BTreeMap<FlowType, Counters>) -> BTreeMap<FlowType, u64> {
+        let strange: BTreeMap<FlowType, u64> = rows
+            .iter()
+            .filter(|(flow, _)| flow.family != 0 && !self.first.contains_key(&flow.netns))
+            .map(|(flow, row)| (*flow, row.get(Event::DropTableFull)))
+            .filter(|(_, refused)| *refused > 0)
+            .collect();
+        let lacks = |(netns, now): (&u32, &Failures)| {
             let here = rows.iter().filter(|(flow, _)| flow.netns == *netns).map(|(_, row)| row);
-            let seen: u64 = here
-                .map(|row| refused(row) + row.get(Event::DropNoMemory) + row.get(Event::FailedClash))
-                .sum();
+            let dropped = [Event::DropTableFull, Event::DropNoMemory, Event::FailedClash];
+            let seen: u64 = here.map(|row| dropped.iter().map(|event| row.get(*event)).sum::<u64>()).sum();
             since(self.first.get(netns).copied(), Some(*now)).drop > seen
-        })
-    }
-
-    /// Of these rows, the refusals of namespaces that do not exist.
-    pub(super) fn strange(&self, rows: &BTreeMap<FlowType, Counters>) -> BTreeMap<FlowType, u64> {
-        let of = |(flow, row): (&FlowType, &Counters)| (*flow, row.get(Event::DropTableFull));
-        let strange = |(flow, _): &(&FlowType, &Counters)| !self.first.contains_key(&flow.netns);
-        rows.iter().filter(strange).map(of).filter(|(_, refused)| *refused > 0).collect()
+        };
+        if !strange.is_empty() && self.last.iter().any(lacks) { strange } else { BTreeMap::new() }
     }
 }
 
@@ -190,13 +189,12 @@ mod tests {
         reckoning.unexplained(&kernel(5), &BTreeMap::new(), 0);
         let right = BTreeMap::from([(flow(1), refused(3))]);
         reckoning.unexplained(&kernel(8), &right, 0);
-        assert!(!reckoning.contradicted(&right));
+        assert_eq!(reckoning.contradiction(&right), BTreeMap::new());
         let wrong = BTreeMap::from([(flow(77), refused(3))]);
         assert_eq!(reckoning.unexplained(&kernel(8), &wrong, 0), 0, "the sum alone looks right");
-        assert!(reckoning.contradicted(&wrong));
-        assert_eq!(reckoning.strange(&wrong), BTreeMap::from([(flow(77), 3)]));
+        assert_eq!(reckoning.contradiction(&wrong), BTreeMap::from([(flow(77), 3)]));
         let short_lived = BTreeMap::from([(flow(1), refused(3)), (flow(77), refused(9))]);
-        assert!(!reckoning.contradicted(&short_lived), "the known one lacks nothing");
+        assert_eq!(reckoning.contradiction(&short_lived), BTreeMap::new(), "the known one lacks nothing");
     }
 
     fn row(counts: &[(Event, u64)]) -> BTreeMap<FlowType, Counters> {

@@ -302,12 +302,8 @@ impl Probe {
         }
         let strange = match &mut self.reckoning {
             Some(reckoning) => {
-                reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown);
-                if reckoning.contradicted(&reading.rows) {
-                    reckoning.strange(&reading.rows)
-                } else {
-                    BTreeMap::new()
-                }
+                reckoning.follow(self.tables.failures());
+                reckoning.contradiction(&reading.rows)
             }
             None => BTreeMap::new(),
         };

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
-    CALLERS, Counters, Event, FlowType,
+    CALLERS, Counters, Event, FlowType, HealthCounters,
     field::Field,
     loss::{Budget, TraceFilter},
 };
@@ -207,17 +207,17 @@ impl Watch {
                 }
             }
         }
-        let (missed, refused_unknown, cost) = self.missed()?;
+        let (missed, health, cost) = self.missed()?;
         let lost = missed.saturating_sub(self.missed_before);
-        let misread = self.counts.health()?.misread();
+        let (refused_unknown, misread) = (health.refused_unknown(), health.misread());
         Ok(Reading { rows, top, lost, refused_unknown, misread, cost, invalid })
     }
 
-    fn missed(&mut self) -> Result<(u64, u64, Cost)> {
+    fn missed(&mut self) -> Result<(u64, HealthCounters, Cost)> {
         let runs = self.attached.runs()?;
         let health = self.counts.health()?;
         let failures = if self.reckoned { 0 } else { runs.missed_failures };
-        Ok((runs.missed + failures + health.lost(), health.refused_unknown(), runs.cost))
+        Ok((runs.missed + failures + health.lost(), health, runs.cost))
     }
 }
 
