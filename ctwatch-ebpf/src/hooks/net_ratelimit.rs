@@ -111,11 +111,14 @@ fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
             register(REFUSED_ORIG.load())?,
         ]);
     }
-    // Where registers are no longer believed, the return of `__nf_conntrack_alloc` may be watched instead of its entry.
-    let slot = if REFUSED_BY_REGISTERS.load() == 0 { context::inside(sp)? } else { context::enter(sp)? };
-    if REFUSED_BY_REGISTERS.load() != 0 {
+    let slot = if REFUSED_BY_REGISTERS.load() == 0 {
+        context::inside(sp)?
+    } else {
+        // Registers are no longer believed, and the return of `__nf_conntrack_alloc` may be watched, not its entry.
+        let slot = context::enter(sp)?;
         slot.refused = 1;
-    }
+        slot
+    };
     // What another call of `__nf_conntrack_alloc` left there, whose own entry was skipped, must not pass for this one's.
     if slot.alloc_orig == 0 || slot.alloc_sp.wrapping_sub(sp) >= FRAME {
         return None;
