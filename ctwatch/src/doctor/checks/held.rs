@@ -18,7 +18,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     facts.namespaces.iter().filter_map(|namespace| held(facts, namespace)).collect()
 }
 
-/// Whether a good part of what is counted is held, so that a larger limit is not the first remedy.
+/// Whether held entries are a large share of the table. Then a larger limit is not the first remedy.
 pub fn is_cause(namespace: &Namespace) -> bool {
     let held = namespace.table.held.unwrap_or(0);
     held >= MANY && namespace.table.counted.is_some_and(|counted| held.saturating_mul(SHARE) >= counted)

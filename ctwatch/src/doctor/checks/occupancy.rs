@@ -104,11 +104,11 @@ fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
 }
 
 fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &str) -> String {
-    let told = |lost: Option<u64>, what: &str| match lost {
+    let part = |lost: Option<u64>, what: &str| match lost {
         Some(lost) if lost > 0 => format!(", {} {what}", rate(facts.live.per_second(lost))),
         _ => String::new(),
     };
-    told(refused, "new flows a second refused") + &told(evicted, "live entries a second evicted") + culprit
+    part(refused, "new flows a second refused") + &part(evicted, "live entries a second evicted") + culprit
 }
 
 fn culprit_text(namespace: &Namespace) -> String {
