@@ -1,5 +1,6 @@
 //! Exact, bounded traffic: each generator makes the flows it was asked for and says how many there were.
 
+pub(super) mod backlog;
 pub(super) mod clash;
 pub(super) mod crafted;
 pub(super) mod raw;

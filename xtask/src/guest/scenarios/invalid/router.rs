@@ -7,8 +7,8 @@ use anyhow::Context as _;
 
 use super::super::super::ctwatch::{Key, Totals};
 use super::super::super::space::{Space, checked};
-use super::super::super::traffic::Family;
 use super::super::super::traffic::crafted::{ACK, Crafted, SYN, Segment, Sender, host};
+use super::super::super::traffic::{Family, backlog};
 use super::super::super::witness::Stats;
 use super::super::super::{modules, state};
 
@@ -34,11 +34,27 @@ impl Router {
         let ip =
             |space: &Space, line: &str| checked(space.command("ip").args(line.split_whitespace())).map(drop);
         for (name, side) in [("side1", 1), ("side2", 2)] {
-            ip(&made.router, &format!("link add name {name} type veth peer name {name} netns outside"))?;
+            let address = |own: u8| format!("02:77:00:00:0{side}:0{own}");
+            let (near, far) = (address(1), address(2));
+            ip(
+                &made.router,
+                &format!(
+                    "link add name {name} address {near} type veth peer name {name} address {far} netns outside"
+                ),
+            )?;
             for (space, own) in [(&made.router, 1), (&made.outside, 2)] {
                 ip(space, &format!("addr add 10.77.{side}.{own}/24 dev {name}"))?;
                 ip(space, &format!("-6 addr add fd00:77:{side}::{own}/64 dev {name} nodad"))?;
                 ip(space, &format!("link set dev {name} up"))?;
+                // Packets that wait for a neighbour's address come late, and beyond some 300 not at all.
+                let other = 3 - own;
+                let lladdr = address(other);
+                for neighbour in [format!("10.77.{side}.{other}"), format!("fd00:77:{side}::{other}")] {
+                    ip(
+                        space,
+                        &format!("neigh replace {neighbour} lladdr {lladdr} nud permanent dev {name}"),
+                    )?;
+                }
             }
             ip(&made.router, &format!("route add 10.{}.0.0/16 via 10.77.{side}.2", 96 + side))?;
             ip(&made.router, &format!("-6 route add fd00:99:{side}::/48 via fd00:77:{side}::2"))?;
@@ -70,25 +86,25 @@ impl Router {
         state::rules(&self.router, rules)
     }
 
-    /// Sends packets from outside.
+    /// Sends packets from outside, until the router has taken in the last.
     pub(super) fn send(&self, packets: &[Crafted]) -> anyhow::Result<()> {
         self.outside.enter(|| {
             let sender = Sender::new()?;
-            packets.iter().try_for_each(|packet| sender.send(packet))
+            packets.chunks(backlog::BATCH).try_for_each(|batch| {
+                batch.iter().try_for_each(|packet| sender.send(packet))?;
+                backlog::drain()
+            })
         })
     }
 
     /// One healthy UDP packet of each of so many flows.
     pub(super) fn flood(&self, family: Family, flows: u32) -> anyhow::Result<()> {
-        self.outside.enter(|| {
-            let sender = Sender::new()?;
-            for number in 0..flows {
-                let client = host(family, false, 1000 + u16::try_from(number % 200)?);
-                let port = u16::try_from(1000 + number / 200)?;
-                sender.send(&Crafted::udp(client, host(family, true, 1000), (port, 53), 16))?;
-            }
-            Ok(())
-        })
+        let packet = |number: u32| {
+            let client = host(family, false, 1000 + u16::try_from(number % 200)?);
+            let port = u16::try_from(1000 + number / 200)?;
+            Ok(Crafted::udp(client, host(family, true, 1000), (port, 53), 16))
+        };
+        self.send(&(0..flows).map(packet).collect::<anyhow::Result<Vec<_>>>()?)
     }
 
     /// What opens a TCP connection: the client's next sequence number is 1001, the server's 5001.
