@@ -9,16 +9,20 @@ use ctwatch::doctor::gather::{rules, system};
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{arch, kallsyms, kcore};
+use ctwatch::record::{self, Reader};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
 use ctwatch::source::proc_stat::Statistics;
 use ctwatch::view::doctor::{self as view, Context, Style};
+use ctwatch::view::json::Json;
+use ctwatch::view::lines::Lines;
+use ctwatch::view::{Machine, View};
 
 /// A parser under test, by the name of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("btf", btf),
     ("capture", capture),
     ("code", code),
@@ -28,6 +32,7 @@ pub const TARGETS: [Target; 9] = [
     ("netlink", netlink),
     ("nft", nft),
     ("proc", proc),
+    ("recording", recording),
 ];
 
 /// A datagram of netlink messages, as a socket hands it over.
@@ -161,4 +166,35 @@ fn judge(facts: &Facts) {
             assert_eq!(json.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
         }
     }
+}
+
+/// A recording, through the views of `replay`. The first byte says whether it is the file as it is, or what stands in
+/// its frames: the checksums are right then. There each frame has its kind and its length before it.
+pub fn recording(data: &[u8]) {
+    let Some((how, data)) = data.split_first() else { return };
+    let bytes = if *how == 0 { data.to_vec() } else { record::sealed(frames(data)).unwrap_or_default() };
+    let Ok(mut reader) = Reader::of_bytes(bytes) else { return };
+    while let Ok(Some(step)) = reader.next_step() {
+        let session = step.session;
+        let machine = Machine { host: session.host, kernel: session.kernel };
+        let mut json = Json::new(machine.clone());
+        let line = json.report(&step.report, &session.info);
+        assert_eq!(line.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
+        let mut lines = Lines::new(machine, jiff::tz::TimeZone::UTC, false);
+        let text = lines.start(&session.info)
+            + &lines.report(&step.report, &session.info)
+            + &lines.end(&step.report, &session.info);
+        assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
+    }
+}
+
+/// Each behind a byte for its kind and two for its length.
+fn frames(mut data: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
+    std::iter::from_fn(move || {
+        let ([kind, low, high], rest) = data.split_first_chunk::<3>()?;
+        let length = usize::from(u16::from_le_bytes([*low, *high]));
+        let (frame, rest) = rest.split_at(rest.len().min(length));
+        data = rest;
+        Some((kind % 2 == 0, frame))
+    })
 }

@@ -3,6 +3,8 @@
 mod common;
 mod doctor;
 mod export;
+mod record;
+mod replay;
 mod table;
 mod trace;
 
@@ -13,10 +15,12 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::model::{By, Filter};
 use crate::source::{Needs, SourceChoice};
 
-use common::ABOUT_FILTERS;
+use common::{ABOUT_FILTERS, ABOUT_OUTPUT};
 pub use common::{CommonArgs, OutputArgs, PlaceArgs};
 pub use doctor::{DoctorArgs, DoctorCommand};
 pub use export::{ExportArgs, ExportOptions, Listen, Outlet};
+pub use record::{RecordArgs, RecordOptions};
+pub use replay::ReplayArgs;
 pub use table::{TableArgs, TableOptions};
 pub use trace::{TraceArgs, TraceOptions};
 
@@ -51,6 +55,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Serve the counts to Prometheus over HTTP, or write them into a file
     Export(Box<ExportArgs>),
+    /// Keep every report and single losses in a file
+    Record(Box<RecordArgs>),
+    /// Show a recording as `live` would have shown it
+    Replay(ReplayArgs),
     /// Print as JSON what this kernel allows, for bug reports
     Facts,
     /// Print a completion script for a shell

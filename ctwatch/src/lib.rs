@@ -6,5 +6,6 @@ pub mod doctor;
 pub mod kernel;
 pub mod model;
 pub mod privileges;
+pub mod record;
 pub mod source;
 pub mod view;

@@ -70,7 +70,7 @@ async fn screen(
     Ok(())
 }
 
-fn view(options: &Options) -> anyhow::Result<Box<dyn View>> {
+pub(super) fn view(options: &Options) -> anyhow::Result<Box<dyn View>> {
     let machine = machine()?;
     Ok(match options.format {
         Format::Json => Box::new(Json::new(machine)),
@@ -98,7 +98,7 @@ struct Watch<'a, W> {
 }
 
 /// The loop itself, on any source, view and writer.
-async fn watch<W: AsyncWrite + Unpin>(
+pub(super) async fn watch<W: AsyncWrite + Unpin>(
     source: &mut dyn Source,
     options: &Options,
     view: &mut dyn View,

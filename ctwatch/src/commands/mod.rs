@@ -5,6 +5,8 @@ pub mod doctor;
 pub mod export;
 pub mod live;
 pub mod live_screen;
+pub mod record;
+pub mod replay;
 mod running;
 #[cfg(test)]
 mod scripted;
@@ -31,6 +33,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => trace::run(&args.into()),
         Command::Table(args) => table::run(&args.into()),
         Command::Export(args) => export::run(&(*args).into()),
+        Command::Record(args) => record::run(&(*args).into()),
+        Command::Replay(args) => replay::run(&args),
         Command::Facts => facts(),
         Command::Completions { shell } => {
             privileges::restrict(Work::NOTHING);

@@ -22,9 +22,26 @@ impl Rates {
         Self(Group::ALL.map(|group| per_second(group.of(counts), elapsed)))
     }
 
+    /// Each group's rate as a function gives it.
+    pub fn from_fn(rate: impl Fn(Group) -> f64) -> Self {
+        Self(Group::ALL.map(rate))
+    }
+
     /// The rate of one group.
     pub const fn get(&self, group: Group) -> f64 {
         self.0[group as usize]
+    }
+
+    /// The rates of all groups, in their order.
+    pub const fn all(&self) -> &[f64; Group::COUNT] {
+        &self.0
+    }
+
+    /// Raises peaks to the rates of an interval; one that is too short for a peak changes nothing.
+    pub fn raise_after(&mut self, other: &Self, elapsed: Duration) {
+        if elapsed >= SHORTEST_FOR_PEAK {
+            self.raise(other);
+        }
     }
 
     fn raise(&mut self, other: &Self) {
@@ -204,9 +221,7 @@ impl Tracker {
                     counters.0[event].saturating_sub(row.total.0[event])
                 }));
                 row.total.add(&counts);
-                if elapsed >= SHORTEST_FOR_PEAK {
-                    row.peak.raise(&Rates::new(&counts, elapsed));
-                }
+                row.peak.raise_after(&Rates::new(&counts, elapsed), elapsed);
                 (*key, counts)
             })
             .collect()

@@ -246,13 +246,18 @@ impl View for Lines {
 fn notes(info: &SourceInfo) -> String {
     let mut text = String::new();
     if let Some(why) = &info.why {
-        let _ = writeln!(text, "using {}, because no better source is available: {why}", info.kind.name());
+        let _ = writeln!(
+            text,
+            "using {}, because no better source is available: {}",
+            info.kind.name(),
+            clean(why)
+        );
     }
     for (at, note) in info.unknown.values().enumerate() {
         if !info.unknown.values().take(at).any(|earlier| earlier == note) {
             let same = info.unknown.iter().filter(|(_, other)| *other == note);
             let events: Vec<&str> = same.map(|(event, _)| event.field()).collect();
-            let _ = writeln!(text, "unknown here: {}: {note}", events.join(", "));
+            let _ = writeln!(text, "unknown here: {}: {}", events.join(", "), clean(note));
         }
     }
     let by_namespace: Vec<&str> = json::by_namespace(info).collect();

@@ -19,6 +19,7 @@ mod modules;
 mod netlink;
 mod privileges;
 pub(super) mod ranking;
+mod record;
 mod screen;
 mod spaces;
 mod table;
@@ -84,6 +85,7 @@ pub(super) fn all() -> Vec<Scenario> {
         filters::SCENARIOS,
         footprint::SCENARIOS,
         ranking::SCENARIOS,
+        record::SCENARIOS,
         trace::SCENARIOS,
         table::SCENARIOS,
         screen::SCENARIOS,

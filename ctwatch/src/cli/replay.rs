@@ -1,0 +1,40 @@
+//! The flags of `ctwatch replay`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Format;
+use super::common::{ABOUT_FILTERS, ABOUT_OUTPUT, OutputArgs};
+
+/// Flags of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// What `ctwatch record` wrote; it may be written at the same time
+    pub file: PathBuf,
+    /// Only reports from this time on, as 2026-11-23T19:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_time, help_heading = ABOUT_FILTERS)]
+    pub from: Option<i128>,
+    /// Only reports up to this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, help_heading = ABOUT_FILTERS)]
+    pub to: Option<i128>,
+    /// Plain lines; this is the default
+    #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
+    plain: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl ReplayArgs {
+    /// How reports are written.
+    pub const fn format(&self) -> Format {
+        if self.output.json { Format::Json } else { Format::Plain }
+    }
+}
+
+/// Nanoseconds since the Unix epoch of a time with its zone.
+fn parse_time(text: &str) -> Result<i128, String> {
+    text.parse::<jiff::Timestamp>()
+        .map(jiff::Timestamp::as_nanosecond)
+        .map_err(|_| "a date and time with its zone, for example 2026-11-23T19:00:00Z".to_owned())
+}

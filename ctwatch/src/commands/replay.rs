@@ -1,0 +1,86 @@
+//! `ctwatch replay`: what `live` would have printed, from a recording.
+
+use super::running::{Reader as Reads, print, run_to_end, stop_on_signals};
+use super::{color, tell};
+use crate::cli::{Format, ReplayArgs};
+use crate::model::Report;
+use crate::privileges::{self, Work};
+use crate::record::{Reader, Session, Step};
+use crate::view::json::Json;
+use crate::view::lines::Lines;
+use crate::view::{Machine, View};
+
+/// Prints the recording, until its end, until stopped or until nobody reads.
+pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
+    let mut reader = Reader::open(&args.file)?;
+    privileges::restrict(Work::NOTHING);
+    run_to_end(async {
+        let mut stop = stop_on_signals(false)?;
+        let mut out = tokio::io::stdout();
+        let mut player = Player { args, run: None };
+        while let Some(step) = reader.next_step()? {
+            // Nothing below waits where stdout takes it all at once: signals need a turn, too.
+            tokio::task::yield_now().await;
+            if *stop.borrow() {
+                return Ok(());
+            }
+            let wall = step.report.wall_ns;
+            if args.from.is_some_and(|from| wall < from) || args.to.is_some_and(|to| wall > to) {
+                continue;
+            }
+            if print(&mut out, &mut stop, &player.step(step)).await? == Reads::Gone {
+                return Ok(());
+            }
+        }
+        print(&mut out, &mut stop, &player.end()).await?;
+        if reader.damaged() > 0 {
+            tell(&format!(
+                "{} parts of the recording end in bytes that are no whole report: written just now, cut off or damaged",
+                reader.damaged()
+            ));
+        }
+        Ok(())
+    })
+}
+
+struct Player<'a> {
+    args: &'a ReplayArgs,
+    /// The run that is being shown, its view, and its last report.
+    run: Option<(Session, Box<dyn View>, Report)>,
+}
+
+impl Player<'_> {
+    fn step(&mut self, step: Step) -> String {
+        let mut text = String::new();
+        if self.run.as_ref().is_none_or(|(session, ..)| session.id != step.session.id) {
+            text += &self.end();
+            let mut view = self.view(&step.session);
+            text += &view.start(&step.session.info);
+            self.run = Some((step.session.clone(), view, step.report.clone()));
+        }
+        if let Some((session, view, last)) = &mut self.run {
+            if !step.closing {
+                text += &view.report(&step.report, &step.session.info);
+            }
+            *session = step.session;
+            *last = step.report;
+        }
+        text
+    }
+
+    /// What stands behind the last report of a run, one that was cut off too.
+    fn end(&mut self) -> String {
+        match self.run.take() {
+            Some((session, mut view, last)) => view.end(&last, &session.info),
+            None => String::new(),
+        }
+    }
+
+    fn view(&self, session: &Session) -> Box<dyn View> {
+        let machine = Machine { host: session.host.clone(), kernel: session.kernel.clone() };
+        if self.args.format() == Format::Json {
+            return Box::new(Json::new(machine));
+        }
+        Box::new(Lines::new(machine, jiff::tz::TimeZone::system(), color(!self.args.output.no_color)))
+    }
+}

@@ -1,0 +1,214 @@
+//! Reads a recording from a stranger: bounded, and up to the last whole report wherever it was cut.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use nix::fcntl::OFlag;
+
+use super::codec::Unpacker;
+use super::wire::{Delta, Key, Names};
+use super::{FRAME_HEADER, FrameHead, HEADER, Kind, SLOT_HEADER, Session, slot_seq, slot_size};
+use crate::model::Report;
+
+/// More slots than any file has that a flight recorder writes in a year.
+const MOST_SLOTS: u64 = 1 << 20;
+
+/// One report of a recording.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The run it belongs to.
+    pub session: Session,
+    /// Which report of the run, from 0, as far as the frames tell.
+    pub number: u64,
+    /// The report.
+    pub report: Report,
+    /// Whether it ends its run; then it may repeat the one before.
+    pub closing: bool,
+}
+
+/// Hands out reports, oldest first.
+#[expect(missing_debug_implementations, reason = "zstd's decoder has none")]
+pub struct Reader {
+    file: Bytes,
+    slot_size: u32,
+    /// Place in the file and number of each slot, oldest first.
+    order: Vec<(u32, u64)>,
+    next: usize,
+    slot: Vec<u8>,
+    seq: u64,
+    at: usize,
+    unpacker: Unpacker,
+    last: Option<(Step, Names)>,
+    damaged: u64,
+}
+
+impl Reader {
+    /// Opens a recording; it may be written at the same time.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits())
+            .open(path)
+            .with_context(|| format!("cannot open {shown}"))?;
+        anyhow::ensure!(file.metadata()?.is_file(), "{shown} is no regular file");
+        Self::of_file(file).with_context(|| format!("cannot read {shown}"))
+    }
+
+    /// The same for a file that is open.
+    pub(super) fn of_file(file: File) -> anyhow::Result<Self> {
+        let length = file.metadata()?.len();
+        Self::new(Bytes::OnDisk(file), length)
+    }
+
+    /// The same for what was read already.
+    pub fn of_bytes(bytes: Vec<u8>) -> anyhow::Result<Self> {
+        let length = bytes.len() as u64;
+        Self::new(Bytes::InMemory(bytes), length)
+    }
+
+    fn new(file: Bytes, length: u64) -> anyhow::Result<Self> {
+        let mut bytes = Vec::new();
+        file.read_some(&mut bytes, HEADER, 0)?;
+        let slot_size = slot_size(&bytes)?;
+        let slots = length.saturating_sub(HEADER as u64).div_ceil(u64::from(slot_size));
+        anyhow::ensure!(slots <= MOST_SLOTS, "it has too many slots ({slots})");
+        let mut order = Vec::new();
+        for index in 0..u32::try_from(slots)? {
+            let at = HEADER as u64 + u64::from(index) * u64::from(slot_size);
+            file.read_some(&mut bytes, SLOT_HEADER, at)?;
+            order.extend(slot_seq(&bytes).map(|seq| (index, seq)));
+        }
+        order.sort_by_key(|(_, seq)| *seq);
+        Ok(Self {
+            file,
+            slot_size,
+            order,
+            next: 0,
+            slot: Vec::new(),
+            seq: 0,
+            at: 0,
+            unpacker: Unpacker::new(),
+            last: None,
+            damaged: 0,
+        })
+    }
+
+    /// The next report; `None` at the end.
+    pub fn next_step(&mut self) -> anyhow::Result<Option<Step>> {
+        loop {
+            if let Some(step) = self.frame() {
+                return Ok(Some(step));
+            }
+            let Some((index, seq)) = self.order.get(self.next).copied() else { return Ok(None) };
+            self.load(index, seq)?;
+            self.next += 1;
+        }
+    }
+
+    /// Slots that end in bytes which are no whole report: what was being written, or damage.
+    pub const fn damaged(&self) -> u64 {
+        self.damaged
+    }
+
+    /// Place, number and the wall clock of the first report of each slot.
+    pub(super) fn slots(mut self) -> Vec<(u32, u64, Option<i128>)> {
+        let mut slots = Vec::new();
+        for (index, seq) in self.order.clone() {
+            let first = self.load(index, seq).ok().and_then(|()| self.frame());
+            slots.push((index, seq, first.map(|step| step.report.wall_ns)));
+        }
+        slots
+    }
+
+    fn load(&mut self, index: u32, seq: u64) -> anyhow::Result<()> {
+        let at = HEADER as u64 + u64::from(index) * u64::from(self.slot_size);
+        self.file.read_some(&mut self.slot, self.slot_size as usize, at)?;
+        // A writer may have begun the slot anew since.
+        if slot_seq(&self.slot) != Some(seq) {
+            self.slot.clear();
+        }
+        (self.seq, self.at, self.last) = (seq, SLOT_HEADER, None);
+        Ok(())
+    }
+
+    /// The next frame of the slot; where it is not whole, nothing behind it can be trusted.
+    fn frame(&mut self) -> Option<Step> {
+        let slot = std::mem::take(&mut self.slot);
+        let rest = slot.get(self.at..)?;
+        let step = self.whole(rest);
+        if step.is_some() {
+            self.slot = slot;
+        } else {
+            self.damaged += u64::from(rest_is_written(rest));
+        }
+        step
+    }
+
+    fn whole(&mut self, rest: &[u8]) -> Option<Step> {
+        let head = FrameHead::from_bytes(rest)?;
+        let payload = rest.get(FRAME_HEADER..)?.get(..head.len)?;
+        if head.checksum(self.seq, payload) != head.crc {
+            return None;
+        }
+        let plain = self.unpacker.unpack(head.kind, payload)?;
+        let (step, names) = match head.kind {
+            Kind::Key => {
+                let opened = postcard::from_bytes::<Key>(&plain).ok()?.open()?;
+                let (number, report, closing) = (opened.number, opened.report, opened.closing);
+                (Step { session: opened.session, number, report, closing }, opened.names)
+            }
+            Kind::Delta => {
+                let (before, names) = self.last.take()?;
+                let report = postcard::from_bytes::<Delta>(&plain).ok()?.apply(&before.report, &names)?;
+                (Step { report, number: before.number.wrapping_add(1), closing: false, ..before }, names)
+            }
+        };
+        self.at += FRAME_HEADER + head.len;
+        self.last = Some((step.clone(), names));
+        Some(step)
+    }
+}
+
+/// A slot that was never filled ends in nothing or zeros.
+fn rest_is_written(rest: &[u8]) -> bool {
+    rest.iter().take(FRAME_HEADER).any(|byte| *byte != 0)
+}
+
+/// Where a recording is.
+#[derive(Debug)]
+enum Bytes {
+    OnDisk(File),
+    InMemory(Vec<u8>),
+}
+
+impl Bytes {
+    /// As much as there is of `length` bytes.
+    fn read_some(&self, bytes: &mut Vec<u8>, length: usize, at: u64) -> anyhow::Result<()> {
+        bytes.resize(length, 0);
+        let mut got = 0;
+        while got < length {
+            match self.read_at(&mut bytes[got..], at + got as u64) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot read the recording"),
+            }
+        }
+        bytes.truncate(got);
+        Ok(())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        match self {
+            Self::OnDisk(file) => file.read_at(bytes, at),
+            Self::InMemory(all) => {
+                let rest = usize::try_from(at).ok().and_then(|at| all.get(at..)).unwrap_or_default();
+                io::Read::read(&mut &*rest, bytes)
+            }
+        }
+    }
+}
