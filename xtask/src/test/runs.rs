@@ -61,7 +61,7 @@ const BY_NETLINK: [&str; 5] =
     ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 33] = [
+const ANYWHERE: [&str; 34] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -91,6 +91,7 @@ const ANYWHERE: [&str; 33] = [
     "attacker::child_path",
     "attacker::child_reaches_rules",
     "attacker::capture_",
+    "attacker::characters",
     "attacker::many_rules",
     "attacker::many_namespaces",
     "invalid::filters",

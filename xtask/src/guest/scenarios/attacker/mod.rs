@@ -1,6 +1,7 @@
 //! A user without privileges on the same machine, in namespaces of their own: ctwatch lives and counts exactly.
 
 mod capture;
+mod characters;
 mod crowd;
 mod facts;
 mod names;
@@ -16,6 +17,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::nft_names", names::nft_names),
     scenario("attacker::xt_comment", names::xt_comment),
     scenario("attacker::another_namespace", names::another_namespace),
+    scenario("attacker::characters", characters::in_every_name),
     scenario("attacker::capture_files", capture::into_files),
     scenario("attacker::capture_masked", capture::masked),
     scenario("attacker::child_path", path::of_the_caller),
