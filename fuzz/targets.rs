@@ -117,7 +117,9 @@ pub fn code(data: &[u8]) {
         for callee in [start, start.wrapping_add(64), 0xffff_ffff_c000_0000] {
             let distance = arch::distance(data, start, callee);
             assert!(distance.is_none_or(|bytes| bytes % 8 == 0), "the stack holds words");
-            let _ = arch::arguments(data, start, callee);
+            let (main, cold) = data.split_at(data.len() / 2);
+            let pieces = [arch::Piece { start, code: main }, arch::Piece { start: callee, code: cold }];
+            let _ = arch::arguments(&pieces, callee);
         }
     }
 }

@@ -77,7 +77,12 @@ pub struct CallerText {
 impl CallerText {
     /// Its machine code, where it may be read.
     fn code(&self) -> Option<Vec<u8>> {
-        LOOKED_AT.contains(&(self.end - self.start)).then(|| kcore::read(self.start, self.end).ok())?
+        LOOKED_AT.contains(&self.size()).then(|| kcore::read(self.start, self.end).ok())?
+    }
+
+    /// In bytes.
+    const fn size(&self) -> u64 {
+        self.end - self.start
     }
 }
 
@@ -226,11 +231,35 @@ impl Symbols {
         arch::distance(&text.code()?, text.start, known(self.removal)?)
     }
 
-    /// See [`Newcomer`].
+    /// See [`Newcomer`]. Each part of the function must be readable: a call from a part that was not followed could find
+    /// something else in the registers.
     pub(super) fn newcomer(&self) -> Option<Newcomer> {
-        let text = self.callers.iter().find(|text| text.symbol == ALLOC.name())?;
-        let [net, zone, orig, ..] = arch::arguments(&text.code()?, text.start, known(self.ratelimit)?);
+        let parts = self.parts_of_alloc()?;
+        let codes = parts.iter().map(|text| kcore::read(text.start, text.end).ok());
+        let codes = codes.collect::<Option<Vec<_>>>()?;
+        let piece = |(text, code)| {
+            let (text, code): (&&CallerText, &Vec<u8>) = (text, code);
+            arch::Piece { start: text.start, code }
+        };
+        let pieces: Vec<arch::Piece<'_>> = parts.iter().zip(&codes).map(piece).collect();
+        let [net, zone, orig, ..] = arch::arguments(&pieces, known(self.ratelimit)?);
         Some(Newcomer { net: net?, zone: zone?, orig: orig? })
+    }
+
+    /// The text of `__nf_conntrack_alloc`, and behind it what the compiler moved away. `None` where some of it is a
+    /// function of its own (`.part.0`), which has other registers.
+    fn parts_of_alloc(&self) -> Option<Vec<&CallerText>> {
+        let mut parts: Vec<&CallerText> =
+            self.callers.iter().filter(|text| text.caller == Caller::Alloc).collect();
+        parts.sort_by_key(|text| text.symbol != ALLOC.name());
+        let (whole, moved) = parts.split_first()?;
+        let is_moved = |text: &&CallerText| {
+            text.symbol.strip_prefix(whole.symbol.as_str()) == Some(".cold")
+                && text.size() <= *LOOKED_AT.end()
+        };
+        let found =
+            whole.symbol == ALLOC.name() && LOOKED_AT.contains(&whole.size()) && moved.iter().all(is_moved);
+        found.then_some(parts)
     }
 }
 
@@ -294,6 +323,25 @@ ffffffff82000020 D not_preempt_dynamic_mode
         );
         assert_eq!(parse("0000000000000000 D preempt_dynamic_mode\n").preemption_variable(), None);
         assert_eq!(parse(" preempt_dynamic_mode\n").preemption_variable(), None);
+    }
+
+    #[test]
+    fn refusals_need_every_part_of_their_function() {
+        let of = |lines: &str| {
+            let symbols = parse(&format!("{lines}ffffffffc0003000 t next\t[nf_conntrack]\n"));
+            let parts = symbols.parts_of_alloc();
+            parts.map(|parts| parts.iter().map(|part| part.symbol.clone()).collect::<Vec<_>>())
+        };
+        let whole = "ffffffffc0002000 t __nf_conntrack_alloc\t[nf_conntrack]\n";
+        let cold = "ffffffffc0001000 t __nf_conntrack_alloc.cold\t[nf_conntrack]\n";
+        assert_eq!(of(whole).unwrap(), ["__nf_conntrack_alloc"]);
+        assert_eq!(
+            of(&format!("{cold}{whole}")).unwrap(),
+            ["__nf_conntrack_alloc", "__nf_conntrack_alloc.cold"]
+        );
+        assert_eq!(of(cold), None, "only the part that was moved away");
+        let part = "ffffffffc0001000 t __nf_conntrack_alloc.part.0\t[nf_conntrack]\n";
+        assert_eq!(of(&format!("{part}{whole}")), None, "a function of its own");
     }
 
     #[test]

@@ -24,6 +24,22 @@ const MOST: usize = 4096;
 /// Where indirect branches may land.
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
+/// A piece of a function's machine code.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    /// Where it lies in the kernel.
+    pub start: u64,
+    /// All of it.
+    pub code: &'a [u8],
+}
+
+impl<'a> Piece<'a> {
+    /// The code from an address on; `None` if that lies elsewhere.
+    fn from(&self, at: u64) -> Option<&'a [u8]> {
+        self.code.get(usize::try_from(at.checked_sub(self.start)?).ok()?..).filter(|code| !code.is_empty())
+    }
+}
+
 /// What holds at one place of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
@@ -73,13 +89,14 @@ const PT_REGS: [Register; 15] = [
 /// `code` lies at `start`. `None` where it does not call `callee`, or not always at the same depth, or
 /// does with its stack what this cannot follow.
 pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
-    u32::try_from(at_calls(code, start, callee)?.depth + 8).ok()
+    u32::try_from(at_calls(&[Piece { start, code }], callee)?.depth + 8).ok()
 }
 
 /// The places in `pt_regs`, in bytes, of registers that hold the caller's first arguments whenever
-/// `callee` is entered from there; `None` for one that is in no register.
-pub fn arguments(code: &[u8], start: u64, callee: u64) -> [Option<u32>; ARGUMENTS.len()] {
-    let state = at_calls(code, start, callee);
+/// `callee` is entered from there; `None` for one that is in no register. The caller is entered at the first of its
+/// `pieces`; the others are what the compiler moved away (`.cold`).
+pub fn arguments(pieces: &[Piece<'_>], callee: u64) -> [Option<u32>; ARGUMENTS.len()] {
+    let state = at_calls(pieces, callee);
     std::array::from_fn(|argument| {
         let holds = state?.holds;
         let held = |register: &Register| holds[register.number()].map(usize::from) == Some(argument);
@@ -89,17 +106,17 @@ pub fn arguments(code: &[u8], start: u64, callee: u64) -> [Option<u32>; ARGUMENT
 }
 
 /// What holds at every call of `callee`.
-fn at_calls(code: &[u8], start: u64, callee: u64) -> Option<State> {
-    let end = start.checked_add(u64::try_from(code.len()).ok()?)?;
+fn at_calls(pieces: &[Piece<'_>], callee: u64) -> Option<State> {
+    let entry = pieces.first()?;
     let mut info = InstructionInfoFactory::new();
     let mut known: BTreeMap<u64, State> = BTreeMap::new();
-    let mut ahead = vec![(start, State::at_entry())];
+    let mut ahead = vec![(entry.start, State::at_entry())];
     let mut found: Option<State> = None;
     while let Some((at, state)) = ahead.pop() {
-        if at < start || at >= end {
-            // The part that the compiler moved away (`.cold`), or a tail call.
+        let Some(code) = pieces.iter().find_map(|piece| piece.from(at)) else {
+            // A tail call.
             continue;
-        }
+        };
         let state = match known.get(&at) {
             None => state,
             Some(before) if before.depth != state.depth => return None,
@@ -107,8 +124,7 @@ fn at_calls(code: &[u8], start: u64, callee: u64) -> Option<State> {
             Some(before) => before.both(state),
         };
         known.insert(at, state);
-        let offset = usize::try_from(at - start).ok()?;
-        let instruction = Decoder::with_ip(64, &code[offset..], at, DecoderOptions::NONE).decode();
+        let instruction = Decoder::with_ip(64, code, at, DecoderOptions::NONE).decode();
         if instruction.is_invalid() || known.len() > MOST {
             return None;
         }
@@ -124,7 +140,8 @@ fn at_calls(code: &[u8], start: u64, callee: u64) -> Option<State> {
                     }
                 }
                 // What ftrace puts at the entry, or behind its `endbr64`, keeps every register.
-                let traced = offset == 0 || offset == 4 && code.starts_with(&ENDBR64);
+                let offset = at.wrapping_sub(entry.start);
+                let traced = offset == 0 || offset == 4 && entry.code.starts_with(&ENDBR64);
                 ahead.push((next, if traced { state } else { state.after_call() }));
             }
             FlowControl::ConditionalBranch => {
@@ -288,9 +305,13 @@ mod tests {
         assert_eq!(of(&[&jump]), None, "a tail call");
     }
 
+    fn in_one_piece(code: &[u8], callee: u64) -> [Option<u32>; ARGUMENTS.len()] {
+        arguments(&[Piece { start: START, code }], callee)
+    }
+
     /// The places of the first three arguments.
     fn held(parts: &[&[u8]]) -> [Option<u32>; 3] {
-        let [first, second, third, ..] = arguments(&assembled(parts), START, START + 0x1000);
+        let [first, second, third, ..] = in_one_piece(&assembled(parts), START + 0x1000);
         [first, second, third]
     }
 
@@ -330,21 +351,51 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_was_moved_away_is_followed_there_and_back() {
+        /// `jmp` from one address to another.
+        fn jump(from: u64, to: u64) -> Vec<u8> {
+            let distance = i32::try_from(to.cast_signed() - from.cast_signed()).unwrap() - 5;
+            [&[0xe9][..], &distance.to_le_bytes()].concat()
+        }
+        // test rdi, rdi; je over the jump to the cold part; a call of something else; the call.
+        let mut main = assembled(&[MOV_R15_RDX, MOV_RBP_RDI, &[0x48, 0x85, 0xff, 0x74, 5]]);
+        let (cold, away) = (START + 0x800, START + u64::try_from(main.len()).unwrap());
+        main.extend(jump(away, cold));
+        let back = away + 5;
+        main.extend(CALL_AFTER);
+        main.extend(call(main.len()));
+        main.extend(RET);
+        let places = |cold_code: &[u8]| {
+            let pieces = [Piece { start: START, code: &main }, Piece { start: cold, code: cold_code }];
+            let [first, _, third, ..] = arguments(&pieces, START + 0x1000);
+            [first, third]
+        };
+        // ud2 ends the way; one that leads back has changed a register, or not.
+        assert_eq!(places(&[0x0f, 0x0b]), [Some(32), Some(0)]);
+        assert_eq!(places(&jump(cold, back)), [Some(32), Some(0)]);
+        assert_eq!(places(&[XOR_EBP_EBP, &jump(cold + 2, back)].concat()), [None, Some(0)]);
+        // And a call from there is one too.
+        let distance = (START + 0x1000 - cold - 2 - 5).to_le_bytes();
+        let calls = [XOR_EBP_EBP, &[0xe8], &distance[..4], &jump(cold + 7, back)].concat();
+        assert_eq!(places(&calls), [None, Some(0)]);
+    }
+
+    #[test]
     fn what_ftrace_calls_at_the_entry_keeps_the_registers() {
         let mut code = assembled(&[CALL, RET]);
         code[..5].copy_from_slice(&[0xe8, 0, 0, 0, 1]);
-        assert_eq!(arguments(&code, START, START + 0x1000)[0], Some(112));
+        assert_eq!(in_one_piece(&code, START + 0x1000)[0], Some(112));
         let landing = [&ENDBR64, &code[..]].concat();
-        assert_eq!(arguments(&landing, START, START + 0x1004)[0], Some(112));
+        assert_eq!(in_one_piece(&landing, START + 0x1004)[0], Some(112));
         let pushes = [&[0x55, 0x90, 0x90, 0x90], &code[..]].concat();
-        assert_eq!(arguments(&pushes, START, START + 0x1004)[0], None, "an ordinary call");
+        assert_eq!(in_one_piece(&pushes, START + 0x1004)[0], None, "an ordinary call");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_survived(code in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = distance(&code, START, START + 0x1000);
-            let _ = arguments(&code, START, START + 0x1000);
+            let _ = in_one_piece(&code, START + 0x1000);
         }
     }
 }
