@@ -18,7 +18,7 @@ pub struct ReplayArgs {
     /// Only reports up to this time
     #[arg(long, value_name = "TIME", value_parser = parse_time, help_heading = ABOUT_FILTERS)]
     pub to: Option<i128>,
-    /// Plain lines; this is the default
+    /// Print plain lines, even on a terminal
     #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
     plain: bool,
     #[command(flatten)]
@@ -28,7 +28,11 @@ pub struct ReplayArgs {
 impl ReplayArgs {
     /// How reports are written.
     pub const fn format(&self) -> Format {
-        if self.output.json { Format::Json } else { Format::Plain }
+        match (self.plain, self.output.json) {
+            (_, true) => Format::Json,
+            (true, false) => Format::Plain,
+            (false, false) => Format::Auto,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod running;
 #[cfg(test)]
 mod scripted;
 pub mod table;
+mod terminal;
 pub mod trace;
 
 use std::io::{self, IsTerminal as _, Write as _};

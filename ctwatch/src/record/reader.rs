@@ -109,6 +109,50 @@ impl Reader {
         }
     }
 
+    /// The next report is the first again.
+    pub fn rewind(&mut self) {
+        (self.next, self.last) = (0, None);
+        self.slot.clear();
+    }
+
+    /// The next report is one at this time or before it, at most a slot's worth away. Where the wall clock was set back,
+    /// which one of those with that time is not said.
+    pub fn seek(&mut self, wall_ns: i128) -> anyhow::Result<()> {
+        let damaged = self.damaged;
+        let (mut low, mut high) = (0, self.order.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let (index, seq) = self.order[middle];
+            self.load(index, seq)?;
+            // A slot whose first report is not whole has none.
+            match self.frame() {
+                Some(step) if step.report.wall_ns > wall_ns => high = middle,
+                _ => low = middle + 1,
+            }
+        }
+        self.rewind();
+        (self.next, self.damaged) = (low.saturating_sub(1), damaged);
+        Ok(())
+    }
+
+    /// The time of the newest whole report; reading begins anew after that.
+    pub fn last_wall(&mut self) -> anyhow::Result<Option<i128>> {
+        let damaged = self.damaged;
+        let mut last = None;
+        for (index, seq) in self.order.clone().into_iter().rev() {
+            self.load(index, seq)?;
+            while let Some(step) = self.frame() {
+                last = Some(step.report.wall_ns);
+            }
+            if last.is_some() {
+                break;
+            }
+        }
+        self.rewind();
+        self.damaged = damaged;
+        Ok(last)
+    }
+
     /// Slots that end in bytes which are no whole report: what was being written, or damage.
     pub const fn damaged(&self) -> u64 {
         self.damaged

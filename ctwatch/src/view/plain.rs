@@ -41,6 +41,11 @@ pub(super) fn time(wall_ns: i128, zone: &TimeZone) -> String {
     zoned(wall_ns, zone).strftime("%H:%M:%S").to_string()
 }
 
+/// The day and the time, to the second.
+pub(super) fn date_and_time(wall_ns: i128, zone: &TimeZone) -> String {
+    zoned(wall_ns, zone).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
 /// The time of day, to the millisecond.
 pub(super) fn time_ms(wall_ns: i128, zone: &TimeZone) -> String {
     zoned(wall_ns, zone).strftime("%H:%M:%S.%3f").to_string()

@@ -14,6 +14,8 @@ struct Skip {
 
 const OLD: &[&str] = &["5.10"];
 const NETLINK: &[&str] = &["netlink"];
+const BUT_6_12: &[&str] = &["5.10", "6.1", "7.3"];
+const BUT_AUTO: &[&str] = &["kprobe", "netlink"];
 const PROBES: &[&str] = &["auto", "kprobe"];
 
 /// In each line one reason, which the scenario itself gives.
@@ -31,6 +33,11 @@ const EXPECTED: &[Skip] = &[
     // The netlink source waits for nothing, and looks at no stack.
     Skip { scenario: "clash::unforeseen", kernels: &[], sources: NETLINK },
     Skip { scenario: "full::beside_another", kernels: &[], sources: NETLINK },
+    // The same everywhere: files and keys.
+    Skip { scenario: "record::full_disk", kernels: BUT_6_12, sources: &[] },
+    Skip { scenario: "record::full_disk", kernels: &["6.12"], sources: BUT_AUTO },
+    Skip { scenario: "screen::recording", kernels: BUT_6_12, sources: &[] },
+    Skip { scenario: "screen::recording", kernels: &["6.12"], sources: BUT_AUTO },
 ];
 
 /// The series that are in the table's knowledge: those of the matrix.

@@ -87,7 +87,7 @@ pub enum Panel {
 }
 
 /// What the caller has to do after a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing but to draw.
     Draw,
@@ -99,6 +99,47 @@ pub enum Outcome {
     Redraw,
     /// Hand the terminal back and stop until continued.
     Suspend,
+    /// Play a recording otherwise.
+    Replay(Control),
+}
+
+/// What to do with a recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Play, or hold.
+    Play,
+    /// Play faster.
+    Faster,
+    /// Play slower.
+    Slower,
+    /// One report on.
+    StepOn,
+    /// One report back.
+    StepBack,
+    /// To the next report with a loss.
+    NextLoss,
+    /// To the first report.
+    Begin,
+    /// To the last report.
+    End,
+    /// To this time, as typed.
+    To(String),
+}
+
+/// How a recording is played.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Playing {
+    /// One or two words: playing how fast, or not.
+    pub state: String,
+    /// What there is to say of the last key.
+    pub note: Option<String>,
+}
+
+/// What the line at the bottom is typed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TypedFor {
+    Filter,
+    Time,
 }
 
 /// The state of the screen.
@@ -114,6 +155,9 @@ pub struct App {
     chosen: Option<FlowType>,
     pub(super) filter: String,
     pub(super) typing: Option<String>,
+    pub(super) typed_for: TypedFor,
+    /// Where a recording is shown.
+    pub(super) playing: Option<Playing>,
     pub(super) help: bool,
     pub(super) scroll: usize,
 }
@@ -131,9 +175,28 @@ impl App {
             chosen: None,
             filter: String::new(),
             typing: None,
+            typed_for: TypedFor::Filter,
+            playing: None,
             help: false,
             scroll: 0,
         }
+    }
+
+    /// The screen of a recording.
+    pub fn of_recording(settings: Settings, info: SourceInfo) -> Self {
+        let playing = Some(Playing { state: String::new(), note: None });
+        Self { playing, ..Self::new(settings, info, Duration::from_secs(1)) }
+    }
+
+    /// How the recording is played now.
+    pub fn plays(&mut self, playing: Playing) {
+        self.playing = Some(playing);
+    }
+
+    /// Begins anew with the reports of another machine, run or time.
+    pub fn begin(&mut self, machine: Machine, info: SourceInfo) {
+        self.settings.machine = machine;
+        self.live = Watched::new(info);
     }
 
     /// Takes in a report.
@@ -163,7 +226,7 @@ impl App {
 
     /// What a key does.
     pub fn key(&mut self, event: KeyEvent) -> Outcome {
-        let place = if self.typing.is_some() { Place::Filter } else { Place::Screen };
+        let place = if self.typing.is_some() { Place::Filter } else { self.place() };
         match meaning(place, event) {
             Some(Meaning::Act(action)) => self.act(action),
             Some(Meaning::Text(c)) => {
@@ -174,6 +237,11 @@ impl App {
             }
             None => Outcome::Draw,
         }
+    }
+
+    /// Which keys are in force while nothing is typed.
+    pub(super) const fn place(&self) -> Place {
+        if self.playing.is_some() { Place::Replay } else { Place::Screen }
     }
 
     fn act(&mut self, action: Action) -> Outcome {
@@ -197,11 +265,30 @@ impl App {
             Action::Down => self.choose(true),
             Action::PageUp => self.scroll = self.scroll.saturating_sub(5),
             Action::PageDown => self.scroll = self.scroll.saturating_add(5),
-            Action::Filter => self.typing = Some(self.filter.clone()),
+            Action::Filter => {
+                self.typed_for = TypedFor::Filter;
+                self.typing = Some(self.filter.clone());
+            }
+            Action::JumpTo => {
+                self.typed_for = TypedFor::Time;
+                self.typing = Some(String::new());
+            }
+            Action::Play => return Outcome::Replay(Control::Play),
+            Action::Faster => return Outcome::Replay(Control::Faster),
+            Action::Slower => return Outcome::Replay(Control::Slower),
+            Action::StepOn => return Outcome::Replay(Control::StepOn),
+            Action::StepBack => return Outcome::Replay(Control::StepBack),
+            Action::NextLoss => return Outcome::Replay(Control::NextLoss),
+            Action::Begin => return Outcome::Replay(Control::Begin),
+            Action::End => return Outcome::Replay(Control::End),
             Action::Back if self.help => self.help = false,
             Action::Back => self.filter.clear(),
             Action::Reset => self.reset(),
             Action::Help => self.help = !self.help,
+            Action::Accept if self.typed_for == TypedFor::Time => {
+                let typed = self.typing.take().unwrap_or_default();
+                return Outcome::Replay(Control::To(typed.trim().to_owned()));
+            }
             Action::Accept => self.typing.take().unwrap_or_default().trim().clone_into(&mut self.filter),
             Action::Cancel => self.typing = None,
             Action::Erase => {
@@ -265,7 +352,8 @@ impl App {
 
     /// The filter in force; one being typed already is.
     pub(super) fn filter(&self) -> &str {
-        self.typing.as_deref().unwrap_or(&self.filter)
+        let typed = self.typing.as_deref().filter(|_| self.typed_for == TypedFor::Filter);
+        typed.unwrap_or(&self.filter)
     }
 
     /// The panels there is something to show on.

@@ -5,8 +5,8 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span, Text};
 
-use super::app::{App, Panel};
-use super::keys::{KEYS, Place};
+use super::app::{App, Panel, TypedFor};
+use super::keys::in_force;
 use super::panels::Lines;
 use super::{columns, detail, gauge, panels, text};
 use crate::model::verdict::{Level, Trouble};
@@ -68,13 +68,16 @@ fn header_line(app: &App, width: usize) -> Line<'static> {
     let theme = app.settings.theme;
     let machine = &app.settings.machine;
     let left = format!(" ctwatch  {}  Linux {}", text::clean(&machine.host), text::clean(&machine.kernel));
-    let time = app
-        .shown()
-        .report
-        .as_ref()
-        .map_or_else(String::new, |report| text::time(report.wall_ns, &app.settings.zone));
-    let state = if app.paused() { " PAUSED " } else { "" };
-    let right = format!("  every {}  {time} ", text::interval(app.interval));
+    let time = app.shown().report.as_ref().map_or_else(String::new, |report| match &app.playing {
+        Some(_) => text::date_and_time(report.wall_ns, &app.settings.zone),
+        None => text::time(report.wall_ns, &app.settings.zone),
+    });
+    let (state, right) = if let Some(playing) = &app.playing {
+        (format!(" {} ", playing.state), format!("  {time} "))
+    } else {
+        let state = if app.paused() { " PAUSED " } else { "" };
+        (state.to_owned(), format!("  every {}  {time} ", text::interval(app.interval)))
+    };
     let gap = width.saturating_sub(text::width(&right) + state.len());
     Line::from(vec![
         Span::styled(text::left(&left, gap), theme.heading()),
@@ -321,16 +324,23 @@ fn titled(frame: &mut Frame<'_>, area: Rect, app: &App, title: &str) -> Rect {
 fn footer_line(app: &App, width: usize) -> Line<'static> {
     let theme = app.settings.theme;
     if let Some(typed) = &app.typing {
+        let (what, hint) = match app.typed_for {
+            TypedFor::Filter => (" filter: ", "  Enter takes it, Esc leaves it"),
+            TypedFor::Time => (" go to: ", "  a time (19:00:05), with its date (2026-11-23T19:00:05) or not"),
+        };
         return Line::from(vec![
-            Span::styled(" filter: ", theme.mode()),
+            Span::styled(what, theme.mode()),
             Span::raw(format!(" {}", text::clean(typed))),
             Span::styled(" ", theme.mode()),
-            Span::styled("  Enter takes it, Esc leaves it", theme.quiet()),
+            Span::styled(text::cut(hint, width.saturating_sub(text::width(typed) + 12)), theme.quiet()),
         ]);
+    }
+    if let Some(note) = app.playing.as_ref().and_then(|playing| playing.note.as_ref()) {
+        return Line::styled(text::cut(&format!(" {}", text::clean(note)), width), theme.mode());
     }
     let mut spans = Vec::new();
     let mut used = 0;
-    for binding in KEYS.iter().filter(|binding| binding.place == Place::Screen) {
+    for binding in in_force(app.place()) {
         let (Some(short), Some(key)) = (binding.short, binding.keys.first()) else { continue };
         let key = format!(" {key}");
         let word = format!(" {short} ");

@@ -43,9 +43,27 @@ pub enum Action {
     Redraw,
     /// Give the terminal back to the shell for a while.
     Suspend,
-    /// Take the filter as typed.
+    /// Play a recording, or hold it.
+    Play,
+    /// Play it faster.
+    Faster,
+    /// Play it slower.
+    Slower,
+    /// One report on.
+    StepOn,
+    /// One report back.
+    StepBack,
+    /// To the next report with a loss.
+    NextLoss,
+    /// To the first report.
+    Begin,
+    /// To the last report.
+    End,
+    /// Type a time to go to.
+    JumpTo,
+    /// Take the line as typed.
     Accept,
-    /// Leave the filter as it was.
+    /// Leave it as it was.
     Cancel,
     /// Delete the last character.
     Erase,
@@ -100,7 +118,9 @@ impl fmt::Display for Key {
 pub enum Place {
     /// On the screen.
     Screen,
-    /// While a filter is typed; every other character is text there.
+    /// On the screen of a recording, before those of the screen.
+    Replay,
+    /// While a filter or a time is typed; every other character is text there.
     Filter,
 }
 
@@ -128,6 +148,15 @@ const fn screen(
     Binding { place: Place::Screen, keys, action, help, short }
 }
 
+const fn replay(
+    keys: &'static [Key],
+    action: Action,
+    short: Option<&'static str>,
+    help: &'static str,
+) -> Binding {
+    Binding { place: Place::Replay, keys, action, help, short }
+}
+
 const fn filter(keys: &'static [Key], action: Action, help: &'static str) -> Binding {
     Binding { place: Place::Filter, keys, action, help, short: None }
 }
@@ -152,12 +181,33 @@ pub const KEYS: &[Binding] = &[
     screen(&[char('r')], Action::Reset, Some("reset"), "totals and peaks anew"),
     screen(&[ctrl('l')], Action::Redraw, None, "draw everything again"),
     screen(&[ctrl('z')], Action::Suspend, None, "to the shell; fg returns"),
+    replay(&[char(' '), char('p')], Action::Play, Some("play"), "play, or hold"),
+    replay(&[key(KeyCode::Right), char('.')], Action::StepOn, Some("step"), "one report on"),
+    replay(&[key(KeyCode::Left), char(',')], Action::StepBack, None, "one report back"),
+    replay(&[char('n')], Action::NextLoss, Some("loss"), "to the next report with a loss"),
+    replay(&[char('t')], Action::JumpTo, Some("time"), "type a time to go to"),
+    replay(&[char('+'), char('=')], Action::Faster, Some("faster"), "play faster"),
+    replay(&[char('-')], Action::Slower, Some("slower"), "play slower"),
+    replay(&[key(KeyCode::Home), char('g')], Action::Begin, None, "to the first report"),
+    replay(&[key(KeyCode::End), char('G')], Action::End, None, "to the last report"),
     filter(&[key(KeyCode::Enter)], Action::Accept, "take the filter"),
     filter(&[key(KeyCode::Esc)], Action::Cancel, "leave it as it was"),
     filter(&[key(KeyCode::Backspace), ctrl('h')], Action::Erase, "delete a character"),
     filter(&[ctrl('u')], Action::EraseAll, "delete the whole line"),
     filter(&[ctrl('c')], Action::Quit, "quit"),
 ];
+
+/// The keys that mean something in a place, those that go before first.
+pub fn in_force(place: Place) -> impl Iterator<Item = &'static Binding> {
+    let of = |place| KEYS.iter().filter(move |binding| binding.place == place);
+    let beside = (place == Place::Replay).then(|| of(Place::Screen).filter(|binding| !is_hidden(binding)));
+    of(place).chain(beside.into_iter().flatten())
+}
+
+/// Whether a key of the screen has another meaning over a recording. What it would do has none there.
+fn is_hidden(binding: &Binding) -> bool {
+    matches!(binding.action, Action::Pause | Action::Shorter | Action::Longer)
+}
 
 /// What a pressed key means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +225,7 @@ pub fn meaning(place: Place, event: KeyEvent) -> Option<Meaning> {
     }
     let ctrl = event.modifiers.contains(KeyModifiers::CONTROL);
     let pressed = Key { code: event.code, ctrl };
-    let bound = KEYS.iter().find(|binding| binding.place == place && binding.keys.contains(&pressed));
+    let bound = in_force(place).find(|binding| binding.keys.contains(&pressed));
     match (bound, event.code) {
         (Some(binding), _) => Some(Meaning::Act(binding.action)),
         (None, KeyCode::Char(c)) if place == Place::Filter && !ctrl && !c.is_control() => {
@@ -193,9 +243,9 @@ mod tests {
 
     #[test]
     fn no_key_means_two_things_in_one_place() {
-        for place in [Place::Screen, Place::Filter] {
+        for place in [Place::Screen, Place::Replay, Place::Filter] {
             let mut seen: Vec<Key> = Vec::new();
-            for key in KEYS.iter().filter(|binding| binding.place == place).flat_map(|binding| binding.keys) {
+            for key in in_force(place).flat_map(|binding| binding.keys) {
                 assert!(!seen.contains(key), "{key} twice");
                 seen.push(*key);
             }

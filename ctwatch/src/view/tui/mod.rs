@@ -11,7 +11,7 @@ mod text;
 mod theme;
 mod watched;
 
-pub use app::{App, Outcome, Settings};
+pub use app::{App, Control, Outcome, Playing, Settings};
 pub use draw::draw;
 pub use theme::Theme;
 

@@ -10,7 +10,7 @@ use ratatui::text::{Line, Span};
 
 use super::app::{App, Sort};
 use super::columns::{Known, cell};
-use super::keys::{KEYS, Place};
+use super::keys::{Place, in_force};
 use super::text;
 use super::theme::Theme;
 use super::watched::Loss;
@@ -299,7 +299,7 @@ const TWO_COLUMNS: usize = 78;
 pub(super) fn help(app: &App, width: usize) -> Vec<Line<'static>> {
     let theme = app.settings.theme;
     let half = if width >= TWO_COLUMNS { width / 2 } else { width };
-    let left = keys_of(Place::Screen, "Keys", theme);
+    let left = keys_of(app.place(), "Keys", theme);
     let mut right = keys_of(Place::Filter, "While typing a filter", theme);
     right.push(Line::raw("   a word of netns, family or protocol"));
     right.push(Line::styled(" Signs", theme.heading()));
@@ -333,7 +333,7 @@ const SIGNS: [&str; 5] = [
 
 fn keys_of(place: Place, title: &str, theme: Theme) -> Vec<Line<'static>> {
     let mut lines = vec![Line::styled(format!(" {title}"), theme.heading())];
-    for binding in KEYS.iter().filter(|binding| binding.place == place) {
+    for binding in in_force(place) {
         let keys: Vec<String> = binding.keys.iter().map(ToString::to_string).collect();
         let keys = keys.join(" ");
         let gap = " ".repeat(10_usize.saturating_sub(text::width(&keys)));

@@ -6,7 +6,7 @@ use ratatui::text::Span;
 
 use super::theme::Theme;
 use crate::view::plain;
-pub(super) use crate::view::plain::{clean, time};
+pub(super) use crate::view::plain::{clean, date_and_time, time};
 
 /// A rate in at most six characters; a dot for none.
 pub fn rate(rate: f64) -> String {

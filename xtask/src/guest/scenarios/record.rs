@@ -25,15 +25,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("record::full_disk", full_disk),
 ];
 
-const FILE: &str = "/tmp/record.ctw";
+pub(super) const FILE: &str = "/tmp/record.ctw";
 const PRINTED: &str = "/tmp/record.json";
 const SAID: &str = "/tmp/record.stderr";
 
 /// `ctwatch record`, running; what it prints goes to files.
-struct Recording(Child);
+pub(super) struct Recording(Child);
 
 impl Recording {
-    fn start(file: &str, args: &[&str]) -> anyhow::Result<Self> {
+    pub(super) fn start(file: &str, args: &[&str]) -> anyhow::Result<Self> {
         let recording = Self::spawn(&[&[file, "--json"], args].concat())?;
         Self::wait_printed("the first report", |lines| !lines.is_empty())?;
         Ok(recording)
@@ -52,7 +52,7 @@ impl Recording {
         Ok(Self(child))
     }
 
-    fn wait_printed(what: &str, fits: impl Fn(&[Value]) -> bool) -> anyhow::Result<()> {
+    pub(super) fn wait_printed(what: &str, fits: impl Fn(&[Value]) -> bool) -> anyhow::Result<()> {
         wait::until(what, PATIENCE, || {
             let lines = printed()?;
             Ok(if fits(&lines) {
@@ -63,7 +63,7 @@ impl Recording {
         })
     }
 
-    fn end(mut self, with: Signal) -> anyhow::Result<()> {
+    pub(super) fn end(mut self, with: Signal) -> anyhow::Result<()> {
         signal(&self.0, with)?;
         let status = self.0.wait()?;
         anyhow::ensure!(
@@ -99,7 +99,7 @@ fn inserts(objects: &[Value]) -> u64 {
     sum(objects, |flow| flow["insert"].as_u64())
 }
 
-fn drops(objects: &[Value]) -> u64 {
+pub(super) fn drops(objects: &[Value]) -> u64 {
     sum(objects, |flow| flow["drop"]["table_full"].as_u64())
 }
 
@@ -156,7 +156,7 @@ fn flood(end: Signal) -> anyhow::Result<()> {
 }
 
 /// Whether to show here at length what is the same on all kernels.
-fn is_first_choice() -> anyhow::Result<bool> {
+pub(super) fn is_first_choice() -> anyhow::Result<bool> {
     Ok(source() == "auto" && uname()?.release().to_string_lossy().starts_with("6.12."))
 }
 

@@ -13,12 +13,14 @@ use super::super::traffic::{Family, Flows, PORT, spread, udp};
 use super::super::trial::equal;
 use super::super::witness::{self, Stats};
 use super::super::{modules, state, wait};
-use super::{Scenario, init, scenario};
+use super::record::{self, Recording};
+use super::{Scenario, Skip, init, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     // ctwatch takes its time to start in an emulated machine, so that one run serves for much.
     scenario("screen::keys_and_sizes_80x24", keys_and_sizes),
     scenario("screen::flood_and_sigterm_200x60", flood_and_sigterm),
+    scenario("screen::recording", recording),
 ];
 
 /// A shell in a terminal of a tmux server of its own. The server and all in it go when it is dropped.
@@ -285,4 +287,31 @@ fn loss_in(line: &str) -> u64 {
             _ => None,
         })
         .unwrap_or(0)
+}
+
+/// A recorded flood: played, searched for its first loss, gone through by single reports, and left.
+fn recording() -> anyhow::Result<()> {
+    if !record::is_first_choice()? {
+        return Err(Skip("it is shown on 6.12 by auto".to_owned()).into());
+    }
+    begin()?;
+    state::set("nf_conntrack_max", 1000)?;
+    let _ = fs::remove_file(record::FILE);
+    let recording = Recording::start(record::FILE, &["--interval", "0.2"])?;
+    spread(Flows::new(Family::V4, 3000), 2, udp::send)?;
+    Recording::wait_printed("refusals in reports", |lines| record::drops(lines) > 0)?;
+    recording.end(Signal::SIGINT)?;
+    let terminal = Terminal::open(80, 24)?;
+    terminal.press(&["clear; echo before", "Enter"])?;
+    terminal.wait("a clear screen", |text| text.starts_with("before\n"))?;
+    let watched = Watched { before: terminal.state()? };
+    terminal.press(&[&format!("{} replay {}; echo ended $?", program(), record::FILE), "Enter"])?;
+    terminal.wait("a recording that plays", |text| text.contains("PLAY 1x") && text.contains(CALM))?;
+    terminal.press(&["n"])?;
+    let lossy = terminal.wait("the first loss", |text| text.contains("HELD") && text.contains("DROPPING"))?;
+    anyhow::ensure!(lossy.contains("TABLE FULL"), "the flood on the screen:\n{lossy}");
+    terminal.press(&["Left"])?;
+    terminal.wait("the report before it", |text| text.contains("HELD") && text.contains(CALM))?;
+    terminal.press(&["q"])?;
+    watched.ended(&terminal)
 }

@@ -5,7 +5,8 @@ use ratatui::crossterm::event::KeyCode;
 use ratatui::style::{Color, Modifier};
 
 use super::*;
-use crate::view::tui::keys::KEYS;
+use crate::view::tui::Playing;
+use crate::view::tui::keys::{Place, in_force};
 
 #[test]
 fn calm_looks_calm() {
@@ -129,7 +130,7 @@ fn help_has_every_key() {
     press(&mut app, &[KeyCode::Char('?')]);
     let shown = screen(&app, 80, 24);
     insta::assert_snapshot!(shown);
-    for binding in KEYS {
+    for binding in [Place::Screen, Place::Filter].into_iter().flat_map(in_force) {
         assert!(shown.contains(binding.help), "{:?}", binding.help);
         for key in binding.keys {
             assert!(shown.contains(&key.to_string()), "{key}");
@@ -137,6 +138,22 @@ fn help_has_every_key() {
     }
     press(&mut app, &[KeyCode::Esc]);
     assert!(screen(&app, 80, 24).contains("ipv4 tcp"));
+}
+
+#[test]
+fn help_over_a_recording_has_every_key_that_is_in_force_there() {
+    let mut app = app_after(COLOR, info(), 9, calm);
+    app.plays(Playing { state: "PLAY 10x".into(), note: None });
+    insta::assert_snapshot!("recording", screen(&app, 80, 24));
+    press(&mut app, &[KeyCode::Char('?')]);
+    let shown = screen(&app, 80, 40);
+    for binding in in_force(Place::Replay) {
+        assert!(shown.contains(binding.help), "{:?} in\n{shown}", binding.help);
+    }
+    assert!(!shown.contains("a shorter interval"), "{shown}");
+    press(&mut app, &[KeyCode::Esc]);
+    app.plays(Playing { state: "HELD".into(), note: Some("the end\x1b[2J".into()) });
+    assert!(screen(&app, 80, 24).contains("the end?[2J"));
 }
 
 #[test]
@@ -148,7 +165,13 @@ fn help_can_be_scrolled_on_a_small_screen() {
         seen += &screen(&app, 50, 12);
         press(&mut app, &[KeyCode::PageDown]);
     }
-    assert!(KEYS.iter().all(|binding| seen.contains(binding.help)), "{seen}");
+    assert!(
+        [Place::Screen, Place::Filter]
+            .into_iter()
+            .flat_map(in_force)
+            .all(|binding| seen.contains(binding.help)),
+        "{seen}"
+    );
 }
 
 #[test]

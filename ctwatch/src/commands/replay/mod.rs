@@ -1,5 +1,11 @@
-//! `ctwatch replay`: what `live` would have printed, from a recording.
+//! `ctwatch replay`: what `live` would have shown, from a recording.
 
+mod film;
+mod screen;
+
+use std::io::{self, IsTerminal as _};
+
+use self::film::Film;
 use super::running::{Reader as Reads, print, run_to_end, stop_on_signals};
 use super::{color, tell};
 use crate::cli::{Format, ReplayArgs};
@@ -10,10 +16,23 @@ use crate::view::json::Json;
 use crate::view::lines::Lines;
 use crate::view::{Machine, View};
 
-/// Prints the recording, until its end, until stopped or until nobody reads.
+/// Shows the recording on the screen where somebody looks at one, and prints it otherwise.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
-    let mut reader = Reader::open(&args.file)?;
+    let reader = Reader::open(&args.file)?;
     privileges::restrict(Work::NOTHING);
+    let seen = io::stdout().is_terminal() && io::stdin().is_terminal();
+    match args.format() {
+        Format::Auto if seen => run_to_end(async {
+            let stop = stop_on_signals(true)?;
+            let film = Film::new(reader, args.from, args.to);
+            screen::play(film, color(!args.output.no_color), stop).await
+        }),
+        _ => print_all(args, reader),
+    }
+}
+
+/// Prints it until its end, until stopped or until nobody reads.
+fn print_all(args: &ReplayArgs, mut reader: Reader) -> anyhow::Result<()> {
     run_to_end(async {
         let mut stop = stop_on_signals(false)?;
         let mut out = tokio::io::stdout();
