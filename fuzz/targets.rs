@@ -16,7 +16,8 @@ use ctwatch::source::proc_stat::Statistics;
 use ctwatch::view::doctor::{self as view, Context, Style};
 use ctwatch::view::json::Json;
 use ctwatch::view::lines::Lines;
-use ctwatch::view::{Machine, View};
+use ctwatch::view::trace_lines::TraceLines;
+use ctwatch::view::{Machine, View, trace_json};
 
 /// A parser under test, by the name of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -186,6 +187,13 @@ pub fn recording(data: &[u8]) {
         let text = lines.start(&session.info)
             + &lines.report(&step.report, &session.info)
             + &lines.end(&step.report, &session.info);
+        let losses = TraceLines::new(jiff::tz::TimeZone::UTC, false);
+        let events = step.report.losses.iter().flat_map(|losses| &losses.events);
+        let text = events.fold(text, |text, event| {
+            let line = trace_json::record(event, "a name");
+            assert_eq!(line.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
+            text + &losses.record(event, "a name")
+        });
         assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
     }
 }

@@ -1,5 +1,7 @@
 //! The flags of `ctwatch trace`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use ctwatch_ebpf::Group;
@@ -24,6 +26,9 @@ pub struct TraceArgs {
     #[arg(long, value_name = "N", default_value = "1000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_events: u32,
+    /// Print the losses that `ctwatch record` kept in this file instead of those of this machine
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "max_events", "verbose"])]
+    from: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -45,6 +50,8 @@ pub struct TraceOptions {
     pub wanted: Wanted,
     /// Which source was asked for.
     pub source: SourceChoice,
+    /// The recording to read instead.
+    pub from: Option<PathBuf>,
 }
 
 impl From<TraceArgs> for TraceOptions {
@@ -62,6 +69,7 @@ impl From<TraceArgs> for TraceOptions {
                 counting: false,
             },
             source: place.source,
+            from: args.from,
         }
     }
 }
@@ -136,6 +144,7 @@ mod tests {
             (&["--net", "::1,::1,::1,::1,::1,::1,::1,::1,::1"], "at most 8 networks"),
             (&["-n", "0"], "at least one event"),
             (&["--plain", "--json"], "cannot be used with"),
+            (&["--from", "file", "--source", "kprobe"], "cannot be used with"),
         ] {
             let error = options(args).expect_err("accepted");
             assert_eq!(error.exit_code(), 2, "{args:?}");

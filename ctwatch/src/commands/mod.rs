@@ -13,6 +13,7 @@ mod scripted;
 pub mod table;
 mod terminal;
 pub mod trace;
+mod trace_recorded;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;

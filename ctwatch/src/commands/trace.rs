@@ -19,6 +19,9 @@ use crate::view::trace_lines::TraceLines;
 
 /// Runs until stopped, until the count is reached or until nobody reads.
 pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
+    if let Some(file) = &options.from {
+        return super::trace_recorded::run(options, file);
+    }
     keeper::start(&options.filter);
     settle_in(options.source, Work::NOTHING);
     run_to_end(async {
@@ -38,12 +41,12 @@ pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
     })
 }
 
-enum View {
+pub(super) enum View {
     Json,
     Lines(TraceLines),
 }
 
-fn view(options: &TraceOptions) -> View {
+pub(super) fn view(options: &TraceOptions) -> View {
     if options.format == Format::Json {
         return View::Json;
     }
@@ -51,7 +54,7 @@ fn view(options: &TraceOptions) -> View {
 }
 
 impl View {
-    fn record(&self, record: &Record, netns_name: &str) -> String {
+    pub(super) fn record(&self, record: &Record, netns_name: &str) -> String {
         match self {
             Self::Json => trace_json::record(record, netns_name),
             Self::Lines(lines) => lines.record(record, netns_name),
@@ -65,7 +68,7 @@ impl View {
         }
     }
 
-    fn lost(&self, count: u64) -> String {
+    pub(super) fn lost(&self, count: u64) -> String {
         match self {
             Self::Json => trace_json::lost(count),
             Self::Lines(lines) => lines.lost(count),

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 
 use ctwatch_ebpf::Group;
 
+use super::Machine;
 use super::plain::{DIM, RED, YELLOW, clean, paint, time_ms};
 use crate::model::trace::{Detail, Flow, Invalid, Names, Record};
 use crate::model::{SourceInfo, protocol};
@@ -40,6 +41,18 @@ impl TraceLines {
                 writeln!(text, "using {}, because no better source is available: {why}", info.kind.name());
         }
         self.paint(DIM, text.trim_end()) + "\n"
+    }
+
+    /// What stands before the events of a recorded run.
+    pub fn start_recorded(&self, machine: &Machine, info: &SourceInfo) -> String {
+        let (host, kernel) = (clean(&machine.host), clean(&machine.kernel));
+        let text = format!("losses on {host}, Linux {kernel}, recorded by {}", info.kind.name());
+        self.paint(DIM, &text) + "\n"
+    }
+
+    /// Recorded events of which only the number was kept.
+    pub fn only_counted(&self, count: u64) -> String {
+        self.paint(YELLOW, &format!("({count} more events were counted and not kept)")) + "\n"
     }
 
     /// One event, in the namespace of this name.

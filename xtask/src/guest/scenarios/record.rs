@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::super::ctwatch::{PATIENCE, program, run, signal, source};
 use super::super::space::checked;
-use super::super::traffic::{Family, Flows, spread, udp};
+use super::super::traffic::{Family, Flows, PORT, spread, udp};
 use super::super::trial::equal;
 use super::super::witness::Stats;
 use super::super::{modules, state, wait};
@@ -152,7 +152,39 @@ fn flood(end: Signal) -> anyhow::Result<()> {
     let last = objects.last().context("no report")?;
     equal("the last total of inserts", totals(last, "insert"), inserts(&objects))?;
 
-    if end == Signal::SIGKILL { cut_anywhere(&replayed) } else { Ok(()) }
+    if end == Signal::SIGKILL { cut_anywhere(&replayed) } else { single_losses(&objects) }
+}
+
+/// `trace --from`: each loss of the reports is there, one by one or in the number of those left out.
+fn single_losses(objects: &[Value]) -> anyhow::Result<()> {
+    let losses = sum(objects, |flow| flow["early_drop"].as_u64())
+        + ["drop", "insert_failed"]
+            .map(|group| sum(objects, |flow| by_reason(&flow[group])))
+            .iter()
+            .sum::<u64>();
+    let ended = run(&["trace", "--from", FILE, "--json"])?;
+    anyhow::ensure!(ended.status.success(), "trace --from: {}", String::from_utf8_lossy(&ended.stderr));
+    let text = String::from_utf8(ended.stdout)?;
+    let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let (kept, left_out): (Vec<&Value>, Vec<&Value>) =
+        events.iter().partition(|event| event["event"] != "suppressed");
+    let left_out: u64 = left_out.iter().filter_map(|event| event["count"].as_u64()).sum();
+    equal("losses one by one and left out", kept.len() as u64 + left_out, losses)?;
+    anyhow::ensure!(
+        kept.iter().any(|event| event["event"] == "drop" && event["dport"] == PORT),
+        "no refused flow of the generator:\n{text}"
+    );
+    let other = run(&["trace", "--from", FILE, "--json", "--proto", "tcp", "--events", "-early_drop"])?;
+    let shown = String::from_utf8(other.stdout)?;
+    anyhow::ensure!(
+        shown.lines().all(|line| line.contains("\"suppressed\"")),
+        "a filter lets through what it should not:\n{shown}"
+    );
+    Ok(())
+}
+
+fn by_reason(counts: &Value) -> Option<u64> {
+    Some(counts.as_object()?.values().filter_map(Value::as_u64).sum())
 }
 
 /// Whether to show here at length what is the same on all kernels.
