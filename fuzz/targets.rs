@@ -6,6 +6,7 @@
 use ctwatch::doctor::gather::budget::Budget;
 use ctwatch::doctor::gather::output::Lossy;
 use ctwatch::doctor::gather::{rules, system};
+use ctwatch::doctor::recorded::Recorded;
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{arch, kallsyms, kcore};
@@ -171,14 +172,16 @@ fn judge(facts: &Facts) {
     }
 }
 
-/// A recording, through the views of `replay`. The first byte says whether it is the file as it is, or what stands in
+/// A recording, through the views of `replay` and the checks of `doctor`. The first byte says whether it is the file as it is, or what stands in
 /// its frames: the checksums are right then. There each frame has its kind and its length before it.
 pub fn recording(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
     let bytes = if *how == 0 { data.to_vec() } else { record::sealed(frames(data)).unwrap_or_default() };
     let Ok(mut reader) = Reader::of_bytes(bytes) else { return };
+    let mut recorded = Recorded::default();
     while let Ok(Some(step)) = reader.next_step() {
         let session = step.session;
+        recorded.add(session.id, &session.kernel, &session.info, &step.report);
         let machine = Machine { host: session.host, kernel: session.kernel };
         let mut json = Json::new(machine.clone());
         let line = json.report(&step.report, &session.info);
@@ -195,6 +198,9 @@ pub fn recording(data: &[u8]) {
             text + &losses.record(event, "a name")
         });
         assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
+    }
+    if let Some(facts) = recorded.facts() {
+        judge(&facts);
     }
 }
 

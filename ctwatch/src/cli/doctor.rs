@@ -36,7 +36,7 @@ pub struct DoctorArgs {
     /// Write the facts to this file for a bug report, with masked addresses. `-` prints them instead of the findings
     #[arg(long, value_name = "FILE")]
     pub capture: Option<PathBuf>,
-    /// Check captured facts instead of this machine. `-` reads stdin
+    /// Check captured facts or a recording of `ctwatch record` instead of this machine. `-` reads captured facts from stdin
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 }

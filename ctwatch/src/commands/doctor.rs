@@ -11,9 +11,11 @@ use super::{capture, color, print};
 use crate::cli::{DoctorArgs, DoctorCommand};
 use crate::doctor::facts::FORMAT;
 use crate::doctor::gather::{self, Wishes};
+use crate::doctor::recorded::Recorded;
 use crate::doctor::{Facts, diagnose, explain, mask};
 use crate::model::Filter;
 use crate::privileges::{self, Work};
+use crate::record::Reader;
 use crate::source::keeper;
 use crate::view::doctor::{self as view, Context, Style};
 
@@ -37,9 +39,10 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
         return explain_finding(id.as_deref()).map(|()| 0);
     }
     let writes = args.capture.as_deref().is_some_and(|file| file != Path::new("-"));
-    let mut facts = match &args.from {
-        Some(file) => load(file, writes)?,
-        None => capture_here(args, writes)?,
+    let (mut facts, context) = match &args.from {
+        Some(file) if Reader::is_recording(file) => recorded(file, writes)?,
+        Some(file) => here(load(file, writes)?, false)?,
+        None => here(capture_here(args, writes)?, true)?,
     };
     if let Some(file) = &args.capture {
         save(facts.clone(), file)?;
@@ -51,7 +54,7 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
         return Ok(diagnosis.status.exit_code());
     }
     let text = if args.output.json {
-        view::json(&diagnosis, &context(args, &facts)?, args.all)?
+        view::json(&diagnosis, &context, args.all)?
     } else {
         view::plain(&diagnosis, Style { all: args.all, color: color(!args.output.no_color) })
     };
@@ -73,19 +76,37 @@ fn capture_here(args: &DoctorArgs, writes: bool) -> anyhow::Result<Facts> {
     run_to_end(gather::read(wishes))
 }
 
-fn context(args: &DoctorArgs, facts: &Facts) -> anyhow::Result<Context> {
+/// The facts of a recording, and when and where it ends.
+fn recorded(file: &Path, writes: bool) -> anyhow::Result<(Facts, Context)> {
+    let mut reader = Reader::open(file)?;
+    privileges::restrict(Work { writes, ..Work::NOTHING });
+    let mut recorded = Recorded::default();
+    let mut last = None;
+    while let Some(step) = reader.next_step()? {
+        // What ends a run repeats its last report.
+        if !step.closing {
+            recorded.add(step.session.id, &step.session.kernel, &step.session.info, &step.report);
+            last = Some((step.report.wall_ns, step.session.host));
+        }
+    }
+    let facts = recorded.facts().zip(last);
+    let (facts, (wall_ns, host)) = facts.with_context(|| format!("{} holds no report", file.display()))?;
+    let time = jiff::Timestamp::from_nanosecond(wall_ns).context("the time of the last report")?;
+    let context = context(time, Some(host), &facts);
+    Ok((facts, context))
+}
+
+/// What is judged now, on this machine or not.
+fn here(facts: Facts, named: bool) -> anyhow::Result<(Facts, Context)> {
     let wall = clock_gettime(ClockId::CLOCK_REALTIME)?;
     let time = jiff::Timestamp::new(wall.tv_sec(), i32::try_from(wall.tv_nsec())?)?;
-    let host = match args.from {
-        None => Some(nix::unistd::gethostname()?.to_string_lossy().into_owned()),
-        Some(_) => None,
-    };
-    Ok(Context {
-        time: format!("{time:.3}"),
-        host,
-        kernel: facts.release.clone(),
-        sample_s: facts.live.seconds,
-    })
+    let host = if named { Some(nix::unistd::gethostname()?.to_string_lossy().into_owned()) } else { None };
+    let context = context(time, host, &facts);
+    Ok((facts, context))
+}
+
+fn context(time: jiff::Timestamp, host: Option<String>, facts: &Facts) -> Context {
+    Context { time: format!("{time:.3}"), host, kernel: facts.release.clone(), sample_s: facts.live.seconds }
 }
 
 fn load(file: &Path, writes: bool) -> anyhow::Result<Facts> {

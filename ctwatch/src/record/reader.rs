@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 
 use super::codec::Unpacker;
 use super::wire::{Delta, Key, Names};
-use super::{FRAME_HEADER, FrameHead, HEADER, Kind, SLOT_HEADER, Session, slot_seq, slot_size};
+use super::{FRAME_HEADER, FrameHead, HEADER, Kind, MAGIC, SLOT_HEADER, Session, slot_seq, slot_size};
 use crate::model::Report;
 
 /// More slots than any file has that a flight recorder writes in a year.
@@ -56,6 +56,17 @@ impl Reader {
             .with_context(|| format!("cannot open {shown}"))?;
         anyhow::ensure!(file.metadata()?.is_file(), "{shown} is no regular file");
         Self::of_file(file).with_context(|| format!("cannot read {shown}"))
+    }
+
+    /// Whether this is a regular file that begins as a recording does.
+    pub fn is_recording(path: &Path) -> bool {
+        let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
+        let mut head = Vec::new();
+        OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok_and(|file| {
+            file.metadata().is_ok_and(|data| data.is_file())
+                && Bytes::OnDisk(file).read_some(&mut head, MAGIC.len(), 0).is_ok()
+                && head == MAGIC
+        })
     }
 
     /// The same for a file that is open.

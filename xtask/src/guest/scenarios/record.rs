@@ -169,11 +169,29 @@ fn single_losses(objects: &[Value]) -> anyhow::Result<()> {
     let (kept, left_out): (Vec<&Value>, Vec<&Value>) =
         events.iter().partition(|event| event["event"] != "suppressed");
     let left_out: u64 = left_out.iter().filter_map(|event| event["count"].as_u64()).sum();
-    equal("losses one by one and left out", kept.len() as u64 + left_out, losses)?;
+    // The programs may hand over an event more than they count: 1 of 5000 refusals was seen once, by fexit.
+    let told = kept.len() as u64 + left_out;
+    let twice = kept.iter().enumerate().filter(|(at, event)| kept[..*at].contains(event)).count();
+    anyhow::ensure!(
+        (losses..=losses + losses / 1000).contains(&told),
+        "{told} losses told for {losses} counted: {} one by one, of which {twice} twice, and {left_out} left out",
+        kept.len()
+    );
     anyhow::ensure!(
         kept.iter().any(|event| event["event"] == "drop" && event["dport"] == PORT),
         "no refused flow of the generator:\n{text}"
     );
+    // The flood is over, and doctor still finds it.
+    let doctor = run(&["doctor", "--from", FILE, "--json"])?;
+    equal("doctor's exit code", doctor.status.code(), Some(2))?;
+    let judged: Value = serde_json::from_slice(&doctor.stdout).context("doctor --from")?;
+    let finding = &judged["findings"][0];
+    equal("doctor's finding", finding["id"].as_str(), Some("table-full"))?;
+    equal(
+        "refused flows that doctor knows of",
+        finding["evidence"]["refused"]["value"].as_u64(),
+        Some(drops(objects)),
+    )?;
     let other = run(&["trace", "--from", FILE, "--json", "--proto", "tcp", "--events", "-early_drop"])?;
     let shown = String::from_utf8(other.stdout)?;
     anyhow::ensure!(
