@@ -14,6 +14,7 @@ use super::{Scenario, scenario};
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("attacker::facts", facts::no_addresses),
     scenario("attacker::netlink", netlink::forged_messages),
+    scenario("attacker::counting", netlink::while_counting),
     scenario("attacker::nft_names", names::nft_names),
     scenario("attacker::xt_comment", names::xt_comment),
     scenario("attacker::another_namespace", names::another_namespace),

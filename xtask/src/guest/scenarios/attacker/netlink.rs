@@ -2,13 +2,15 @@
 
 use std::process::Command;
 
+use anyhow::Context as _;
+
 use super::super::super::attacker::Attacker;
 use super::super::super::ctwatch::{program, source};
 use super::super::super::space::Space;
 use super::super::super::traffic::{Family, Flows, udp};
 use super::super::super::trial::{Trial, equal};
 use super::super::super::{modules, state};
-use super::super::init;
+use super::super::{Skip, init};
 
 const MESSAGES: u64 = 100_000;
 
@@ -46,6 +48,37 @@ pub(super) fn forged_messages() -> anyhow::Result<()> {
         finding.equal(field, finding.totals.sum(field), 0)?;
     }
     equal("lost", finding.totals.lost()?, finding.totals.missed()?)
+}
+
+/// Each shows counts of another kind.
+const COUNTING: [&str; 7] = [
+    "traffic::udp",
+    "traffic::tcp_close",
+    "full::unassured",
+    "delete::flush",
+    "netlink::insert",
+    "clash::udp_merged",
+    "invalid::datagrams",
+];
+
+/// The same messages while other scenarios compare every kind of count with its witness.
+pub(super) fn while_counting() -> anyhow::Result<()> {
+    modules::load()?;
+    let mut attacker = Attacker::start()?;
+    state::fresh(&Space::attach("attacker", attacker.pid())?)?;
+    attacker.attack(MESSAGES)?;
+    let all = super::super::all();
+    for name in COUNTING {
+        let scenario = all.iter().find(|scenario| scenario.name == name).context(name)?;
+        match (scenario.run)() {
+            Err(error) if !error.is::<Skip>() => return Err(error.context(name)),
+            _ => {}
+        }
+    }
+    let made = attacker.stop()?;
+    eprintln!("attacker: {made:?}");
+    anyhow::ensure!(made.messages >= MESSAGES, "only {made:?}");
+    Ok(())
 }
 
 /// An exit code, and findings with their severities.
