@@ -8,11 +8,13 @@ use tokio::sync::{mpsc, watch};
 use ctwatch_ebpf::Group;
 
 use super::running::{LOOK_WHILE_WAITING, LOOK_WHILE_WATCHING, every, stopped};
-use super::terminal::{Guard, KEYS_AHEAD, Pending, Surface, Told, Tty, read_keys, tell_continued, terminal};
+use super::terminal::{
+    Guard, KEYS_AHEAD, Pending, Surface, Told, Tty, draw, read_keys, tell_continued, terminal,
+};
 use crate::model::live::{Baseline, Dump};
 use crate::model::{Filter, Report, Sample, SourceKind, Tracker};
 use crate::source::{Source, Status, census};
-use crate::view::tui::{self, App, Outcome};
+use crate::view::tui::{App, Outcome};
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +135,7 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Screen<'_, B, S> {
             if count == Some(0) {
                 return Ok(End::Counted);
             }
-            let app = &self.app;
-            self.terminal.draw(|frame| tui::draw(frame, app)).context("cannot draw")?;
+            draw(&mut self.terminal, &self.app).context("cannot draw")?;
             if !self.tty.show(&mut self.stop).await? {
                 return Ok(End::Gone);
             }

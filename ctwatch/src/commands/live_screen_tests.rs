@@ -44,6 +44,14 @@ struct Outside {
     asked: Asked,
 }
 
+fn settings() -> Settings {
+    Settings {
+        machine: Machine { host: "web-7".into(), kernel: "6.12.117".into() },
+        zone: jiff::tz::TimeZone::UTC,
+        theme: Theme { color: false, blocks: false },
+    }
+}
+
 /// Runs the loop beside a script that plays the user.
 async fn run(
     looks: Vec<anyhow::Result<Status>>,
@@ -53,18 +61,13 @@ async fn run(
 ) -> anyhow::Result<(End, Duration, String)> {
     let mut source = Scripted::new(looks);
     let info = source.info().clone();
-    let settings = Settings {
-        machine: Machine { host: "web-7".into(), kernel: "6.12.117".into() },
-        zone: jiff::tz::TimeZone::UTC,
-        theme: Theme { color: false, blocks: false },
-    };
     let (tell, told) = mpsc::channel(KEYS_AHEAD);
     let (stop, stopped) = watch::channel(false);
     let asked = Asked::default();
     let mut screen = Screen {
         tracker: Tracker::new(source.sample()?.mono_ns),
         source: &mut source,
-        app: App::new(settings, info, Duration::from_secs(1)),
+        app: App::new(settings(), info, Duration::from_secs(1)),
         terminal: Terminal::new(TestBackend::new(80, 24))?,
         tty: Fake { asked: asked.clone(), shows },
         told,
@@ -179,6 +182,18 @@ async fn a_source_that_fails_ends_the_run() {
 fn a_serial_line_without_a_size_has_a_screen() {
     assert_eq!(terminal(TestBackend::new(0, 0)).unwrap().get_frame().area(), Rect::new(0, 0, 80, 24));
     assert_eq!(terminal(TestBackend::new(100, 5)).unwrap().get_frame().area(), Rect::new(0, 0, 100, 5));
+}
+
+#[test]
+fn the_screen_follows_the_terminal_as_far_as_its_memory_is_bounded() {
+    let source = Scripted::new(Vec::new());
+    let app = App::new(settings(), source.info().clone(), Duration::from_secs(1));
+    let mut terminal = terminal(TestBackend::new(100, 30)).unwrap();
+    for (size, area) in [((60, 20), (60, 20)), ((900, 25), (500, 25)), ((120, 900), (120, 200))] {
+        terminal.backend_mut().resize(size.0, size.1);
+        draw(&mut terminal, &app).unwrap();
+        assert_eq!(terminal.get_frame().area(), Rect::new(0, 0, area.0, area.1), "{size:?}");
+    }
 }
 
 #[test]

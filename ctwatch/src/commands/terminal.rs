@@ -12,7 +12,7 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use ratatui::crossterm::{cursor, execute};
-use ratatui::layout::Rect;
+use ratatui::layout::{Rect, Size};
 use ratatui::{Terminal, TerminalOptions, Viewport};
 use tokio::io::AsyncWrite;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::running;
 use crate::model::live::Dump;
+use crate::view::tui::{self, App};
 
 /// Keys typed ahead of the screen; more wait in the terminal.
 pub(super) const KEYS_AHEAD: usize = 16;
@@ -35,13 +36,32 @@ pub(super) enum Told {
     Continued,
 }
 
-/// A serial line has no size of its own (0 by 0) until somebody sets it: then the one that every terminal has.
-pub(super) fn terminal<B: Backend>(backend: B) -> Result<Terminal<B>, B::Error> {
-    if backend.size()?.area() > 0 {
-        return Terminal::new(backend);
+/// The largest screen that is drawn to. Each place costs memory, and a program can give its terminal any size up to 65,535
+/// by 65,535.
+const MOST_COLUMNS: u16 = 500;
+const MOST_ROWS: u16 = 200;
+
+/// The part of a terminal of this size that is drawn to. A serial line has no size of its own (0 by 0) until somebody sets
+/// it: then the one that every terminal has.
+fn drawn(size: Size) -> Rect {
+    if size.width == 0 || size.height == 0 {
+        return Rect::new(0, 0, 80, 24);
     }
-    let viewport = Viewport::Fixed(Rect::new(0, 0, 80, 24));
+    Rect::new(0, 0, size.width.min(MOST_COLUMNS), size.height.min(MOST_ROWS))
+}
+
+pub(super) fn terminal<B: Backend>(backend: B) -> Result<Terminal<B>, B::Error> {
+    let viewport = Viewport::Fixed(drawn(backend.size()?));
     Terminal::with_options(backend, TerminalOptions { viewport })
+}
+
+/// Draws the screen, anew where the terminal's size has changed.
+pub(super) fn draw<B: Backend>(terminal: &mut Terminal<B>, app: &App) -> Result<(), B::Error> {
+    let area = drawn(terminal.size()?);
+    if area != terminal.get_frame().area() {
+        terminal.resize(area)?;
+    }
+    terminal.draw(|frame| tui::draw(frame, app)).map(drop)
 }
 
 /// Reads the terminal on a thread of its own: it ends with the process, since a read cannot be called off.

@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, watch};
 use super::super::live_screen::shows_blocks;
 use super::super::running::{every, stopped};
 use super::super::terminal::{
-    Guard, KEYS_AHEAD, Pending, Surface, Told, Tty, read_keys, tell_continued, terminal,
+    Guard, KEYS_AHEAD, Pending, Surface, Told, Tty, draw, read_keys, tell_continued, terminal,
 };
 use super::film::Film;
 use crate::model::Report;
 use crate::record::{Session, Step};
 use crate::view::Machine;
-use crate::view::tui::{self, App, Control, Outcome, Playing, Settings, Theme};
+use crate::view::tui::{App, Control, Outcome, Playing, Settings, Theme};
 
 /// How often the screen is drawn while it plays.
 const FRAME: Duration = Duration::from_millis(50);
@@ -110,8 +110,7 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Player<B, S> {
         let mut ticks = every(FRAME);
         loop {
             self.app.plays(Playing { state: self.state(), note: self.note.clone() });
-            let app = &self.app;
-            self.terminal.draw(|frame| tui::draw(frame, app)).context("cannot draw")?;
+            draw(&mut self.terminal, &self.app).context("cannot draw")?;
             if !self.tty.show(&mut self.stop).await? {
                 return Ok(());
             }
