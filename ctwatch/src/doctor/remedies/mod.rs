@@ -30,6 +30,9 @@ pub const IDS: [&str; 11] = [
 
 /// Where commands that are only for one boot are repeated from at the next.
 const SYSCTL_DIRECTORY: &str = "/etc/sysctl.d";
+/// Files of all directories are applied in the order of their names, and the last value stays (sysctl.d(5)). Distributions
+/// number theirs up to 99 and link /etc/sysctl.conf as 99-sysctl.conf, so a number would not be enough.
+const SYSCTL_FILE: &str = "/zz-ctwatch-";
 
 /// A sysctl of connection tracking and a value for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,7 @@ impl Setting {
 /// Commands that make settings last, and those that undo that. The name is the remedy's own, so that undoing one leaves
 /// another's files alone.
 fn settings_at_boot(facts: &Facts, name: &'static str, settings: &[Setting]) -> (Vec<Command>, Vec<Command>) {
-    let file = Arg::joined([SYSCTL_DIRECTORY.into(), "/90-ctwatch-".into(), name.into(), ".conf".into()]);
+    let file = Arg::joined([SYSCTL_DIRECTORY.into(), SYSCTL_FILE.into(), name.into(), ".conf".into()]);
     let lines = settings.iter().map(|setting| setting.text(" = "));
     let mut persist = vec![Call::new("printf").arg(r"%s\n").args(lines).into_file(file.clone()).into()];
     let mut undo = vec![Call::new("rm").arg("-f").arg(file).into()];

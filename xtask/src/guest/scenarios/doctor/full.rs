@@ -36,7 +36,7 @@ pub(super) fn raise_limit() -> anyhow::Result<()> {
     shell(&remedy, "persist")?;
     let raised = (sysctl("max")?, sysctl("buckets")?);
     state::set("nf_conntrack_max", MAX)?;
-    checked(Command::new("sysctl").args(["-p", "/etc/sysctl.d/90-ctwatch-limit.conf"]))?;
+    checked(Command::new("sysctl").args(["-p", "/etc/sysctl.d/zz-ctwatch-limit.conf"]))?;
     anyhow::ensure!(
         (sysctl("max")?, sysctl("buckets")?) == raised,
         "the file does not set what the commands set"

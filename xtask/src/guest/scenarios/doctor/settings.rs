@@ -31,7 +31,7 @@ pub(super) fn shorter_timeout() -> anyhow::Result<()> {
     anyhow::ensure!(cured.finding("long-timeouts").is_err(), "it is still found: {}", cured.object);
     shell(&remedy, "persist")?;
     state::set("nf_conntrack_udp_timeout", 30)?;
-    checked(Command::new("sysctl").args(["-p", "/etc/sysctl.d/90-ctwatch-udp_timeout.conf"]))?;
+    checked(Command::new("sysctl").args(["-p", "/etc/sysctl.d/zz-ctwatch-udp_timeout.conf"]))?;
     anyhow::ensure!(sysctl("udp_timeout")? == 10, "the file does not set what the command set");
     shell(&remedy, "undo")?;
     anyhow::ensure!(sysctl("udp_timeout")? == 30, "undo left another timeout");
