@@ -27,6 +27,15 @@ pub enum Level {
     Critical,
 }
 
+/// How bad it is that a sum is not 0, in every view.
+pub const fn weight(sum: Group) -> Level {
+    match sum {
+        Group::Insert | Group::InsertNetlink | Group::ClashResolve | Group::Delete => Level::Calm,
+        Group::InsertFailed | Group::Invalid => Level::Warning,
+        Group::EarlyDrop | Group::Drop => Level::Critical,
+    }
+}
+
 /// One piece of bad news.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Trouble {

@@ -104,6 +104,9 @@ struct FlowObject {
     counts: Fields<Count>,
     rate: Fields<Option<f64>>,
     total: Fields<Option<u64>>,
+    /// Groups of which some parts are unknown and others are not: their rates and totals may be too small.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    at_least: Vec<&'static str>,
 }
 
 /// The count of a group, or of each of its events by reason or cause; unknown where there is none.
@@ -263,6 +266,11 @@ impl FlowObject {
             counts: counts(count),
             rate: Fields(Group::TOTALS.map(|group| (group.name(), rate(group))).into()),
             total: Fields(Group::TOTALS.map(|group| (group.name(), total(group))).into()),
+            at_least: Group::TOTALS
+                .into_iter()
+                .filter(|group| partly_known(*group, flow.key, info))
+                .map(Group::name)
+                .collect(),
         }
     }
 }
@@ -270,6 +278,10 @@ impl FlowObject {
 /// A sum is unknown only when all its parts are; a part that is unknown shows as `null` beside it.
 pub(super) fn known(sum: Group, flow: FlowType, info: &SourceInfo) -> bool {
     sum.parts().iter().any(|event| info.tells(flow, *event))
+}
+
+fn partly_known(sum: Group, flow: FlowType, info: &SourceInfo) -> bool {
+    known(sum, flow, info) && !sum.parts().iter().all(|event| info.tells(flow, *event))
 }
 
 fn sum_of_known(sum: Group, flow: &Flow, info: &SourceInfo) -> u64 {

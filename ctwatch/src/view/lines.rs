@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use ctwatch_ebpf::{Counters, Event, FlowType, Group};
 use jiff::tz::TimeZone;
 
-use super::plain::{BOLD, DIM, RED, YELLOW, clean, left_out, paint, rate, table_style, time};
+use super::plain::{BOLD, DIM, RED, clean, left_out, level_style, paint, rate, table_style, time};
 use super::{Machine, View, json};
 use crate::model::ranking::{By, Top};
-use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
+use crate::model::verdict::{Level, NEARLY_FULL_PCT, filled_pct, weight};
 use crate::model::{Flow, Rates, Report, SourceInfo, Table, family_name, protocol_name};
 
 /// How many lines go by before the header comes again: it must not leave a terminal of 24 lines.
@@ -30,23 +30,13 @@ pub struct Lines {
     told: Option<String>,
 }
 
-/// How a number is shown and whether it is bad news.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Weight {
-    Ordinary,
-    /// Live entries evicted.
-    Warning,
-    /// Packets or flows lost.
-    Loss,
-}
-
 /// The columns, in their order.
-const COLUMNS: [(&str, usize, Group, Weight); 5] = [
-    ("insert", 9, Group::Insert, Weight::Ordinary),
-    ("delete", 9, Group::Delete, Weight::Ordinary),
-    ("early_drop", 11, Group::EarlyDrop, Weight::Warning),
-    ("drop", 8, Group::Drop, Weight::Loss),
-    ("failed", 8, Group::InsertFailed, Weight::Loss),
+const COLUMNS: [(&str, usize, Group); 5] = [
+    ("insert", 9, Group::Insert),
+    ("delete", 9, Group::Delete),
+    ("early_drop", 11, Group::EarlyDrop),
+    ("drop", 8, Group::Drop),
+    ("failed", 8, Group::InsertFailed),
 ];
 
 impl Lines {
@@ -71,19 +61,16 @@ impl Lines {
     /// One row of numbers; zeroes are dots, so that what happens stands out without colour.
     fn row(&self, first: &str, flow: FlowType, name: &str, cells: [Option<String>; 5]) -> String {
         let mut line = format!("{first:<8} {:<NETNS_WIDTH$} {:<12}", shown(name), flow_name(flow));
-        for ((_, width, _, weight), cell) in COLUMNS.iter().zip(cells) {
+        for ((_, width, sum), cell) in COLUMNS.iter().zip(cells) {
+            let level = weight(*sum);
             let cell = match cell {
                 None => "?".into(),
                 Some(zero) if zero == "0" => ".".into(),
-                Some(number) if *weight == Weight::Ordinary => number,
+                Some(number) if level == Level::Calm => number,
                 Some(number) => format!("!{number}"),
             };
             let padded = format!(" {cell:>width$}", width = width - 1);
-            line += &match weight {
-                Weight::Warning if cell.starts_with('!') => self.paint(YELLOW, &padded),
-                Weight::Loss if cell.starts_with('!') => self.paint(RED, &padded),
-                _ => padded,
-            };
+            line += &if cell.starts_with('!') { self.paint(level_style(level), &padded) } else { padded };
         }
         line
     }
@@ -108,12 +95,18 @@ impl Lines {
             top.key,
             top.insert
         );
-        for (count, word) in [(top.early_drop, "evicted"), (top.drop, "refused"), (top.invalid, "invalid")] {
+        let mut worst = Level::Calm;
+        for (count, word, sum) in [
+            (top.early_drop, "evicted", Group::EarlyDrop),
+            (top.drop, "refused", Group::Drop),
+            (top.invalid, "invalid", Group::Invalid),
+        ] {
             if count > 0 {
                 let _ = write!(text, ", !{count} {word}");
+                worst = worst.max(weight(sum));
             }
         }
-        if top.drop > 0 { self.paint(RED, &text) } else { text }
+        self.paint(level_style(worst), &text)
     }
 
     fn calm_line(&self, time: &str, report: &Report) -> String {
@@ -224,9 +217,8 @@ impl View for Lines {
         let _ = writeln!(out, "{header}");
         for flow in &last.flows {
             let name = name_of(last, flow.key);
-            let totals = COLUMNS.map(|(_, _, sum, _)| {
-                json::known(sum, flow.key, info).then(|| sum.of(&flow.total).to_string())
-            });
+            let totals = COLUMNS
+                .map(|(_, _, sum)| json::known(sum, flow.key, info).then(|| sum.of(&flow.total).to_string()));
             let _ = writeln!(out, "{}", self.row("total", flow.key, name, totals));
             let _ = writeln!(
                 out,
@@ -270,14 +262,14 @@ fn notes(info: &SourceInfo) -> String {
 
 fn header(first: &str) -> String {
     let mut line = format!("{first:<8} {:<NETNS_WIDTH$} {:<12}", "netns", "flow");
-    for (title, width, _, _) in COLUMNS {
+    for (title, width, _) in COLUMNS {
         let _ = write!(line, " {title:>width$}", width = width - 1);
     }
     line
 }
 
 fn rate_cells(flow: FlowType, rates: &Rates, info: &SourceInfo) -> [Option<String>; 5] {
-    COLUMNS.map(|(_, _, sum, _)| json::known(sum, flow, info).then(|| rate(rates.get(sum))))
+    COLUMNS.map(|(_, _, sum)| json::known(sum, flow, info).then(|| rate(rates.get(sum))))
 }
 
 /// Counts that the columns leave out or that need their reason: none of them is part of a healthy interval.
@@ -374,7 +366,7 @@ mod tests {
     fn every_total_has_a_column_or_is_named_where_it_happens() {
         for group in Group::TOTALS {
             let named = group.parts().iter().all(|event| event.is_rare());
-            let column = COLUMNS.iter().any(|(_, _, shown, _)| *shown == group);
+            let column = COLUMNS.iter().any(|(_, _, shown)| *shown == group);
             assert!(if group == Group::Invalid { named } else { column }, "{group:?}");
         }
     }

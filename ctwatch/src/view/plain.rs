@@ -5,7 +5,7 @@ use jiff::tz::TimeZone;
 pub(super) use super::clean::clean;
 
 use crate::model::Table;
-use crate::model::verdict::{NEARLY_FULL_PCT, filled_pct};
+use crate::model::verdict::{Level, NEARLY_FULL_PCT, filled_pct};
 
 pub(super) const BOLD: &str = "\x1b[1m";
 pub(super) const DIM: &str = "\x1b[2m";
@@ -16,6 +16,15 @@ const PLAIN: &str = "\x1b[0m";
 /// Text in a style, which is empty for none, where colours are shown at all.
 pub(super) fn paint(color: bool, style: &str, text: &str) -> String {
     if color && !style.is_empty() { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
+}
+
+/// The style of news as bad as this.
+pub(super) const fn level_style(level: Level) -> &'static str {
+    match level {
+        Level::Calm => "",
+        Level::Warning => YELLOW,
+        Level::Critical => RED,
+    }
 }
 
 /// The style of a line about a table.

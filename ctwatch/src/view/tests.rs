@@ -152,6 +152,10 @@ fn json_says_unknown_and_never_zero() {
     assert!(flow["total"]["drop"].is_null() && flow["delete"]["pressure"].is_null());
     assert_eq!(flow["delete"]["timeout"], 7396);
     assert_eq!(flow["total"]["delete"], 7808);
+    let at_least = flow["at_least"].as_array().unwrap();
+    assert!(at_least.contains(&"delete".into()), "a sum of known and unknown parts is not exact: {flow}");
+    assert!(!at_least.contains(&"drop".into()), "it is unknown: {flow}");
+    assert!(!at_least.contains(&"insert".into()), "it is exact: {flow}");
     assert_eq!(value["source"]["unknown"]["drop.table_full"], "netlink does not tell");
     assert_eq!(value["source"]["why"], "kprobes are off");
 }
@@ -184,6 +188,18 @@ fn lines_of_everything_at_once() {
 #[test]
 fn lines_without_anything() {
     insta::assert_snapshot!(all_lines(vec![at(1, &[], &[])], &info(), false));
+}
+
+#[test]
+fn a_sum_is_as_bad_in_lines_as_on_the_screen() {
+    let lines = all_lines(vec![flood()], &info(), true);
+    let painted = |style: &str| -> Vec<&str> {
+        lines.split(style).skip(1).filter_map(|rest| rest.split('\x1b').next()).map(str::trim).collect()
+    };
+    // Critical (red) is what the screen shows of evictions and refusals.
+    assert!(painted("\x1b[1;31m").iter().any(|text| text.starts_with("!412")), "{lines}");
+    assert!(painted("\x1b[1;31m").iter().any(|text| text.starts_with("!97")), "{lines}");
+    assert!(!painted("\x1b[1;33m").iter().any(|text| text.starts_with("!412")), "{lines}");
 }
 
 #[test]

@@ -8,8 +8,9 @@ use jiff::tz::TimeZone;
 use ctwatch_ebpf::Group;
 
 use super::Machine;
-use super::plain::{DIM, RED, YELLOW, clean, paint, time_ms};
+use super::plain::{DIM, RED, YELLOW, clean, level_style, paint, time_ms};
 use crate::model::trace::{Detail, Flow, Invalid, Names, Record};
+use crate::model::verdict::weight;
 use crate::model::{SourceInfo, protocol};
 
 /// Stands between the two ends of a flow.
@@ -57,12 +58,7 @@ impl TraceLines {
 
     /// One event, in the namespace of this name.
     pub fn record(&self, record: &Record, netns_name: &str) -> String {
-        let style = match record.name {
-            Group::Drop | Group::InsertFailed => RED,
-            Group::EarlyDrop | Group::Invalid => YELLOW,
-            _ => "",
-        };
-        let name = self.paint(style, &format!("{:<13}", record.name.name()));
+        let name = self.paint(level_style(weight(record.name)), &format!("{:<13}", record.name.name()));
         let mut line =
             format!("{} {name} {}", time_ms(record.wall_ns, &self.zone), flow_text(&record.flow, ARROW));
         if let Some(why) = record.reason().or(record.cause()) {

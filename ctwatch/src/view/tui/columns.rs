@@ -10,7 +10,7 @@ use super::app::{App, Sort};
 use super::text;
 use crate::model::history::windows;
 use crate::model::live::Range;
-use crate::model::verdict::Level;
+use crate::model::verdict::{Level, weight};
 use crate::model::{Flow, SourceInfo, family_name, protocol_name};
 
 const NETNS: usize = 14;
@@ -289,15 +289,6 @@ pub(super) fn cell(app: &App, level: Level, rate: f64, known: Known, wide: usize
     };
     let shown = text::cut(&shown, wide);
     [Span::raw(" ".repeat(wide - text::width(&shown))), Span::styled(shown, style)]
-}
-
-/// How bad it is that a sum is not 0.
-pub(super) const fn weight(sum: Group) -> Level {
-    match sum {
-        Group::Insert | Group::InsertNetlink | Group::ClashResolve | Group::Delete => Level::Calm,
-        Group::InsertFailed | Group::Invalid => Level::Warning,
-        Group::EarlyDrop | Group::Drop => Level::Critical,
-    }
 }
 
 /// How much of a number the source can tell.

@@ -4,11 +4,11 @@ use ctwatch_ebpf::{Counters, Event, Group};
 use ratatui::text::{Line, Span};
 
 use super::app::App;
-use super::columns::{Known, cell, flow_name, known, weight, window_name};
+use super::columns::{Known, cell, flow_name, known, window_name};
 use super::text;
 use crate::model::history::{FlowHistory, SUMS, windows};
 use crate::model::live::Range;
-use crate::model::verdict::Level;
+use crate::model::verdict::{Level, weight};
 
 const NAME: usize = 20;
 const CELL: usize = 9;
