@@ -8,6 +8,9 @@ use super::super::super::{modules, state, witness};
 use super::super::{Skip, init};
 use super::{MAX, configuration_folders, doctor, no_files_left, shell, sysctl};
 
+/// The name under which Debian links /etc/sysctl.conf; all files are applied in the order of their names.
+const OTHER_FILE: &str = "/etc/sysctl.d/99-sysctl.conf";
+
 pub(super) fn shorter_timeout() -> anyhow::Result<()> {
     modules::load()?;
     configuration_folders()?;
@@ -31,8 +34,11 @@ pub(super) fn shorter_timeout() -> anyhow::Result<()> {
     anyhow::ensure!(cured.finding("long-timeouts").is_err(), "it is still found: {}", cured.object);
     shell(&remedy, "persist")?;
     state::set("nf_conntrack_udp_timeout", 30)?;
-    checked(Command::new("sysctl").args(["-p", "/etc/sysctl.d/zz-ctwatch-udp_timeout.conf"]))?;
-    anyhow::ensure!(sysctl("udp_timeout")? == 10, "the file does not set what the command set");
+    std::fs::write(OTHER_FILE, "net.netfilter.nf_conntrack_udp_timeout = 20\n")?;
+    let in_order = r#"set -e; for file in /etc/sysctl.d/*.conf; do sysctl -p "$file"; done"#;
+    checked(Command::new("sh").args(["-c", in_order]))?;
+    std::fs::remove_file(OTHER_FILE)?;
+    anyhow::ensure!(sysctl("udp_timeout")? == 10, "another file won, or this one sets something else");
     shell(&remedy, "undo")?;
     anyhow::ensure!(sysctl("udp_timeout")? == 30, "undo left another timeout");
     no_files_left()?;
