@@ -112,7 +112,7 @@ pub(super) fn rows_of(objects: &[Value]) -> anyhow::Result<BTreeMap<Key, Counts>
             for (field, value) in row.as_object().context("a row")? {
                 if !matches!(
                     field.as_str(),
-                    "netns" | "family" | "proto" | "rate" | "total" | "name" | "unknown"
+                    "netns" | "family" | "proto" | "rate" | "total" | "name" | "unknown" | "at_least"
                 ) {
                     flatten(field, value, &tells, counts).with_context(|| format!("row {row}"))?;
                 }
