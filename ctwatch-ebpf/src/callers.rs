@@ -3,9 +3,6 @@
 use aya_ebpf::Global;
 use ctwatch_ebpf::{CALLERS, Caller};
 
-/// Kernel and module text on x86-64 lies in the uppermost 2 GiB (Documentation/arch/x86/x86_64/mm.rst).
-pub const TEXT: u64 = 0xffff_ffff_8000_0000;
-
 // Constants rather than a map, which every removal would have to look up: the verifier knows them.
 
 /// Where the code of each caller begins, those that a busy server meets most first.

@@ -12,6 +12,7 @@ use aya_ebpf::{
 use ctwatch_ebpf::{Health, tally::home};
 
 use crate::{
+    arch::THREAD_SIZE,
     health::health,
     maps::CONTEXT,
     slot::{CPUS, Context, TASKS},
@@ -20,9 +21,6 @@ use crate::{
 /// `task_struct.stack`
 #[unsafe(no_mangle)]
 static TASK_STACK: Global<u32> = Global::new(0);
-
-/// `THREAD_SIZE` on x86-64 without KASAN (arch/x86/include/asm/page_64_types.h).
-const THREAD_SIZE: u64 = 16 << 10;
 
 /// The owner of what runs at stack pointer `sp`, and its slot's index.
 #[inline(always)]
@@ -44,36 +42,37 @@ pub fn owner(sp: u64) -> (u64, u32) {
 
 /// The slot of what runs at `sp`, for a function that is being entered.
 #[inline(always)]
-pub fn enter(sp: u64) -> Option<&'static mut Context> {
-    let (owner, index) = owner(sp);
-    let slot = CONTEXT.get_ptr_mut(index)?;
-    // SAFETY: the pointer is into the map, which outlives the program. Only contexts whose hash
-    // is the same share it, and `owner` tells them apart.
-    let slot = unsafe { &mut *slot };
-    if slot.owner != owner {
-        if slot.confirm_nfct != 0 {
-            slot.confirm_nfct = 0;
+pub fn enter(sp: u64) -> Option<&'static Context> {
+    let (owner, slot) = slot_of(sp)?;
+    if slot.owner.get() != owner {
+        if slot.confirm_nfct.take() != 0 {
             health(Health::NoReturn);
         }
-        slot.owner = owner;
-        slot.delete_ct = 0;
-        slot.iterate_portid = 0;
-        slot.alloc_orig = 0;
-        slot.refused = 0;
-        slot.clash_nfct = 0;
-        slot.clash_ct = 0;
-        slot.check_ct = 0;
-        slot.track_skb = 0;
+        slot.owner.set(owner);
+        slot.delete_ct.set(0);
+        slot.iterate_portid.set(0);
+        slot.alloc_orig.set(0);
+        slot.refused.set(0);
+        slot.clash_nfct.set(0);
+        slot.clash_ct.set(0);
+        slot.check_ct.set(0);
+        slot.track_skb.set(0);
     }
     Some(slot)
 }
 
 /// The slot of what runs at `sp`, where its entry was seen.
 #[inline(always)]
-pub fn inside(sp: u64) -> Option<&'static mut Context> {
+pub fn inside(sp: u64) -> Option<&'static Context> {
+    let (owner, slot) = slot_of(sp)?;
+    (slot.owner.get() == owner).then_some(slot)
+}
+
+/// Contexts whose hash is the same share a slot, on two CPUs at once too, and `owner` tells them apart.
+#[inline(always)]
+fn slot_of(sp: u64) -> Option<(u64, &'static Context)> {
     let (owner, index) = owner(sp);
-    let slot = CONTEXT.get_ptr_mut(index)?;
-    // SAFETY: as in `enter`.
-    let slot = unsafe { &mut *slot };
-    (slot.owner == owner).then_some(slot)
+    let slot = CONTEXT.get_ptr(index)?;
+    // SAFETY: the pointer is into the map, which outlives the program, and a slot has nothing but `Shared` words.
+    Some((owner, unsafe { &*slot }))
 }

@@ -8,15 +8,18 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::timing::{Receive, Stage, Timing, bucket};
 
-use crate::{context::owner, slot::CONTEXTS};
+use crate::{
+    context::owner,
+    slot::{CONTEXTS, Shared},
+};
 
 /// When the functions that a context is in were entered.
 #[repr(C)]
 pub struct Entries {
     /// As in [`crate::slot::Context`].
-    owner: u64,
+    owner: Shared<u64>,
     /// 0 where the function is not being executed.
-    began_ns: [u64; Stage::COUNT],
+    began_ns: [Shared<u64>; Stage::COUNT],
 }
 
 /// Entries by context, placed as in `CONTEXT`. Written at each entry, read and cleared at each return; two tasks that
@@ -44,43 +47,39 @@ pub fn clock() -> u64 {
 #[inline(always)]
 pub fn enter(stage: Stage, sp: u64) {
     let (owner, index) = owner(sp);
-    let (Some(entries), Some(timing)) =
-        (LATENCY_ENTRIES.get_ptr_mut(index), LATENCY.get_ptr_mut(stage as u32))
+    let (Some(entries), Some(timing)) = (LATENCY_ENTRIES.get_ptr(index), LATENCY.get_ptr_mut(stage as u32))
     else {
         return;
     };
     // SAFETY: the pointer is to this CPU's copy, and only this program writes `entered` of this stage, which the
     // kernel does not let nest on one CPU.
     unsafe { (*timing).entered += 1 };
-    // SAFETY: the pointer is into the map, which outlives the program. Contexts whose hash is the same share the
-    // slot, and `owner` tells them apart.
-    let entries = unsafe { &mut *entries };
-    if entries.owner != owner {
-        entries.owner = owner;
-        entries.began_ns = [0; Stage::COUNT];
+    // SAFETY: the pointer is into the map, which outlives the program, and the slot has nothing but `Shared` words.
+    let entries = unsafe { &*entries };
+    if entries.owner.get() != owner {
+        entries.owner.set(owner);
+        entries.began_ns.iter().for_each(|began| began.set(0));
     }
-    entries.began_ns[stage as usize] = clock();
+    entries.began_ns[stage as usize].set(clock());
 }
 
 /// At its return, which was at `now`.
 #[inline(always)]
 pub fn leave(stage: Stage, now: u64, sp: u64) {
     let (owner, index) = owner(sp);
-    let (Some(entries), Some(timing)) =
-        (LATENCY_ENTRIES.get_ptr_mut(index), LATENCY.get_ptr_mut(stage as u32))
+    let (Some(entries), Some(timing)) = (LATENCY_ENTRIES.get_ptr(index), LATENCY.get_ptr_mut(stage as u32))
     else {
         return;
     };
     // SAFETY: as in `enter`.
-    let entries = unsafe { &mut *entries };
+    let entries = unsafe { &*entries };
     // SAFETY: this CPU's copy; of these fields of this stage only this program writes any.
     let timing = unsafe { &mut *timing };
-    let began = if entries.owner == owner { entries.began_ns[stage as usize] } else { 0 };
+    let began = if entries.owner.get() == owner { entries.began_ns[stage as usize].take() } else { 0 };
     if began == 0 {
         timing.orphans += 1;
         return;
     }
-    entries.began_ns[stage as usize] = 0;
     // The clock is the same on all CPUs, as far as the kernel can make it so.
     let ns = now.saturating_sub(began);
     timing.sum_ns += ns;

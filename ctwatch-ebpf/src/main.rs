@@ -4,6 +4,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod arch;
+#[cfg(target_arch = "bpf")]
 mod callers;
 #[cfg(target_arch = "bpf")]
 mod conn;
@@ -41,8 +43,8 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: the verifier rejects any program in which this could be reached.
-    unsafe { core::hint::unreachable_unchecked() }
+    // The verifier rejects a program in which this can be reached ("infinite loop detected", "back-edge").
+    loop {}
 }
 
 #[cfg(not(target_arch = "bpf"))]

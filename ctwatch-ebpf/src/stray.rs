@@ -63,9 +63,9 @@ pub struct Stray {
 #[inline(always)]
 pub fn count_logged(flow: FlowType, stray: &mut Stray) {
     if let Some(slot) = context::inside(stray.sp)
-        && slot.track_skb == stray.skb
+        && slot.track_skb.get() == stray.skb
     {
-        slot.track_logged = 1;
+        slot.track_logged.set(1);
     }
     match verdict(stray.words) {
         Some(true) => return,

@@ -6,7 +6,6 @@ use aya_ebpf::{
     Global,
     helpers::{bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
-use core::arch::asm;
 use ctwatch_ebpf::{
     Event, FlowType,
     loss::{Budget, Traced, Tuple},
@@ -16,6 +15,7 @@ use crate::{
     conn::{Conn, Memory as _, Probed, number, read, status, tuple_of},
     context,
     filter::{ends_pass, type_passes},
+    health::add_one,
     maps::{TRACE_BUDGET, TRACE_RING},
     tuple::fill,
 };
@@ -83,9 +83,9 @@ pub fn newcomer(net: u64, zone: u64, orig: u64, sp: u64) {
     if on()
         && let Some(slot) = context::enter(sp)
     {
-        slot.alloc_net = number(net);
-        slot.alloc_zone = number(zone);
-        slot.alloc_orig = number(orig);
+        slot.alloc_net.set(number(net));
+        slot.alloc_zone.set(number(zone));
+        slot.alloc_orig.set(number(orig));
     }
 }
 
@@ -95,7 +95,7 @@ pub fn newcomer_left(sp: u64) {
     if on()
         && let Some(slot) = context::inside(sp)
     {
-        slot.alloc_orig = 0;
+        slot.alloc_orig.set(0);
     }
 }
 
@@ -103,7 +103,7 @@ pub fn newcomer_left(sp: u64) {
 /// whose return tells of it.
 #[inline(always)]
 pub fn by_netlink(ct: u64, sp: u64) -> bool {
-    on() && context::inside(sp).is_some_and(|slot| slot.check_ct == number(ct))
+    on() && context::inside(sp).is_some_and(|slot| slot.check_ct.get() == number(ct))
 }
 
 /// The address of a zone's id; 0 where this kernel has no zones.
@@ -151,12 +151,12 @@ fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
     }
     if event == Event::DeleteEarlyDrop as u32
         && let Some(slot) = context::inside(sp)
-        && slot.alloc_orig != 0
-        && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
+        && slot.alloc_orig.get() != 0
+        && let Some(flow) = Probed::tuple_flow(slot.alloc_net.get(), slot.alloc_orig.get())
     {
         // SAFETY: as above.
         let newcomer = unsafe { &mut (*traced).newcomer };
-        if !fill(newcomer, flow, slot.alloc_orig, zone_of(slot.alloc_zone)) {
+        if !fill(newcomer, flow, slot.alloc_orig.get(), zone_of(slot.alloc_zone.get())) {
             *newcomer = Tuple::default();
         }
     }
@@ -211,10 +211,7 @@ pub fn zone_at(ct: u64) -> u64 {
 #[inline(always)]
 fn hold_back(budget: *mut Budget) {
     // SAFETY: the pointer is into the map, so that the field is too.
-    let suppressed = unsafe { &raw mut (*budget).suppressed };
-    // Atomic, because this must be exact where a preempted hook and another meet on one CPU (7.3).
-    // SAFETY: adds to that field alone, which is aligned; BPF_XADD is older than 5.10.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) suppressed, in(reg) 1_u64) };
+    unsafe { add_one(&raw mut (*budget).suppressed) };
 }
 
 /// The current process, unless a softirq has borrowed its CPU or it is a kernel thread.

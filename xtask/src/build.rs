@@ -73,7 +73,10 @@ pub fn ebpf_command(toolchain: &Toolchain, root: &Path, directory: &Path) -> Com
         .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
         .arg(directory)
         // v3 has instructions on half registers (5.1), without which each use of one takes two shifts.
-        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3")
+        .env(
+            "RUSTFLAGS",
+            "-C debuginfo=2 -C link-arg=--btf -C target-cpu=v3 --cfg bpf_target_arch=\"x86_64\"",
+        )
         // The workspace's release profile is for userspace: bpf-linker does the link-time work itself, and
         // stripping would take the BTF that names the maps' types.
         .env("CARGO_PROFILE_RELEASE_LTO", "false")

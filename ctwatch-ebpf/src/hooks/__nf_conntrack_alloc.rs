@@ -41,7 +41,7 @@ fn alloc_bpf(ctx: FExitContext) -> i32 {
     }
     // Only a refusal gets here, so that a flow that is let in costs one comparison.
     let refused = match context::inside(trampoline_sp(&ctx)) {
-        Some(slot) => core::mem::take(&mut slot.refused) != 0,
+        Some(slot) => slot.refused.take() != 0,
         None => false,
     };
     if refused && by_registers() {
@@ -65,11 +65,11 @@ fn alloc(ctx: ProbeContext) -> u32 {
         && let Some(orig) = ctx.arg::<u64>(2)
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        slot.alloc_net = net;
-        slot.alloc_orig = orig;
-        slot.alloc_sp = entry_sp(&ctx);
-        slot.refused = 0;
-        slot.alloc_zone = if trace::on() { ctx.arg(1).unwrap_or(0) } else { 0 };
+        slot.alloc_net.set(net);
+        slot.alloc_orig.set(orig);
+        slot.alloc_sp.set(entry_sp(&ctx));
+        slot.refused.set(0);
+        slot.alloc_zone.set(if trace::on() { ctx.arg(1).unwrap_or(0) } else { 0 });
     }
     0
 }
@@ -82,14 +82,20 @@ fn alloc_ret(ctx: RetProbeContext) -> u32 {
         return 0;
     }
     match context::inside(return_sp(&ctx)) {
-        Some(slot) if slot.alloc_orig != 0 => {
-            if slot.refused == 0
-                && let Some(flow) = Probed::tuple_flow(slot.alloc_net, slot.alloc_orig)
+        Some(slot) if slot.alloc_orig.get() != 0 => {
+            if slot.refused.get() == 0
+                && let Some(flow) = Probed::tuple_flow(slot.alloc_net.get(), slot.alloc_orig.get())
             {
-                refuse(flow, slot.alloc_orig, Event::DropNoMemory);
-                trace::refused(Event::DropNoMemory, flow, slot.alloc_orig, slot.alloc_zone, return_sp(&ctx));
+                refuse(flow, slot.alloc_orig.get(), Event::DropNoMemory);
+                trace::refused(
+                    Event::DropNoMemory,
+                    flow,
+                    slot.alloc_orig.get(),
+                    slot.alloc_zone.get(),
+                    return_sp(&ctx),
+                );
             }
-            slot.alloc_orig = 0;
+            slot.alloc_orig.set(0);
         }
         _ => health(Health::NoEntry),
     }

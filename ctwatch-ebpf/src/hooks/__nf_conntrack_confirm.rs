@@ -35,11 +35,11 @@ fn confirm(ctx: ProbeContext) -> u32 {
         && let Some(nfct) = nfct(skb)
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        if slot.confirm_nfct != 0 {
+        if slot.confirm_nfct.get() != 0 {
             health(Health::NoReturn);
         }
-        slot.confirm_nfct = nfct;
-        slot.clash_ct = 0;
+        slot.confirm_nfct.set(nfct);
+        slot.clash_ct.set(0);
     }
     0
 }
@@ -47,7 +47,7 @@ fn confirm(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 fn confirm_ret(ctx: RetProbeContext) -> u32 {
     let failed = ctx.ret::<u32>() == 0;
-    let slot = context::inside(return_sp(&ctx)).filter(|slot| slot.confirm_nfct != 0);
+    let slot = context::inside(return_sp(&ctx)).filter(|slot| slot.confirm_nfct.get() != 0);
     let Some(slot) = slot else {
         // Nothing is missing where there was nothing to tell.
         if failed || INSERT_AT_CONFIRM.load() != 0 {
@@ -55,8 +55,8 @@ fn confirm_ret(ctx: RetProbeContext) -> u32 {
         }
         return 0;
     };
-    let nfct = core::mem::take(&mut slot.confirm_nfct);
-    let clash = slot.clash_ct != 0;
+    let nfct = slot.confirm_nfct.take();
+    let clash = slot.clash_ct.get() != 0;
     let inserted = INSERT_AT_CONFIRM.load() != 0 && nfct & NFCT_INFO < IP_CT_IS_REPLY;
     if clash || !(failed || inserted) {
         return 0;
@@ -84,7 +84,7 @@ fn confirm_bpf(ctx: FExitContext) -> i32 {
     let Some(nfct) = nfct(ctx.arg(0)) else { return 0 };
     let ct = nfct & !NFCT_INFO;
     if let Some(slot) = context::inside(trampoline_sp(&ctx))
-        && core::mem::take(&mut slot.clash_ct) == ct
+        && slot.clash_ct.take() == ct
     {
         return 0;
     }

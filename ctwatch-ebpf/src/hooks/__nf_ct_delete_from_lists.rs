@@ -7,8 +7,6 @@
 //! Why the entry leaves is told by who called `nf_ct_delete`: at a known distance on the stack, or
 //! else by a hook there.
 
-use core::cell::UnsafeCell;
-
 use aya_ebpf::{
     EbpfContext as _, Global,
     macros::{fentry, kprobe},
@@ -18,10 +16,12 @@ use ctwatch_ebpf::{Caller, Event, FRAME_LIMIT, Health, delete_event, event_of_ca
 
 use super::{entry_sp, fentry_sp};
 use crate::{
-    callers::{TEXT, caller, within},
+    arch::{FRAME_WORDS, TEXT},
+    callers::{caller, within},
     conn::{Direct, Memory as _, Probed, number, read},
     context, count,
     health::health,
+    slot::Shared,
     trace,
 };
 
@@ -29,34 +29,8 @@ use crate::{
 #[unsafe(no_mangle)]
 static DELETE_FRAME: Global<u32> = Global::new(0);
 
-/// Words behind a trampoline program's one argument among which the return address of this function
-/// is: behind the return value of a program at the return, the frame pointer, and the address of
-/// the trampoline's own call (x86-64, 5.5 to 7.3).
-const FRAME_WORDS: usize = 4;
-
 /// Where this function's return address was found last.
-static RETURN_AT: Shared = Shared(UnsafeCell::new(0));
-
-/// One word that every CPU reads and writes: the compiler has no relaxed atomics for BPF.
-struct Shared(UnsafeCell<u64>);
-
-// SAFETY: it is only read and written whole, by single instructions, and any value of it is checked
-// before it is relied on.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    #[inline(always)]
-    fn get(&self) -> u64 {
-        // SAFETY: the pointer is to the static itself.
-        unsafe { self.0.get().read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set(&self, value: u64) {
-        // SAFETY: as above.
-        unsafe { self.0.get().write_volatile(value) };
-    }
-}
+static RETURN_AT: Shared<u64> = Shared::new(0);
 
 #[fentry(function = "__nf_ct_delete_from_lists")]
 fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
@@ -92,9 +66,9 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn noted(ct: u64, expired: bool, sp: u64) -> Event {
     let (caller, portid) = match context::inside(sp) {
-        Some(slot) if slot.delete_ct == ct => {
-            slot.delete_ct = 0;
-            (Caller::from_u32(slot.delete_caller), slot.delete_portid)
+        Some(slot) if slot.delete_ct.get() == ct => {
+            slot.delete_ct.set(0);
+            (Caller::from_u32(slot.delete_caller.get()), slot.delete_portid.get())
         }
         _ => {
             health(Health::NoEntry);
@@ -128,7 +102,7 @@ fn told(code: u32, address: u64, sp: u64) -> Event {
         health(Health::NoEntry);
     }
     let portid = if code == Caller::Iterate as u32 {
-        context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid as u32)
+        context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid.get())
     } else {
         0
     };

@@ -18,17 +18,11 @@ mod nf_l4proto_log_invalid;
 
 use aya_ebpf::{
     EbpfContext,
-    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+    programs::{FEntryContext, FExitContext},
 };
 
+use crate::arch::{entry_sp, return_sp};
 use crate::conn::number;
-
-/// The stack pointer at a function's entry: it points to the return address.
-#[inline(always)]
-fn entry_sp(ctx: &ProbeContext) -> u64 {
-    // SAFETY: the kernel hands every kprobe program a valid pt_regs.
-    unsafe { (*ctx.regs).rsp as u64 }
-}
 
 /// An address on the stack that a trampoline program's function runs on: its arguments lie there.
 /// (The program's own frame need not: since 6.13 it may be on a private stack.)
@@ -48,11 +42,4 @@ fn fentry_sp(ctx: &FEntryContext) -> u64 {
 #[inline(always)]
 fn returned(ctx: &FExitContext, arguments: usize) -> u64 {
     ctx.arg(arguments)
-}
-
-/// The stack pointer after a function's return: just above where it was at the entry.
-#[inline(always)]
-fn return_sp(ctx: &RetProbeContext) -> u64 {
-    // SAFETY: the kernel hands every kretprobe program a valid pt_regs.
-    unsafe { (*ctx.regs).rsp as u64 }
 }

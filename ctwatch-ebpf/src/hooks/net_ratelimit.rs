@@ -15,6 +15,7 @@ use ctwatch_ebpf::{Caller, Event, Health};
 
 use super::{entry_sp, fentry_sp};
 use crate::{
+    arch::{FRAME_WORDS, return_address_at},
     callers::within,
     conn::{Memory as _, Probed, number, read},
     context,
@@ -26,11 +27,6 @@ use crate::{
 
 /// How far the stack may grow between the entry of `__nf_conntrack_alloc` and its call from there.
 const FRAME: u64 = 512;
-
-/// How many words from a trampoline program's arguments the caller's address may lie: behind the
-/// return value of a program at the return, the frame pointer, and the address inside
-/// `net_ratelimit` (x86-64, 5.5 to 7.3).
-const FRAME_WORDS: usize = 4;
 
 /// Whether the caller's registers tell whose flow it refuses, and where `pt_regs` has them.
 #[unsafe(no_mangle)]
@@ -70,7 +66,7 @@ fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
     }
     health(Health::Refused);
     if let Some(slot) = context::enter(fentry_sp(&ctx)) {
-        slot.refused = 1;
+        slot.refused.set(1);
     }
     0
 }
@@ -78,7 +74,7 @@ fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
 #[kprobe]
 fn ratelimit(ctx: ProbeContext) -> u32 {
     let sp = entry_sp(&ctx);
-    let Some(address) = read::<u64>(sp) else { return 0 };
+    let Some(address) = read::<u64>(return_address_at(sp)) else { return 0 };
     if !within(address, Caller::Alloc) {
         return 0;
     }
@@ -103,7 +99,7 @@ fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
     let sp = entry_sp(ctx);
     if by_registers {
         // For the return of `__nf_conntrack_alloc`, if that is watched.
-        context::enter(sp)?.refused = 1;
+        context::enter(sp)?.refused.set(1);
         let register = |place: u32| read(number(ctx.as_ptr() as u64) + u64::from(place));
         return Some([
             register(REFUSED_NET.load())?,
@@ -116,13 +112,13 @@ fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
     } else {
         // Registers are no longer believed, and the return of `__nf_conntrack_alloc` may be watched, not its entry.
         let slot = context::enter(sp)?;
-        slot.refused = 1;
+        slot.refused.set(1);
         slot
     };
     // What another call of `__nf_conntrack_alloc` left there, whose own entry was skipped, must not pass for this one's.
-    if slot.alloc_orig == 0 || slot.alloc_sp.wrapping_sub(sp) >= FRAME {
+    if slot.alloc_orig.get() == 0 || slot.alloc_sp.get().wrapping_sub(sp) >= FRAME {
         return None;
     }
-    slot.refused = 1;
-    Some([slot.alloc_net, slot.alloc_zone, slot.alloc_orig])
+    slot.refused.set(1);
+    Some([slot.alloc_net.get(), slot.alloc_zone.get(), slot.alloc_orig.get()])
 }

@@ -21,7 +21,7 @@ use crate::{
 #[fentry(function = "nf_conntrack_hash_check_insert")]
 fn check_insert_enter_bpf(ctx: FEntryContext) -> i32 {
     if let Some(slot) = context::enter(fentry_sp(&ctx)) {
-        slot.check_ct = number(ctx.arg(0));
+        slot.check_ct.set(number(ctx.arg(0)));
     }
     0
 }
@@ -42,7 +42,7 @@ fn check_insert(ctx: ProbeContext) -> u32 {
     if let Some(ct) = ctx.arg::<u64>(0)
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        slot.check_ct = ct;
+        slot.check_ct.set(ct);
     }
     0
 }
@@ -50,7 +50,7 @@ fn check_insert(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 fn check_insert_ret(ctx: RetProbeContext) -> u32 {
     let ct = match context::inside(return_sp(&ctx)) {
-        Some(slot) => core::mem::take(&mut slot.check_ct),
+        Some(slot) => slot.check_ct.take(),
         None => 0,
     };
     if ct == 0 {

@@ -54,9 +54,9 @@ fn track(ctx: ProbeContext) -> u32 {
     if let (Some(skb), Some(state)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1))
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        slot.track_skb = skb;
-        slot.track_state = state;
-        slot.track_logged = 0;
+        slot.track_skb.set(skb);
+        slot.track_state.set(state);
+        slot.track_logged.set(0);
     }
     0
 }
@@ -67,11 +67,11 @@ fn track(ctx: ProbeContext) -> u32 {
 fn track_ret(ctx: RetProbeContext) -> u32 {
     let sp = return_sp(&ctx);
     let Some(slot) = context::inside(sp) else { return 0 };
-    let skb = core::mem::take(&mut slot.track_skb);
-    if skb == 0 || slot.track_logged != 0 || ctx.ret::<u32>() != NF_ACCEPT || nfct(skb) != Some(0) {
+    let skb = slot.track_skb.take();
+    if skb == 0 || slot.track_logged.get() != 0 || ctx.ret::<u32>() != NF_ACCEPT || nfct(skb) != Some(0) {
         return 0;
     }
-    if let Some((net, family)) = hook_state(slot.track_state)
+    if let Some((net, family)) = hook_state(slot.track_state.get())
         && let Some(netns) = inum(net)
         && let Some(Headers { packet, .. }) = headers(skb, family)
     {

@@ -15,18 +15,16 @@ use ctwatch_ebpf::{Caller, Health, delete_event};
 
 use super::{entry_sp, returned, trampoline_sp};
 use crate::{
-    callers::{TEXT, caller},
+    arch::{BEHIND_ARGUMENTS, TEXT, return_address_at},
+    callers::caller,
     conn::{Direct, Memory as _, read},
     context, count,
     health::health,
     trace,
 };
 
-/// Where return addresses lie from a trampoline program's arguments (x86-64, 5.5 to 7.3): behind
-/// 3 arguments, the return value and the saved frame pointer. First comes the address inside
-/// `nf_ct_delete` that called the trampoline, unless the kernel jumps there (7.3), then the
-/// address that called `nf_ct_delete`.
-const RETURNS_AT: u64 = 8 * (3 + 1 + 1);
+/// Where return addresses lie from a trampoline program's arguments, of which there are 3.
+const RETURNS_AT: u64 = 8 * (3 + BEHIND_ARGUMENTS);
 
 /// Returns true exactly once for each entry that leaves the table, so that a trampoline program,
 /// which sees result and caller together, needs no second hook.
@@ -70,7 +68,7 @@ fn delete(ctx: ProbeContext) -> u32 {
     let sp = entry_sp(&ctx);
     let Some(ct) = ctx.arg::<u64>(0) else { return 0 };
     let Some(portid) = ctx.arg::<u32>(1) else { return 0 };
-    let Some(address) = read::<u64>(sp) else { return 0 };
+    let Some(address) = read::<u64>(return_address_at(sp)) else { return 0 };
     let caller = caller(address);
     if caller == Caller::Itself as u32 {
         return 0;
@@ -79,9 +77,9 @@ fn delete(ctx: ProbeContext) -> u32 {
         debug!(&ctx, "nf_ct_delete called from {:x}: cause other", address);
     }
     if let Some(slot) = context::enter(sp) {
-        slot.delete_ct = ct;
-        slot.delete_caller = caller;
-        slot.delete_portid = portid;
+        slot.delete_ct.set(ct);
+        slot.delete_caller.set(caller);
+        slot.delete_portid.set(portid);
     }
     0
 }

@@ -27,7 +27,7 @@ fn iterate(ctx: ProbeContext) -> u32 {
     if let Some(portid) = portid
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        slot.iterate_portid = u64::from(portid);
+        slot.iterate_portid.set(portid);
     }
     0
 }
@@ -35,7 +35,7 @@ fn iterate(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 fn iterate_ret(ctx: RetProbeContext) -> u32 {
     if let Some(slot) = context::inside(return_sp(&ctx)) {
-        slot.iterate_portid = 0;
+        slot.iterate_portid.set(0);
     }
     0
 }

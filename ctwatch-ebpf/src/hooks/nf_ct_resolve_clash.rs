@@ -27,7 +27,7 @@ fn resolve_clash_bpf(ctx: FExitContext) -> i32 {
     let Some(conn) = Probed::conn(ct) else { return 0 };
     let dropped = returned(&ctx, 3) as u32 == 0;
     if dropped && let Some(slot) = context::enter(trampoline_sp(&ctx)) {
-        slot.clash_ct = ct;
+        slot.clash_ct.set(ct);
     }
     // Merged, the packet now carries the winner, whose tuple hash `h` is; reply-only, it still
     // carries the loser.
@@ -42,7 +42,7 @@ fn resolve_clash(ctx: ProbeContext) -> u32 {
         && let Some(nfct) = nfct(skb)
         && let Some(slot) = context::enter(entry_sp(&ctx))
     {
-        slot.clash_nfct = nfct;
+        slot.clash_nfct.set(nfct);
     }
     0
 }
@@ -50,9 +50,9 @@ fn resolve_clash(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 fn resolve_clash_ret(ctx: RetProbeContext) -> u32 {
     match context::inside(return_sp(&ctx)) {
-        Some(slot) if slot.clash_nfct != 0 => {
-            let ct = core::mem::take(&mut slot.clash_nfct) & !NFCT_INFO;
-            slot.clash_ct = ct;
+        Some(slot) if slot.clash_nfct.get() != 0 => {
+            let ct = slot.clash_nfct.take() & !NFCT_INFO;
+            slot.clash_ct.set(ct);
             // The loser may have been freed by now, but its slab keeps it an nf_conn
             // (SLAB_TYPESAFE_BY_RCU), and its tuple and namespace stay until it is used again,
             // which needs a packet on this CPU's turn.
