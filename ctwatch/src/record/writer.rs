@@ -33,7 +33,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The smallest size that holds [`SLOTS`] slots with room for a large report each.
+    /// The smallest size that holds all slots with room for a large report each.
     pub const LEAST_SIZE: u64 = 1 << 20;
 
     fn slot_size(self) -> u32 {
