@@ -41,6 +41,8 @@ pub struct Guest<'a> {
     pub count_instructions: bool,
     /// A guest that still runs after this is stopped.
     pub limit: Duration,
+    /// So is one that gives no result for so long, where its results come one by one.
+    pub silence: Duration,
 }
 
 /// Where the guest's terminal line goes.
@@ -59,7 +61,8 @@ pub enum Terminal {
 pub struct End {
     /// Whether it said that it was done.
     pub complete: bool,
-    timed_out: Option<Duration>,
+    /// Why it was stopped.
+    stopped: Option<String>,
     status: ExitStatus,
     qemu: String,
     /// What its kernel said when it crashed.
@@ -71,7 +74,7 @@ pub struct End {
 impl End {
     /// Whether it switched itself off, as a guest does at its end.
     pub fn powered_off(&self) -> bool {
-        self.timed_out.is_none() && self.status.success()
+        self.stopped.is_none() && self.status.success()
     }
 
     /// Whether its kernel crashed, and not by the emulator's fault.
@@ -86,9 +89,9 @@ impl End {
 
     /// Why a guest that is not complete ended, with what it last said.
     pub fn explain(&self) -> String {
-        let why = match (&self.crash, self.timed_out) {
+        let why = match (&self.crash, &self.stopped) {
             (Some(crash), _) => format!("its kernel crashed: {crash}"),
-            (None, Some(limit)) => format!("it was stopped after {} s", limit.as_secs()),
+            (None, Some(why)) => why.clone(),
             (None, None) if self.status.success() => "it powered off early".to_owned(),
             (None, None) => format!("qemu ended with {}", self.status),
         };
@@ -114,6 +117,7 @@ impl<'a> Guest<'a> {
             append: String::new(),
             count_instructions: false,
             limit: Duration::from_mins(10),
+            silence: Duration::MAX,
         }
     }
 
@@ -134,14 +138,14 @@ impl<'a> Guest<'a> {
         let kept = matches!(terminal, Terminal::Tty(_)).then(|| termios::tcgetattr(std::io::stdin()));
         let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
         let mut state = State::default();
-        let timed_out = if attached {
-            let timed_out = wait(&mut child, self.limit)?;
+        let stopped = if attached {
+            let stopped = wait(&mut child, self.limit)?;
             for line in fs::read_to_string(&results)?.lines() {
                 state.take(line, &mut on_line);
             }
-            timed_out
+            stopped
         } else {
-            follow(&mut child, self.limit, |line| state.take(line, &mut on_line))?
+            follow(&mut child, self.limit, self.silence, |line| state.take(line, &mut on_line))?
         };
         let status = child.wait().context("waiting for qemu")?;
         if let Some(Ok(settings)) = kept {
@@ -152,11 +156,11 @@ impl<'a> Guest<'a> {
         let qemu = fs::read_to_string(scratch.path("qemu")).unwrap_or_default();
         Ok(End {
             complete: state.complete,
-            timed_out: timed_out.then_some(self.limit),
+            stopped,
             status,
             qemu: step::tail(&qemu, 10),
             crash: complaints::all(&printable(&console)).into_iter().find(Complaint::is_crash),
-            console: step::tail(&printable(&console), 60),
+            console: ends(&printable(&console)),
         })
     }
 
@@ -242,21 +246,26 @@ impl State {
     }
 }
 
-/// Waits for the guest's end; whether it had to be stopped.
-fn wait(child: &mut Child, limit: Duration) -> Result<bool> {
+/// Waits for the guest's end; why it had to be stopped.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<String>> {
     let began = Instant::now();
     while child.try_wait().context("waiting for qemu")?.is_none() {
         if began.elapsed() > limit {
             child.kill().context("stopping qemu")?;
-            return Ok(true);
+            return Ok(Some(overdue(limit)));
         }
         thread::sleep(Duration::from_millis(20));
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// Reads the guest's results as they come until it ends; whether it had to be stopped.
-fn follow(child: &mut Child, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<bool> {
+/// Reads the guest's results as they come until it ends; why it had to be stopped.
+fn follow(
+    child: &mut Child,
+    limit: Duration,
+    silence: Duration,
+    mut on_line: impl FnMut(&str),
+) -> Result<Option<String>> {
     let began = Instant::now();
     let output = child.stdout.take().context("qemu has no output")?;
     let (sender, lines) = mpsc::channel();
@@ -267,13 +276,15 @@ fn follow(child: &mut Child, limit: Duration, mut on_line: impl FnMut(&str)) -> 
             }
         }
     });
-    let timed_out = loop {
-        match lines.recv_timeout(limit.saturating_sub(began.elapsed())) {
+    let stopped = loop {
+        let left = limit.saturating_sub(began.elapsed());
+        match lines.recv_timeout(left.min(silence)) {
             Ok(line) => on_line(&line),
-            Err(RecvTimeoutError::Disconnected) => break false,
+            Err(RecvTimeoutError::Disconnected) => break None,
             Err(RecvTimeoutError::Timeout) => {
                 child.kill().context("stopping qemu")?;
-                break true;
+                let silent = format!("it was stopped after {} s without a result", silence.as_secs());
+                break Some(if left <= silence { overdue(limit) } else { silent });
             }
         }
     };
@@ -281,7 +292,24 @@ fn follow(child: &mut Child, limit: Duration, mut on_line: impl FnMut(&str)) -> 
         on_line(&line);
     }
     reader.join().ok();
-    Ok(timed_out)
+    Ok(stopped)
+}
+
+fn overdue(limit: Duration) -> String {
+    format!("it was stopped after {} s", limit.as_secs())
+}
+
+/// The last lines of a console, behind the first ones of a hang: these have the stack of the CPU that hangs, and what follows
+/// repeats itself.
+fn ends(console: &str) -> String {
+    const EACH: usize = 60;
+    let hangs = |line: &&str| ["soft lockup", "detected stall"].iter().any(|words| line.contains(words));
+    let lines: Vec<&str> = console.lines().collect();
+    let last = lines.len().saturating_sub(EACH);
+    match lines.iter().position(hangs).filter(|first| first + EACH < last) {
+        Some(first) => [&lines[first..first + EACH], &["…"], &lines[last..]].concat().join("\n"),
+        None => lines[last..].join("\n"),
+    }
 }
 
 fn printable(bytes: &[u8]) -> String {
@@ -311,5 +339,22 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // A leftover only takes space; there is nobody to tell.
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_report_of_a_hang_is_kept() {
+        let mut console = "booting\n".repeat(100);
+        assert_eq!(ends(&console).lines().count(), 60);
+        console += "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [exe:2036]\nRIP: 0010:here\n";
+        assert_eq!(ends(&console).matches("RIP").count(), 1, "it is among the last lines");
+        console += &"rcu: INFO: rcu_preempt self-detected stall on CPU\n".repeat(200);
+        let ends = ends(&console);
+        assert!(ends.starts_with("watchdog: BUG: soft lockup"), "{ends}");
+        assert_eq!((ends.matches("RIP").count(), ends.lines().count()), (1, 121));
     }
 }
