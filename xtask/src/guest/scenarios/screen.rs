@@ -307,7 +307,10 @@ fn recording() -> anyhow::Result<()> {
     let watched = Watched { before: terminal.state()? };
     terminal.press(&[&format!("{} replay {}; echo ended $?", program(), record::FILE), "Enter"])?;
     terminal.wait("a recording that plays", |text| text.contains("PLAY 1x") && text.contains(CALM))?;
-    terminal.press(&["n"])?;
+    // It plays on while this waits: by now it may be behind the first loss.
+    terminal.press(&["Space"])?;
+    terminal.wait("a recording that is held", |text| text.contains("HELD"))?;
+    terminal.press(&["Home", "n"])?;
     let lossy = terminal.wait("the first loss", |text| text.contains("HELD") && text.contains("DROPPING"))?;
     anyhow::ensure!(lossy.contains("TABLE FULL"), "the flood on the screen:\n{lossy}");
     terminal.press(&["Left"])?;
