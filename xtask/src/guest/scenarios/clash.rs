@@ -77,17 +77,25 @@ fn udp_reply_only() -> anyhow::Result<()> {
     witness::wait_count(&space, flows, PATIENCE * 4)?;
     let listed = witness::listed_total(&space)?;
     let finding = trial.finish()?;
+    finding.row(Family::V4, 17, "clash_resolve", finding.kernel("clash_resolve"))?;
     // Where nobody tells of their coming, their going is told.
     let alone = if finding.totals.silence.tells_somewhere("clash_reply_only") {
         let alone = finding.get(Family::V4, 17, "clash_reply_only");
-        finding.row(Family::V4, 17, "delete.timeout", alone)?;
+        let gone = finding.get(Family::V4, 17, "delete.timeout");
+        // Resolved clashes that were missed, which the comparison above has found among the losses that ctwatch reports
+        // (kprobes on preemptible kernels): each left an entry that ended, too.
+        let missed = finding.kernel("clash_resolve") - finding.get(Family::V4, 17, "clash_resolve");
+        anyhow::ensure!(
+            (alone..=alone + missed).contains(&gone),
+            "{gone} entries ended, {alone} came in, {missed} clashes were missed: {}",
+            finding.sides(0)
+        );
         alone
     } else {
         finding.get(Family::V4, 17, "delete")
     };
     finding.equal("inserts", finding.get(Family::V4, 17, "insert"), flows)?;
     finding.equal("inserts and conntrack -L", flows, listed)?;
-    finding.row(Family::V4, 17, "clash_resolve", finding.kernel("clash_resolve"))?;
     anyhow::ensure!(alone > 0, "no clash was resolved reply-only: {}", finding.sides(0));
     Ok(())
 }
