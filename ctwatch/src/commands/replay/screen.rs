@@ -148,17 +148,21 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Player<B, S> {
             }
             Told::Resized | Told::Counted(_) => Outcome::Draw,
         };
+        let plays = self.mode == Mode::Playing;
         match &outcome {
             Outcome::Redraw => self.terminal.clear().context("cannot draw")?,
             Outcome::Suspend => self.tty.suspend()?,
-            Outcome::Replay(control) => self.control(control)?,
+            Outcome::Replay(control) => self.control(*control)?,
+            Outcome::GoTo(typed) => self.go_to(typed)?,
             _ => {}
+        }
+        if !plays || self.mode != Mode::Playing {
+            self.owed = Duration::ZERO;
         }
         Ok(outcome)
     }
 
-    fn control(&mut self, control: &Control) -> anyhow::Result<()> {
-        let plays = self.mode == Mode::Playing;
+    fn control(&mut self, control: Control) -> anyhow::Result<()> {
         match control {
             Control::Play => self.mode = if self.mode == Mode::Held { Mode::Playing } else { Mode::Held },
             Control::Faster => self.speed = (self.speed + 1).min(SPEEDS.len() - 1),
@@ -184,16 +188,18 @@ impl<B: Backend<Error: Send + Sync + 'static>, S: Surface> Player<B, S> {
                 let steps = self.film.end()?;
                 self.jump(steps);
             }
-            Control::To(typed) => match time(typed, self.shown, &self.zone) {
-                Some(wall_ns) => {
-                    let steps = self.film.go_to(wall_ns)?;
-                    self.jump(steps);
-                }
-                None => self.note = Some(format!("`{typed}` is no time")),
-            },
         }
-        if !plays || self.mode != Mode::Playing {
-            self.owed = Duration::ZERO;
+        Ok(())
+    }
+
+    /// Shows the report at this time, as typed.
+    fn go_to(&mut self, typed: &str) -> anyhow::Result<()> {
+        match time(typed, self.shown, &self.zone) {
+            Some(wall_ns) => {
+                let steps = self.film.go_to(wall_ns)?;
+                self.jump(steps);
+            }
+            None => self.note = Some(format!("`{typed}` is no time")),
         }
         Ok(())
     }

@@ -101,10 +101,12 @@ pub enum Outcome {
     Suspend,
     /// Play a recording otherwise.
     Replay(Control),
+    /// Show a recording at this time, as typed.
+    GoTo(String),
 }
 
 /// What to do with a recording.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Play, or hold.
     Play,
@@ -122,8 +124,6 @@ pub enum Control {
     Begin,
     /// To the last report.
     End,
-    /// To this time, as typed.
-    To(String),
 }
 
 /// How a recording is played.
@@ -273,21 +273,14 @@ impl App {
                 self.typed_for = TypedFor::Time;
                 self.typing = Some(String::new());
             }
-            Action::Play => return Outcome::Replay(Control::Play),
-            Action::Faster => return Outcome::Replay(Control::Faster),
-            Action::Slower => return Outcome::Replay(Control::Slower),
-            Action::StepOn => return Outcome::Replay(Control::StepOn),
-            Action::StepBack => return Outcome::Replay(Control::StepBack),
-            Action::NextLoss => return Outcome::Replay(Control::NextLoss),
-            Action::Begin => return Outcome::Replay(Control::Begin),
-            Action::End => return Outcome::Replay(Control::End),
+            Action::Replay(control) => return Outcome::Replay(control),
             Action::Back if self.help => self.help = false,
             Action::Back => self.filter.clear(),
             Action::Reset => self.reset(),
             Action::Help => self.help = !self.help,
             Action::Accept if self.typed_for == TypedFor::Time => {
                 let typed = self.typing.take().unwrap_or_default();
-                return Outcome::Replay(Control::To(typed.trim().to_owned()));
+                return Outcome::GoTo(typed.trim().to_owned());
             }
             Action::Accept => self.typing.take().unwrap_or_default().trim().clone_into(&mut self.filter),
             Action::Cancel => self.typing = None,

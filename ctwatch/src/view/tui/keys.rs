@@ -4,6 +4,8 @@ use std::fmt;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
+use super::app::Control;
+
 /// What a key does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -43,22 +45,8 @@ pub enum Action {
     Redraw,
     /// Give the terminal back to the shell for a while.
     Suspend,
-    /// Play a recording, or hold it.
-    Play,
-    /// Play it faster.
-    Faster,
-    /// Play it slower.
-    Slower,
-    /// One report on.
-    StepOn,
-    /// One report back.
-    StepBack,
-    /// To the next report with a loss.
-    NextLoss,
-    /// To the first report.
-    Begin,
-    /// To the last report.
-    End,
+    /// Play a recording otherwise.
+    Replay(Control),
     /// Type a time to go to.
     JumpTo,
     /// Take the line as typed.
@@ -181,15 +169,15 @@ pub const KEYS: &[Binding] = &[
     screen(&[char('r')], Action::Reset, Some("reset"), "totals and peaks anew"),
     screen(&[ctrl('l')], Action::Redraw, None, "draw everything again"),
     screen(&[ctrl('z')], Action::Suspend, None, "to the shell; fg returns"),
-    replay(&[char(' '), char('p')], Action::Play, Some("play"), "play, or hold"),
-    replay(&[key(KeyCode::Right), char('.')], Action::StepOn, Some("step"), "one report on"),
-    replay(&[key(KeyCode::Left), char(',')], Action::StepBack, None, "one report back"),
-    replay(&[char('n')], Action::NextLoss, Some("loss"), "to the next report with a loss"),
+    replay(&[char(' '), char('p')], Action::Replay(Control::Play), Some("play"), "play, or hold"),
+    replay(&[key(KeyCode::Right), char('.')], Action::Replay(Control::StepOn), Some("step"), "one report on"),
+    replay(&[key(KeyCode::Left), char(',')], Action::Replay(Control::StepBack), None, "one report back"),
+    replay(&[char('n')], Action::Replay(Control::NextLoss), Some("loss"), "to the next report with a loss"),
     replay(&[char('t')], Action::JumpTo, Some("time"), "type a time to go to"),
-    replay(&[char('+'), char('=')], Action::Faster, Some("faster"), "play faster"),
-    replay(&[char('-')], Action::Slower, Some("slower"), "play slower"),
-    replay(&[key(KeyCode::Home), char('g')], Action::Begin, None, "to the first report"),
-    replay(&[key(KeyCode::End), char('G')], Action::End, None, "to the last report"),
+    replay(&[char('+'), char('=')], Action::Replay(Control::Faster), Some("faster"), "play faster"),
+    replay(&[char('-')], Action::Replay(Control::Slower), Some("slower"), "play slower"),
+    replay(&[key(KeyCode::Home), char('g')], Action::Replay(Control::Begin), None, "to the first report"),
+    replay(&[key(KeyCode::End), char('G')], Action::Replay(Control::End), None, "to the last report"),
     filter(&[key(KeyCode::Enter)], Action::Accept, "take the filter"),
     filter(&[key(KeyCode::Esc)], Action::Cancel, "leave it as it was"),
     filter(&[key(KeyCode::Backspace), ctrl('h')], Action::Erase, "delete a character"),
