@@ -6,6 +6,14 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Waits until so much time has passed since `start`.
+pub(super) fn passed(what: &str, start: Instant, least: Duration) -> anyhow::Result<()> {
+    until(what, least * 2, || {
+        let passed = start.elapsed();
+        Ok(if passed >= least { Ok(()) } else { Err(format!("{} ms", passed.as_millis())) })
+    })
+}
+
 /// Calls `condition` until it holds. When `limit` passes first, the error says what was waited for and what
 /// `condition` last said about it.
 pub(super) fn until(

@@ -27,10 +27,7 @@ pub(super) fn overflowed() -> anyhow::Result<()> {
     anyhow::ensure!(lost >= u64::from(MAX), "the kernel counted only {lost} losses: no burst");
     checked(Command::new("conntrack").arg("-F"))?;
     let over = Instant::now();
-    wait::until("the calm after a burst", CALM * 2, || {
-        let passed = over.elapsed();
-        Ok(if passed >= CALM { Ok(()) } else { Err(format!("{} s", passed.as_secs())) })
-    })?;
+    wait::passed("the calm after a burst", over, CALM)?;
     let answer = doctor(&[], 0)?;
     answer.expect(1, "warning")?;
     let evidence = &answer.finding("table-overflowed")?["evidence"];
