@@ -68,7 +68,8 @@ pub fn inside(sp: u64) -> Option<&'static Context> {
     (slot.owner.get() == owner).then_some(slot)
 }
 
-/// Contexts whose hash is the same share a slot, on two CPUs at once too, and `owner` tells them apart.
+/// The owner of what runs at `sp`, and its slot. Two contexts with the same hash share a slot, and two CPUs may use it at
+/// once. `owner` says whose the slot is.
 #[inline(always)]
 fn slot_of(sp: u64) -> Option<(u64, &'static Context)> {
     let (owner, index) = owner(sp);

@@ -9,8 +9,8 @@ pub const TASKS: u32 = 4096;
 /// All slots.
 pub const CONTEXTS: u32 = CPUS + TASKS;
 
-/// A word that several CPUs may read and write. It is read and written whole, and what it holds is checked before it is
-/// relied on.
+/// A word that several CPUs may read and write. Each access reads or writes all of it. Programs check a value before they
+/// rely on it.
 #[repr(transparent)]
 pub struct Shared<T>(UnsafeCell<T>);
 

@@ -46,7 +46,7 @@ struct Recorder {
     view: Option<Box<dyn View>>,
     budget: Budget,
     synced: Instant,
-    /// What kept reports from being written, told once.
+    /// Why the last report was not written; printed when it changes.
     failed: Option<String>,
     /// How many of them are missing.
     missing: u64,
