@@ -102,6 +102,11 @@ pub(super) fn set(name: &str, value: u32) -> anyhow::Result<()> {
     fs::write(sysctl(name), value.to_string()).with_context(|| format!("set {name} to {value}"))
 }
 
+/// The limit of entries in the namespace that the calling thread is in; none without connection tracking.
+pub(super) fn limit() -> Option<u32> {
+    fs::read_to_string(sysctl("nf_conntrack_max")).ok()?.trim().parse().ok()
+}
+
 /// Sets the number of hash buckets, which all namespaces share.
 pub(super) fn buckets(count: u32) -> anyhow::Result<()> {
     fs::write("/sys/module/nf_conntrack/parameters/hashsize", count.to_string())

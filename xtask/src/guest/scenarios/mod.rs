@@ -36,6 +36,7 @@ use anyhow::Context;
 use super::kernel_log::KernelLog;
 use super::report::{Outcome, Report};
 use super::space::Space;
+use super::state;
 
 /// A named scenario.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +123,12 @@ pub(super) fn run(filters: &[String], first_failure: bool, results: &Path) -> an
     }
     for scenario in all().into_iter().filter(|scenario| wanted(filters, scenario.name)) {
         let start = Instant::now();
+        let limit = state::limit();
         let result = std::panic::catch_unwind(scenario.run);
+        // One limit holds for all namespaces: a small one would refuse flows of the scenarios behind this one.
+        if let Some(limit) = limit.filter(|limit| state::limit() != Some(*limit)) {
+            state::set("nf_conntrack_max", limit)?;
+        }
         let outcome = outcome(result, log.complaints()?);
         failed |= matches!(outcome, Outcome::Failed(_));
         report.scenario(scenario.name, &outcome, start.elapsed())?;

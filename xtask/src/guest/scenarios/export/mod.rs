@@ -38,9 +38,6 @@ fn netns(space: &Space) -> String {
 
 /// Three types of flows, by each way to the counts.
 fn counts() -> anyhow::Result<()> {
-    modules::load()?;
-    // The limit is one for all namespaces, and an earlier scenario may have left a small one.
-    state::fresh(&init())?;
     let space = watched("exported")?;
     let socket = Path::new("/tmp/ctwatch-metrics.sock");
     let exporter =
