@@ -10,6 +10,7 @@ use ctwatch::doctor::recorded::Recorded;
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{arch, kallsyms, kcore};
+use ctwatch::model::incident::Incident;
 use ctwatch::record::{self, Reader};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
@@ -17,6 +18,7 @@ use ctwatch::source::proc_stat::Statistics;
 use ctwatch::view::doctor::{self as view, Context, Style};
 use ctwatch::view::json::Json;
 use ctwatch::view::lines::Lines;
+use ctwatch::view::page::{Subject, page};
 use ctwatch::view::trace_lines::TraceLines;
 use ctwatch::view::{Machine, View, trace_json};
 
@@ -172,21 +174,23 @@ fn judge(facts: &Facts) {
     }
 }
 
-/// A recording, through the views of `replay` and the checks of `doctor`. The first byte says whether it is the file as it is, or what stands in
+/// A recording, through the views of `replay` the checks of `doctor` and the page of `report`. The first byte says whether it is the file as it is, or what stands in
 /// its frames: the checksums are right then. There each frame has its kind and its length before it.
 pub fn recording(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
     let bytes = if *how == 0 { data.to_vec() } else { record::sealed(frames(data)).unwrap_or_default() };
     let Ok(mut reader) = Reader::of_bytes(bytes) else { return };
-    let mut recorded = Recorded::default();
+    let (mut recorded, mut incident) = (Recorded::default(), Incident::default());
+    let mut machine = Machine { host: String::new(), kernel: String::new() };
     while let Ok(Some(step)) = reader.next_step() {
         let session = step.session;
         recorded.add(session.id, &session.kernel, &session.info, &step.report);
-        let machine = Machine { host: session.host, kernel: session.kernel };
+        incident.add(session.id, &session.info, &step.report);
+        machine = Machine { host: session.host, kernel: session.kernel };
         let mut json = Json::new(machine.clone());
         let line = json.report(&step.report, &session.info);
         assert_eq!(line.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
-        let mut lines = Lines::new(machine, jiff::tz::TimeZone::UTC, false);
+        let mut lines = Lines::new(machine.clone(), jiff::tz::TimeZone::UTC, false);
         let text = lines.start(&session.info)
             + &lines.report(&step.report, &session.info)
             + &lines.end(&step.report, &session.info);
@@ -199,8 +203,14 @@ pub fn recording(data: &[u8]) {
         });
         assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
     }
+    incident.finish();
     if let Some(facts) = recorded.facts() {
         judge(&facts);
+        let zone = jiff::tz::TimeZone::UTC;
+        let subject = Subject { machine: &machine, version: &machine.kernel, zone: &zone };
+        if let Ok(page) = page(&subject, &incident, &diagnose(&facts)) {
+            assert!(!page.contains("<script") && page.ends_with("</html>\n"), "a page is whole");
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod doctor;
 mod export;
 mod record;
 mod replay;
+mod report;
 mod table;
 mod trace;
 
@@ -21,6 +22,7 @@ pub use doctor::{DoctorArgs, DoctorCommand};
 pub use export::{ExportArgs, ExportOptions, Listen, Outlet};
 pub use record::{RecordArgs, RecordOptions};
 pub use replay::ReplayArgs;
+pub use report::ReportArgs;
 pub use table::{TableArgs, TableOptions};
 pub use trace::{TraceArgs, TraceOptions};
 
@@ -59,6 +61,8 @@ pub enum Command {
     Record(Box<RecordArgs>),
     /// Show a recording as `live` would have shown it
     Replay(ReplayArgs),
+    /// Make one self-contained HTML page of a recording
+    Report(ReportArgs),
     /// Print as JSON what this kernel allows, for bug reports
     Facts,
     /// Print a completion script for a shell

@@ -37,7 +37,7 @@ impl ReplayArgs {
 }
 
 /// Nanoseconds since the Unix epoch of a time with its zone.
-fn parse_time(text: &str) -> Result<i128, String> {
+pub(super) fn parse_time(text: &str) -> Result<i128, String> {
     text.parse::<jiff::Timestamp>()
         .map(jiff::Timestamp::as_nanosecond)
         .map_err(|_| "a date and time with its zone, for example 2026-11-23T19:00:00Z".to_owned())

@@ -7,6 +7,7 @@ pub mod live;
 pub mod live_screen;
 pub mod record;
 pub mod replay;
+pub mod report;
 mod running;
 #[cfg(test)]
 mod scripted;
@@ -37,6 +38,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(args) => export::run(&(*args).into()),
         Command::Record(args) => record::run(&(*args).into()),
         Command::Replay(args) => replay::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Facts => facts(),
         Command::Completions { shell } => {
             privileges::restrict(Work::NOTHING);

@@ -8,6 +8,7 @@ pub mod forecast;
 pub mod group_by;
 pub mod held;
 pub mod history;
+pub mod incident;
 pub mod invalid;
 pub mod live;
 pub mod protocol;

@@ -26,7 +26,7 @@ pub struct Report {
 }
 
 /// What the commands keep, without `--source netlink`, and with files only where the name says so.
-const COMMANDS: [(&str, Work); 12] = [
+const COMMANDS: [(&str, Work); 13] = [
     ("live", Work { probes: true, ..Work::NOTHING }),
     ("live --source netlink", Work::NOTHING),
     ("live on the screen", Work { probes: true, namespaces: true, ..Work::NOTHING }),
@@ -35,6 +35,7 @@ const COMMANDS: [(&str, Work); 12] = [
     ("export to a file or Unix socket", Work { probes: true, writes: true, ..Work::NOTHING }),
     ("record", Work { probes: true, ..Work::NOTHING }),
     ("replay", Work::NOTHING),
+    ("report", Work { writes: true, ..Work::NOTHING }),
     ("table", Work { namespaces: true, ..Work::NOTHING }),
     ("doctor", Work { probes: true, namespaces: true, rules: true, ..Work::NOTHING }),
     ("facts", Work::NOTHING),

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod json;
 pub mod lines;
 pub mod openmetrics;
+pub mod page;
 mod plain;
 pub mod table_json;
 pub mod table_lines;

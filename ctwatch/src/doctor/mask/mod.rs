@@ -3,12 +3,14 @@
 //! Each structure is taken apart field by field: a new field does not compile until it is decided here what becomes of it.
 
 mod names;
+mod recorded;
 mod text;
 mod words;
 
 use std::collections::BTreeMap;
 
 use self::names::Masks;
+pub use self::recorded::Recorded;
 use super::facts::{
     Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule, RuleKind,
     TableView, Waiting,

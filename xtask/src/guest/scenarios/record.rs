@@ -192,12 +192,33 @@ fn single_losses(objects: &[Value]) -> anyhow::Result<()> {
         finding["evidence"]["refused"]["value"].as_u64(),
         Some(drops(objects)),
     )?;
+    a_page(drops(objects))?;
     let other = run(&["trace", "--from", FILE, "--json", "--proto", "tcp", "--events", "-early_drop"])?;
     let shown = String::from_utf8(other.stdout)?;
     anyhow::ensure!(
         shown.lines().all(|line| line.contains("\"suppressed\"")),
         "a filter lets through what it should not:\n{shown}"
     );
+    Ok(())
+}
+
+/// `report`: the page has the sums of the flood, masked or not.
+fn a_page(refused: u64) -> anyhow::Result<()> {
+    const PAGE: &str = "/tmp/record.html";
+    for mask in [&[][..], &["--mask"]] {
+        let ended = run(&[&["report", FILE, "-o", PAGE], mask].concat())?;
+        anyhow::ensure!(ended.status.success(), "report: {}", String::from_utf8_lossy(&ended.stderr));
+        let page = fs::read_to_string(PAGE)?;
+        let digits = refused.to_string();
+        let thousands = match digits.len() {
+            ..=3 => digits,
+            length => format!("{},{}", &digits[..length - 3], &digits[length - 3..]),
+        };
+        for told in ["CRITICAL", "table-full", &format!("<b>{thousands}</b> new flows refused")] {
+            anyhow::ensure!(page.contains(told), "`{told}` is missing, {mask:?}");
+        }
+        anyhow::ensure!(!page.contains("<script") && page.ends_with("</html>\n"), "no page: {mask:?}");
+    }
     Ok(())
 }
 

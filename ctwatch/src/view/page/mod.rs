@@ -1,0 +1,400 @@
+//! One page of a time: what was lost, when, to whom, why, and what to do. It loads nothing and runs nothing.
+
+mod chart;
+mod html;
+
+use ctwatch_ebpf::{Counters, Event, FlowType, Group};
+use jiff::tz::TimeZone;
+
+use self::chart::Line;
+use self::html::Html;
+use super::Machine;
+use super::plain::{date_and_time, time_ms};
+use super::trace_lines::TraceLines;
+use crate::doctor::Diagnosis;
+use crate::doctor::text::thousands;
+use crate::model::incident::{Incident, Part};
+use crate::model::ranking::By;
+use crate::model::{family_name, protocol_name};
+
+/// Lines of a ranking.
+const TOP: usize = 10;
+/// Flow types and tables with a line of their own.
+const LINES: usize = 5;
+/// Single losses that are listed.
+const LOSSES: usize = 40;
+/// Rows below a chart.
+const ROWS: usize = 60;
+
+const STYLE: &str = include_str!("page.css");
+
+/// What the page is about.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// The version of ctwatch that watched.
+    pub version: &'a str,
+    /// The zone of its times.
+    pub zone: &'a TimeZone,
+}
+
+/// The page.
+pub fn page(subject: &Subject<'_>, incident: &Incident, diagnosis: &Diagnosis) -> anyhow::Result<String> {
+    let zone = subject.zone;
+    let mut out = Html::new();
+    // Nothing may be loaded or run, whatever got into the page.
+    out.raw("<!doctype html>\n<html lang=en><head><meta charset=utf-8>")
+        .raw("<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">")
+        .raw("<meta name=viewport content=\"width=device-width, initial-scale=1\">")
+        .raw("<meta name=color-scheme content=\"light dark\">")
+        .element("title", &format!("ctwatch: {}, {}", subject.machine.host, span(incident, zone)))
+        .raw("<style>")
+        .raw(STYLE)
+        .raw("</style></head><body><main>");
+    head(&mut out, subject, incident, diagnosis);
+    fill(&mut out, incident, zone)?;
+    rates(&mut out, incident, zone)?;
+    rankings(&mut out, incident, zone);
+    singles(&mut out, incident, zone);
+    reasons(&mut out, incident);
+    findings(&mut out, diagnosis);
+    unseen(&mut out, subject, incident);
+    out.raw("</main></body></html>\n");
+    Ok(out.into_string())
+}
+
+fn span(incident: &Incident, zone: &TimeZone) -> String {
+    match (incident.parts.first(), incident.parts.last()) {
+        (Some(first), Some(last)) => {
+            format!("{} to {}", date_and_time(first.from_ns, zone), date_and_time(last.to_ns, zone))
+        }
+        _ => "nothing".into(),
+    }
+}
+
+fn head(out: &mut Html, subject: &Subject<'_>, incident: &Incident, diagnosis: &Diagnosis) {
+    let total = incident.total();
+    out.raw("<header><h1>Connection tracking on ").text(&subject.machine.host).raw("</h1><p>");
+    out.text(&format!("{}, Linux {}", span(incident, subject.zone), subject.machine.kernel)).raw("</p>");
+    out.raw(match diagnosis.status {
+        crate::doctor::Status::Ok => "<p class=\"verdict ok\"><strong>OK</strong> ",
+        crate::doctor::Status::Warning => "<p class=\"verdict warning\"><strong>WARNING</strong> ",
+        crate::doctor::Status::Critical => "<p class=\"verdict critical\"><strong>CRITICAL</strong> ",
+        crate::doctor::Status::Unknown => "<p class=\"verdict unknown\"><strong>UNKNOWN</strong> ",
+    });
+    out.text(&diagnosis.verdict).raw("</p><ul class=sums>");
+    for group in Group::TOTALS {
+        out.raw("<li><b>").text(&known(incident, &total, group)).raw("</b> ").text(name(group)).raw("</li>");
+    }
+    out.raw("</ul></header>");
+}
+
+/// What a group is called here.
+const fn name(group: Group) -> &'static str {
+    match group {
+        Group::Insert => "inserts",
+        Group::EarlyDrop => "live entries evicted",
+        Group::Drop => "new flows refused",
+        Group::InsertFailed => "failed inserts",
+        Group::Invalid => "invalid packets",
+        Group::Delete => "deletes",
+        other => other.name(),
+    }
+}
+
+/// A count, or that the source could not tell it.
+fn known(incident: &Incident, counts: &Counters, group: Group) -> String {
+    let blind = group.parts().iter().all(|event| incident.unknown.contains_key(event));
+    if blind { "unknown:".into() } else { thousands(group.of(counts)) }
+}
+
+/// Seconds since the Unix epoch. A stranger's recording may have any time; beyond this, nothing could be drawn.
+fn middle(part: &Part) -> f64 {
+    const YEAR_9999: f64 = 253_402_300_799.0;
+    (part.from_ns.midpoint(part.to_ns) as f64 / 1e9).clamp(0.0, YEAR_9999)
+}
+
+fn netns(incident: &Incident, netns: u32) -> String {
+    incident.names.get(&netns).cloned().unwrap_or_else(|| netns.to_string())
+}
+
+fn flow_name(incident: &Incident, flow: FlowType) -> String {
+    format!("{} {} {}", netns(incident, flow.netns), family_name(flow.family), protocol_name(flow))
+}
+
+/// A chart, its legend, and its numbers.
+fn figure(out: &mut Html, label: &str, lines: &[Line], zone: &TimeZone) -> anyhow::Result<()> {
+    let svg = chart::draw(label, lines, zone)?;
+    out.raw("<figure><div class=chart>").drawing(&svg).raw("</div><figcaption>");
+    for line in lines {
+        let color = ["c0", "c1", "c2", "c3", "c4", "c5"][line.color % chart::COLORS.len()];
+        out.raw("<span class=key><i class=").raw(color).raw("></i>").text(&line.name).raw("</span> ");
+    }
+    if lines.iter().any(|line| !line.marks.is_empty()) {
+        out.raw("<span class=key><i class=mark></i>losses</span>");
+    }
+    out.raw("</figcaption>");
+    let times = lines.first().map_or(0, |line| line.points.len());
+    let step = times.div_ceil(ROWS).max(1);
+    let all = || lines.iter().flat_map(|line| &line.points).map(|(at, _)| *at);
+    let precise = all().fold(f64::MIN, f64::max) - all().fold(f64::MAX, f64::min) < 600.0;
+    let rows: Vec<Vec<String>> = (0..times)
+        .step_by(step)
+        .map(|first| {
+            let at = chart::nanoseconds(lines[0].points[first].0);
+            let time = if precise { time_ms(at, zone) } else { date_and_time(at, zone) };
+            let mut row = vec![time];
+            row.extend(lines.iter().map(|line| {
+                let points = line.points.iter().skip(first).take(step);
+                number(points.map(|(_, value)| *value).fold(0.0, f64::max))
+            }));
+            row
+        })
+        .collect();
+    let mut titles = vec!["time"];
+    titles.extend(lines.iter().map(|line| line.name.as_str()));
+    out.table(&titles, &rows, true).raw("</figure>");
+    Ok(())
+}
+
+/// A rate or a count, to one digit behind the point where it is small.
+fn number(value: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, and is not negative"
+    )]
+    let whole = |value: f64| value.round() as u64;
+    let tenths = whole(value * 10.0);
+    if tenths < 100 && !tenths.is_multiple_of(10) { format!("{value:.1}") } else { thousands(whole(value)) }
+}
+
+fn fill(out: &mut Html, incident: &Incident, zone: &TimeZone) -> anyhow::Result<()> {
+    out.raw("<section><h2>Entries against the limit</h2>");
+    // The fullest first.
+    let mut tables: Vec<(u32, f64)> = Vec::new();
+    for (netns, (count, max)) in incident.parts.iter().flat_map(|part| &part.tables) {
+        let share = max.filter(|max| *max > 0).map_or(0.0, |max| *count as f64 / max as f64);
+        match tables.iter_mut().find(|(known, _)| known == netns) {
+            Some((_, fullest)) => *fullest = fullest.max(share),
+            None => tables.push((*netns, share)),
+        }
+    }
+    tables.sort_by(|a, b| b.1.total_cmp(&a.1));
+    if tables.is_empty() {
+        out.raw("<p>No table was read.</p>");
+    }
+    for (at, (inode, _)) in tables.iter().take(LINES).enumerate() {
+        let of = |value: fn(&(u64, Option<u64>)) -> Option<u64>| {
+            let parts = incident.parts.iter();
+            parts.filter_map(|part| Some((middle(part), value(part.tables.get(inode)?)? as f64))).collect()
+        };
+        let entries: Vec<(f64, f64)> = of(|table| Some(table.0));
+        let lossy = |at: &f64| at_part(incident, *at).is_some_and(|part| part.losses() > 0);
+        let marks = if at == 0 {
+            entries.iter().filter(|(time, _)| lossy(time)).copied().collect()
+        } else {
+            Vec::new()
+        };
+        let name = netns(incident, *inode);
+        let lines = [
+            Line { name: format!("entries in {name}"), color: 0, points: entries, marks },
+            Line { name: "limit".into(), color: 2, points: of(|table| table.1), marks: Vec::new() },
+        ];
+        figure(out, &format!("entries in {name} and its limit over time"), &lines, zone)?;
+    }
+    if tables.len() > LINES {
+        out.element("p", &format!("{} more tables were less full.", tables.len() - LINES));
+    }
+    out.raw("</section>");
+    Ok(())
+}
+
+fn at_part(incident: &Incident, time: f64) -> Option<&Part> {
+    incident.parts.iter().find(|part| middle(part) >= time)
+}
+
+fn rates(out: &mut Html, incident: &Incident, zone: &TimeZone) -> anyhow::Result<()> {
+    out.raw("<section><h2>Losses per second</h2>");
+    let groups = [Group::Drop, Group::EarlyDrop, Group::InsertFailed, Group::Invalid];
+    let mut color = 0..;
+    let lossy = groups.map(|group| Line {
+        name: name(group).into(),
+        color: color.next().unwrap_or_default(),
+        points: incident.parts.iter().map(|part| (middle(part), part.rate(group.of(&part.counts)))).collect(),
+        marks: Vec::new(),
+    });
+    figure(out, "losses per second over time", &lossy, zone)?;
+    out.raw("</section><section><h2>New flows per second</h2>");
+    let mut flows: Vec<(FlowType, u64)> =
+        incident.flows.iter().map(|(flow, counts)| (*flow, Group::Insert.of(counts))).collect();
+    flows.sort_by_key(|(_, inserts)| std::cmp::Reverse(*inserts));
+    let lines: Vec<Line> = flows
+        .iter()
+        .take(LINES)
+        .enumerate()
+        .map(|(color, (flow, _))| Line {
+            name: flow_name(incident, *flow),
+            color,
+            points: incident
+                .parts
+                .iter()
+                .map(|part| (middle(part), part.rate(part.inserts.get(flow).copied().unwrap_or(0))))
+                .collect(),
+            marks: Vec::new(),
+        })
+        .collect();
+    if lines.is_empty() {
+        out.raw("<p>No flow was seen.</p>");
+    } else {
+        figure(out, "inserts per second by flow type over time", &lines, zone)?;
+    }
+    out.raw("</section>");
+    Ok(())
+}
+
+fn rankings(out: &mut Html, incident: &Incident, zone: &TimeZone) {
+    out.raw("<section><h2>Who causes it</h2>");
+    let Some(worst) = &incident.worst else {
+        out.raw("<p>Nothing was watched.</p></section>");
+        return;
+    };
+    let what = if worst.lost() > 0 { "with most losses" } else { "with most new flows, as nothing was lost" };
+    out.element("p", &format!("The minute {what} began at {}.", date_and_time(worst.from_ns, zone)));
+    for (by, title) in
+        [(By::Dport, "destination port"), (By::Src, "source address"), (By::Dst, "destination address")]
+    {
+        let rows: Vec<Vec<String>> = worst
+            .top(by, TOP)
+            .into_iter()
+            .map(|top| {
+                let flow = FlowType { netns: top.netns, family: top.family, proto: top.proto };
+                let numbers = [top.insert, top.early_drop, top.drop, top.invalid].map(thousands);
+                [vec![format!("{} ({})", top.key, flow_name(incident, flow))], numbers.into()].concat()
+            })
+            .collect();
+        if !rows.is_empty() || by == By::Dport {
+            out.element("h3", &format!("By {title}"));
+            out.table(&[title, "inserts", "evicted", "refused", "invalid"], &rows, true);
+        }
+    }
+    out.raw("</section>");
+}
+
+fn singles(out: &mut Html, incident: &Incident, zone: &TimeZone) {
+    out.raw("<section><h2>Single losses</h2>");
+    let losses = incident.worst.as_ref().map_or(&[][..], |worst| &worst.losses);
+    if losses.is_empty() {
+        out.raw("<p>None was kept.</p>");
+    } else {
+        out.raw("<p>From the same minute: what happened, to whom, and for whom a live entry had to go.</p>");
+        out.raw("<pre class=scroll tabindex=0>");
+        let lines = TraceLines::new(zone.clone(), false);
+        for record in losses.iter().take(LOSSES) {
+            out.text(lines.record(record, &netns(incident, record.netns)).trim_end()).raw("\n");
+        }
+        out.raw("</pre>");
+    }
+    if incident.losses_left_out > 0 {
+        out.element(
+            "p",
+            &format!("{} single losses were counted and not kept.", thousands(incident.losses_left_out)),
+        );
+    }
+    out.raw("</section>");
+}
+
+/// Counts of the whole time, by reason and cause.
+fn reasons(out: &mut Html, incident: &Incident) {
+    out.raw("<section><h2>Why, by flow type</h2>");
+    for group in [Group::Drop, Group::InsertFailed, Group::Invalid, Group::Delete] {
+        let events = group.parts();
+        let rows: Vec<Vec<String>> = incident
+            .flows
+            .iter()
+            .filter(|(_, counts)| group.of(counts) > 0)
+            .take(ROWS)
+            .map(|(flow, counts)| {
+                let cell = |event: &Event| {
+                    let unknown = incident.unknown.contains_key(event);
+                    if unknown { "?".to_owned() } else { thousands(counts.get(*event)) }
+                };
+                let numbers = events.iter().map(cell);
+                std::iter::once(flow_name(incident, *flow)).chain(numbers).collect()
+            })
+            .collect();
+        let head: Vec<&str> =
+            std::iter::once("flow type").chain(events.iter().map(|event| event.reason())).collect();
+        out.element(
+            "h3",
+            match group {
+                Group::Drop => "New flows refused",
+                Group::InsertFailed => "Failed inserts",
+                Group::Invalid => "Invalid packets",
+                _ => "Deletes by cause",
+            },
+        );
+        out.table(&head, &rows, true);
+    }
+    out.raw("</section>");
+}
+
+fn findings(out: &mut Html, diagnosis: &Diagnosis) {
+    out.raw("<section><h2>What doctor finds</h2>");
+    for finding in diagnosis.findings.iter().filter(|finding| finding.matters()) {
+        out.raw("<article><h3>").text(finding.id).raw(" (").text(finding.status.name()).raw(")</h3>");
+        out.element("p", &finding.what).element("p", &finding.meaning);
+        if finding.remedies.is_empty() {
+            // Exact commands depend on rules, settings and memory, which are in no recording.
+            out.raw("<p>For the commands that help, run <code>ctwatch doctor</code> on the machine while it lasts, ")
+                .raw("or read <code>ctwatch doctor explain ")
+                .text(finding.id)
+                .raw("</code>.</p>");
+        }
+        for remedy in &finding.remedies {
+            out.raw("<h4>").text(&remedy.what).raw("</h4><p>Price: ").text(&remedy.price).raw("</p>");
+            for (title, commands) in [
+                ("now", &remedy.commands),
+                ("to make it last", &remedy.persist),
+                ("to undo it", &remedy.undo),
+            ] {
+                if !commands.is_empty() {
+                    out.element("p", title).raw("<pre class=scroll tabindex=0>");
+                    for command in commands {
+                        out.text(&command.to_string()).raw("\n");
+                    }
+                    out.raw("</pre>");
+                }
+            }
+        }
+        out.raw("</article>");
+    }
+    if diagnosis.findings.iter().all(|finding| !finding.matters()) {
+        out.raw("<p>Nothing that needs care.</p>");
+    }
+    out.raw("</section>");
+}
+
+fn unseen(out: &mut Html, subject: &Subject<'_>, incident: &Incident) {
+    out.raw("<section><h2>What was not seen</h2><ul>");
+    if let Some(info) = &incident.info {
+        out.element("li", &format!("Counted by {}.", info.kind.name()));
+        if let Some(why) = &info.why {
+            out.element("li", &format!("No better source: {why}"));
+        }
+    }
+    for (event, why) in &incident.unknown {
+        out.element("li", &format!("{} is unknown: {why}", event.field()));
+    }
+    out.element("li", &format!("Watched by ctwatch {}.", subject.version));
+    out.element("li", &format!("Events that the source knows it missed: {}.", thousands(incident.missed)));
+    if incident.namespaces_left_out > 0 {
+        let left_out = thousands(incident.namespaces_left_out);
+        out.element("li", &format!("Network namespaces that were not looked at: {left_out}."));
+    }
+    out.raw("</ul></section>");
+}
+
+#[cfg(test)]
+mod tests;

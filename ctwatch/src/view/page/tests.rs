@@ -1,0 +1,142 @@
+use ctwatch_ebpf::AF_INET;
+
+use super::*;
+use crate::doctor::diagnose;
+use crate::doctor::recorded::Recorded;
+use crate::model::ranking::{Losses, Top};
+use crate::model::trace::{Detail, Flow, Record};
+use crate::model::{Sample, SourceInfo, SourceKind, Table, Tracker};
+
+/// What a stranger may call things.
+const HOSTILE: &str = "</style><script>alert(1)</script>\"' onload=x <img src=//evil> \x1b[2J\u{202e}&amp;";
+
+/// A flood in the middle of so many seconds; all names are this one.
+fn made(name: &str, seconds: u64) -> String {
+    let info = SourceInfo {
+        kind: SourceKind::Kprobe,
+        why: Some(name.into()),
+        unknown: [(Event::DeletePressure, name.to_owned())].into(),
+    };
+    let (mut incident, mut recorded, mut tracker) =
+        (Incident::default(), Recorded::default(), Tracker::new(0));
+    let mut counters = Counters::default();
+    for second in 1..=seconds {
+        let flood = (seconds / 3..seconds / 2).contains(&second);
+        counters.0[Event::Insert as usize] += if flood { 900 } else { 40 };
+        counters.0[Event::DropTableFull as usize] += if flood { 700 } else { 0 };
+        counters.0[Event::DeleteEarlyDrop as usize] += if flood { 120 } else { 0 };
+        counters.0[Event::DeleteTimeout as usize] += 38;
+        let flow = Flow {
+            family: AF_INET,
+            proto: 17,
+            src: [10, 0, 0, 1].into(),
+            dst: [10, 0, 0, 2].into(),
+            detail: Detail::Ports(4000, 6881),
+            zone: 0,
+        };
+        let record = Record {
+            wall_ns: i128::from(second) * 1_000_000_000,
+            name: Group::Drop,
+            event: Event::DropTableFull,
+            netns: 7,
+            flow,
+            assured: false,
+            replied: false,
+            age: None,
+            newcomer: None,
+            invalid: None,
+            cpu: 0,
+            comm: Some(name.into()),
+        };
+        let top = Top {
+            by: By::Dport,
+            netns: 7,
+            family: AF_INET,
+            proto: 17,
+            key: "6881".into(),
+            insert: second * 40,
+            early_drop: 0,
+            drop: 0,
+            invalid: 0,
+        };
+        let count = if flood { 4000 } else { 900 + second };
+        let report = tracker.advance(Sample {
+            wall_ns: 1_795_460_400_000_000_000 + i128::from(second) * 1_000_000_000,
+            mono_ns: second * 1_000_000_000,
+            rows: [(FlowType { netns: 7, family: AF_INET, proto: 17 }, counters)].into(),
+            tables: vec![Table { netns: 7, name: name.into(), count: Some(count), max: Some(4000) }],
+            top: Some(vec![top]),
+            losses: Some(Losses { events: if flood { vec![record] } else { Vec::new() }, more: 3 }),
+            ..Sample::default()
+        });
+        incident.add(1, &info, &report);
+        recorded.add(1, name, &info, &report);
+    }
+    incident.finish();
+    let machine = Machine { host: name.into(), kernel: name.into() };
+    let subject = Subject { machine: &machine, version: name, zone: &TimeZone::UTC };
+    page(&subject, &incident, &diagnose(&recorded.facts().unwrap())).unwrap()
+}
+
+/// The elements of a page, by their names.
+fn elements(page: &str) -> Vec<&str> {
+    let starts = page.split('<').skip(1).filter(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()));
+    starts.map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn names_of_strangers_make_no_element_and_no_attribute() {
+    let (calm, hostile) = (made("web-7", 100), made(HOSTILE, 100));
+    assert_eq!(elements(&calm), elements(&hostile));
+    for wrong in ["<script", "onload=x <", "<img", "\x1b", "\u{202e}"] {
+        assert!(!hostile.contains(wrong), "{wrong}");
+    }
+    assert!(hostile.contains("&lt;script&gt;"), "names are shown as they are");
+}
+
+#[test]
+fn a_page_loads_nothing_and_runs_nothing() {
+    let page = made("web-7", 100);
+    assert!(page.contains("Content-Security-Policy") && page.contains("default-src 'none'"));
+    for wrong in ["<script", "<link", "<img", "<iframe", "src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(wrong), "{wrong}");
+    }
+    // The name space of SVG is a name, not an address that is asked.
+    assert_eq!(
+        page.matches("http").count(),
+        page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count() + 1
+    );
+}
+
+#[test]
+fn every_chart_has_its_numbers_and_the_flood_is_told() {
+    let page = made("web-7", 100);
+    assert_eq!(page.matches("<svg ").count(), 3);
+    assert_eq!(page.matches("role=\"img\" aria-label=").count(), 3);
+    for figure in page.split("<figure>").skip(1) {
+        let figure = figure.split("</figure>").next().unwrap();
+        assert!(figure.contains("<svg ") && figure.contains("<table "), "{figure}");
+    }
+    for told in ["CRITICAL", "table-full", "ctwatch doctor explain table-full"] {
+        assert!(page.contains(told), "{told}");
+    }
+    // 17 seconds of 700 refused and 120 evicted each.
+    assert!(page.contains("<b>11,900</b> new flows refused"), "{page}");
+    assert!(page.contains("<b>2,040</b> live entries evicted"));
+    assert!(page.contains("6881 (web-7 ipv4 udp)"));
+}
+
+#[test]
+fn numbers_are_written_in_one_way() {
+    let written = [0.0, 0.04, 0.5, 9.94, 9.96, 10.0, 12.3, 1234.5].map(number);
+    assert_eq!(written, ["0", "0", "0.5", "9.9", "10", "10", "12", "1,235"]);
+}
+
+#[test]
+fn one_report_is_enough_and_a_day_is_not_too_much() {
+    for seconds in [1, 2, 3, 4000] {
+        let page = made("web-7", seconds);
+        assert!(page.ends_with("</html>\n"));
+        assert!(page.len() < 400_000, "{seconds} s: {} bytes", page.len());
+    }
+}
