@@ -6,6 +6,7 @@ use crate::bench;
 use crate::build;
 use crate::monitoring;
 use crate::package;
+use crate::page;
 use crate::prototypes;
 use crate::step::{self, Step};
 use crate::test::{self, Selection};
@@ -18,6 +19,7 @@ pub fn run() -> Result<()> {
     test::unit(None)?;
     checked("documentation", &["doc", "--workspace", "--no-deps"], Some(("RUSTDOCFLAGS", "-D warnings")))?;
     monitoring::run()?;
+    page::run()?;
     package::install::run()?;
     prototypes::run()?;
     bench::run(&bench::Options::check())?;

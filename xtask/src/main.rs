@@ -13,6 +13,7 @@ mod monitoring;
 mod mutants;
 mod package;
 mod packages;
+mod page;
 mod paths;
 mod prototypes;
 #[cfg(test)]
@@ -105,6 +106,8 @@ enum Task {
     Bench(bench::Options),
     /// Check what `contrib/` has for monitoring: with promtool, systemd-analyze and a real Prometheus, on this machine
     Monitoring,
+    /// Open the page of `report` in a headless Chromium at two widths, light and dark, and check it
+    Page,
     /// Break the counting programs in one place at a time, and run what should notice
     Mutants(mutants::Options),
     /// Fuzz every parser of foreign bytes, or one of them
@@ -185,6 +188,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Prototypes => prototypes::run()?,
         Task::Bench(options) => bench::run(&options)?,
         Task::Monitoring => monitoring::run()?,
+        Task::Page => page::run()?,
         Task::Mutants(options) => mutants::run(&options)?,
         Task::Fuzz(options) => fuzz::run(&options)?,
         Task::Package { check: true } => package::install::run()?,

@@ -54,12 +54,14 @@ fn paint(svg: &mut String, lines: &[Line], zone: &TimeZone) -> Result<(), Box<dy
     let mut chart = ChartBuilder::on(&root)
         .margin(8)
         .margin_right(24)
-        .x_label_area_size(38)
+        .x_label_area_size(46)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..shown, 0.0..highest)?;
     let time = |at: &f64| label(start + at, shown, zone);
     chart
         .configure_mesh()
+        // Away from the lowest label of the other axis, which a phone shows larger.
+        .set_tick_mark_size(LabelAreaPosition::Bottom, 12)
         .x_labels(4)
         .y_labels(5)
         .x_label_formatter(&time)

@@ -1,0 +1,129 @@
+//! `cargo xtask page`: the page of `ctwatch report`, opened in a headless Chromium.
+//!
+//! The recording beside this file is that of a real flood in a guest, where the machine, a network namespace and a
+//! process had names that would be mark-up and scripts if a page let them.
+
+mod browser;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use self::browser::{Browser, Window};
+use crate::step::{self, Step, say};
+use crate::{build, packages, paths};
+
+const RECORDING: &str = "xtask/src/page/flood.ctw";
+const LOOK: &str = include_str!("look.js");
+/// A phone and a screen.
+const WIDTHS: [u32; 2] = [390, 1400];
+
+/// A page that is broken in one way, and what must be said against it. A check that finds none of them checks nothing.
+struct Broken {
+    what: &'static str,
+    /// Texts of the page, and what stands there instead.
+    change: &'static [(&'static str, &'static str)],
+    complaint: &'static str,
+}
+
+const POLICY: &str = "<meta http-equiv=Content-Security-Policy";
+const NO_POLICY: &str = "<meta name=none";
+
+const BROKEN: [Broken; 7] = [
+    Broken {
+        what: "a script that the policy stops",
+        change: &[("</main>", "</main><script>1</script>")],
+        complaint: "console: ",
+    },
+    Broken {
+        what: "a script that runs",
+        change: &[(POLICY, NO_POLICY), ("</main>", "</main><script>console.log(1)</script>")],
+        complaint: "console: ",
+    },
+    Broken {
+        what: "a picture from elsewhere",
+        change: &[(POLICY, NO_POLICY), ("</main>", "</main><img src=elsewhere.png>")],
+        complaint: "a request to ",
+    },
+    Broken { what: "charts without lines", change: &[("<polyline", "<metadata")], complaint: "is not drawn" },
+    Broken {
+        what: "a wide element",
+        change: &[("</main>", "</main><div style=\"width:1500px\">wide</div>")],
+        complaint: "px wide",
+    },
+    Broken {
+        what: "labels in the colour of the background",
+        change: &[("svg text{fill:var(--ink)}", "svg text{fill:var(--back)}")],
+        complaint: "contrast of ",
+    },
+    Broken {
+        what: "labels that cover each other",
+        change: &[("svg text{font-size:24px}", "svg text{font-size:48px}")],
+        complaint: " covers ",
+    },
+];
+
+/// Makes the page, opens it in every way, and then the broken ones.
+pub fn run() -> Result<()> {
+    packages::ensure_programs("the check of the page", &[("chromium", "chromium")])?;
+    let ctwatch = build::debug()?;
+    let step = Step::begin("the page in Chromium");
+    let scratch = paths::target("page");
+    fs::create_dir_all(&scratch)?;
+    let page = scratch.join("page.html");
+    step::run(
+        Command::new(ctwatch)
+            .arg("report")
+            .arg(paths::root().join(RECORDING))
+            .arg("-o")
+            .arg(&page)
+            // Times as they are on any machine.
+            .env("TZ", "UTC"),
+    )?;
+    let html = fs::read_to_string(&page)?;
+    let program = paths::program("chromium").context("chromium is not there")?;
+    let mut browser = Browser::start(&program, &scratch)?;
+    let mut wrong = Vec::new();
+    for width in WIDTHS {
+        for dark in [false, true] {
+            let scheme = if dark { "dark" } else { "light" };
+            let picture = scratch.join(format!("{width}-{scheme}.png"));
+            let found = look(&mut browser, &page, Window { width, dark }, &picture)?;
+            wrong.extend(found.into_iter().map(|found| format!("{width} px, {scheme}: {found}")));
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{}:\n{}", page.display(), wrong.join("\n"));
+    }
+    for broken in &BROKEN {
+        is_found(&mut browser, broken, &html, &scratch)?;
+    }
+    say(format!("pictures of the page are in {}", scratch.display()));
+    step.end();
+    Ok(())
+}
+
+fn look(browser: &mut Browser, page: &Path, window: Window, picture: &Path) -> Result<Vec<String>> {
+    browser.look(page, window, &format!("{}({})", LOOK.trim_end(), window.width), picture)
+}
+
+/// The check finds what is wrong with this one.
+fn is_found(browser: &mut Browser, broken: &Broken, html: &str, scratch: &Path) -> Result<()> {
+    let mut text = html.to_owned();
+    for (there, instead) in broken.change {
+        if !text.contains(there) {
+            bail!("the page has no `{there}` to break");
+        }
+        text = text.replace(there, instead);
+    }
+    let page: PathBuf = scratch.join("broken.html");
+    fs::write(&page, text)?;
+    let window = Window { width: WIDTHS[0], dark: false };
+    let found = look(browser, &page, window, &scratch.join("broken.png"))?;
+    if !found.iter().any(|found| found.contains(broken.complaint)) {
+        bail!("nothing was said against a page with {}; only: {found:?}", broken.what);
+    }
+    Ok(())
+}
