@@ -96,8 +96,9 @@ impl TraceFilter {
         self.passes_ports(tuple) && self.passes_nets(tuple)
     }
 
+    /// Whether a port of the tuple is asked for. What has no ports passes only where none is asked for.
     #[inline(always)]
-    fn passes_ports(&self, tuple: &Tuple) -> bool {
+    pub fn passes_ports(&self, tuple: &Tuple) -> bool {
         if self.port_count == 0 {
             return true;
         }
@@ -115,8 +116,9 @@ impl TraceFilter {
         false
     }
 
+    /// Whether an address of the tuple is asked for.
     #[inline(always)]
-    fn passes_nets(&self, tuple: &Tuple) -> bool {
+    pub fn passes_nets(&self, tuple: &Tuple) -> bool {
         for (at, net) in self.nets.iter().enumerate() {
             if net.family == 0 {
                 return at == 0;

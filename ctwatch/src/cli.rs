@@ -2,6 +2,7 @@
 
 mod common;
 mod doctor;
+mod entries;
 mod export;
 mod record;
 mod replay;

@@ -155,21 +155,30 @@ fn parse_protocols(text: &str) -> Result<Protocols, String> {
     Ok(set)
 }
 
-fn parse_ports(text: &str) -> Result<Ports, String> {
-    let port = |part: &str| {
+/// Numbers from 0 to 65535.
+pub(super) fn parse_u16s(text: &str, what: &str) -> Result<Vec<u16>, String> {
+    let number = |part: &str| {
         // `u16::from_str` takes "+53" too, which nobody means.
         Some(part.trim())
             .filter(|part| part.starts_with(|first: char| first.is_ascii_digit()))
             .and_then(|part| part.parse().ok())
-            .ok_or_else(|| format!("no port `{}`; give numbers from 0 to 65535", part.trim()))
+            .ok_or_else(|| format!("no {what} `{}`; give numbers from 0 to 65535", part.trim()))
     };
-    let ports: Vec<u16> = text.split(',').map(port).collect::<Result<_, _>>()?;
+    text.split(',').map(number).collect()
+}
+
+/// Networks and addresses.
+pub(super) fn parse_net_list(text: &str) -> Result<Vec<Net>, String> {
+    text.split(',').map(|part| filter::parse_net(part.trim())).collect()
+}
+
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    let ports = parse_u16s(text, "port")?;
     if ports.len() > TRACE_PORTS { Err(format!("at most {TRACE_PORTS} ports")) } else { Ok(Ports(ports)) }
 }
 
 fn parse_nets(text: &str) -> Result<Nets, String> {
-    let nets: Vec<Net> =
-        text.split(',').map(|part| filter::parse_net(part.trim())).collect::<Result<_, _>>()?;
+    let nets = parse_net_list(text)?;
     if nets.len() > TRACE_NETS { Err(format!("at most {TRACE_NETS} networks")) } else { Ok(Nets(nets)) }
 }
 

@@ -2,8 +2,10 @@
 
 use clap::Args;
 
+use super::entries::EntryArgs;
 use super::{CommonArgs, Format, common};
 use crate::model::Filter;
+use crate::model::entry_filter::EntryFilter;
 use crate::model::table::{Dimensions, GroupBy};
 use crate::source::SourceChoice;
 
@@ -16,13 +18,16 @@ const SHOWN: u64 = 20;
     after_help = "The table changes while it is read, so a few entries may be missing or appear twice."
 )]
 pub struct TableArgs {
-    /// Group by these, separated by commas: proto (with the family), state, assured, src, sport, dst, dport. Add netns to
-    /// rank the groups of all namespaces together
+    /// Group by these, separated by commas: proto (with the family), state, assured; src, sport, dst, dport of the original
+    /// direction; rsrc, rsport, rdst, rdport of the reply direction; nat, zone, mark, offload. Add netns to rank the groups
+    /// of all namespaces together
     #[arg(long, value_name = "LIST", default_value = "proto,state,dport", value_parser = parse_by)]
     by: Dimensions,
     /// Print the N largest groups. The default is 20, or all of them as JSON
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
+    #[command(flatten)]
+    entries: EntryArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -42,6 +47,8 @@ pub struct TableOptions {
     pub verbose: bool,
     /// Which entries.
     pub filter: Filter,
+    /// Which of these, by what only an entry has.
+    pub entries: EntryFilter,
     /// Which source was asked for.
     pub source: SourceChoice,
 }
@@ -61,6 +68,7 @@ impl From<TableArgs> for TableOptions {
             color: !output.no_color,
             verbose: *verbose,
             filter: args.common.filter(),
+            entries: args.entries.filter(),
             source: place.source,
         }
     }
@@ -80,6 +88,8 @@ mod tests {
 
     use super::super::{Cli, Command};
     use super::*;
+    use crate::model::entry::{Nat, Offload};
+    use crate::model::entry_filter::Mark;
 
     fn options(args: &[&str]) -> Result<TableOptions, clap::Error> {
         match Cli::try_parse_from(["ctwatch", "table"].iter().chain(args))?.into_command() {
@@ -108,9 +118,38 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_selected_by_what_only_they_have() {
+        let args = [
+            "--rsrc=10.9.0.77/32,fd00::/8",
+            "--rsport=53",
+            "--rdst=10.9.0.1",
+            "--rdport=1024,1025",
+            "--nat=dnat,both",
+            "--zone=0,9",
+            "--mark=16,0x4000/0x4000",
+            "--offload=hardware",
+        ];
+        let entries = options(&args).unwrap().entries;
+        assert_eq!((entries.rsrc.len(), entries.rdst.len()), (2, 1));
+        assert_eq!((entries.rsport, entries.rdport), (vec![53], vec![1024, 1025]));
+        assert_eq!((entries.nat, entries.zone), (vec![Nat::Dnat, Nat::Both], vec![0, 9]));
+        let marks = [Mark { value: 16, mask: u32::MAX }, Mark { value: 0x4000, mask: 0x4000 }];
+        assert_eq!((&entries.mark[..], entries.offload), (&marks[..], vec![Offload::Hardware]));
+        assert!(options(&[]).unwrap().entries.is_empty());
+    }
+
+    #[test]
     fn wrong_values_say_what_is_wrong() {
         for (args, told) in [
-            (&["--by", "port"][..], "no grouping `port`; there are netns, proto, state"),
+            (&["--nat", "yes"][..], "no kind of NAT `yes`; there are none, snat, dnat, both"),
+            (&["--mark=-1"], "no mark `-1`"),
+            (&["--mark", "0x"], "no mark `0x`"),
+            (&["--mark", "3/1"], "bits outside of its mask"),
+            (&["--mark", "0x100000000"], "no mark"),
+            (&["--zone", "65536"], "no zone `65536`"),
+            (&["--rdport", "http"], "no port `http`"),
+            (&["--rsrc", "10.0.0.0/33"], "0 to 32 bits"),
+            (&["--by", "port"], "no grouping `port`; there are netns, proto, state"),
             (&["--by", ""], "no grouping ``"),
             (&["-n", "0"], "at least one group"),
             (&["-n", "all"], "not a whole number of groups"),

@@ -132,7 +132,9 @@ impl Reading {
         let began = Instant::now();
         let walked = self.spaces.walk(netns, &self.options.filter, |entry: &Entry| {
             progress.step();
-            grouping.add(entry);
+            if self.options.entries.passes(entry) {
+                grouping.add(entry);
+            }
         });
         drop(progress);
         let census = grouping.take_census();
@@ -164,11 +166,11 @@ impl Reading {
     }
 
     fn print(&self, grouping: &Grouping, spaces: Vec<Space>) -> anyhow::Result<()> {
-        let TableOptions { by, count, filter, .. } = &self.options;
+        let TableOptions { by, count, filter, entries, .. } = &self.options;
         let holding = Holding {
             wall_ns: now()?.0,
             by: *by,
-            filtered: filter.selects_flows(),
+            filtered: filter.selects_flows() || !entries.is_empty(),
             spaces,
             namespaces_left_out: self.left_out(),
             ranked: grouping.ranked(*count),

@@ -62,6 +62,13 @@ impl Filter {
     }
 }
 
+/// Whether a port and an address of an entry fit, each in whichever of its directions.
+pub fn passes_either(ends: &TraceFilter, original: &Tuple, reply: Option<&Tuple>) -> bool {
+    let reply = reply.unwrap_or(original);
+    (ends.passes_ports(original) || ends.passes_ports(reply))
+        && (ends.passes_nets(original) || ends.passes_nets(reply))
+}
+
 /// A tuple for [`Filter::passes`]. Without ports it passes no filter by port.
 pub fn tuple(proto: u8, src: IpAddr, dst: IpAddr, ports: Option<(u16, u16)>) -> Tuple {
     let (src_part, dst_part) = ports.unwrap_or_default();
@@ -123,6 +130,13 @@ fn address(at: IpAddr) -> (u8, [u64; 2]) {
         }
         IpAddr::V6(at) => (AF_INET6, words(at.octets())),
     }
+}
+
+/// Whether one address lies in a network.
+pub(crate) fn holds(net: &Net, family: u8, at: [u64; 2]) -> bool {
+    net.family == u64::from(family)
+        && at[0] & net.mask[0] == net.address[0]
+        && at[1] & net.mask[1] == net.address[1]
 }
 
 /// The address in the words of a [`Tuple`] of this family.

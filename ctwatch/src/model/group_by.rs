@@ -1,6 +1,6 @@
 //! What the entries of a table can be grouped by.
 
-/// What entries are grouped by. Addresses and ports are those of the original direction.
+/// What entries are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum GroupBy {
@@ -12,7 +12,7 @@ pub enum GroupBy {
     State,
     /// Whether `early_drop` must pass it by.
     Assured,
-    /// Source address.
+    /// Source address of the original direction, as are the next three.
     Src,
     /// Source port.
     Sport,
@@ -20,11 +20,27 @@ pub enum GroupBy {
     Dst,
     /// Destination port.
     Dport,
+    /// Source address of the reply direction, as are the next three: with NAT of the destination the real server.
+    Rsrc,
+    /// Source port of answers.
+    Rsport,
+    /// Destination address of answers: with NAT of the source the address that the flow was given.
+    Rdst,
+    /// Destination port of answers.
+    Rdport,
+    /// What NAT does.
+    Nat,
+    /// Conntrack zone.
+    Zone,
+    /// `ct mark`.
+    Mark,
+    /// Whether a flow table forwards the packets.
+    Offload,
 }
 
 impl GroupBy {
     /// All of them, as they are shown from left to right.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 16] = [
         Self::Netns,
         Self::Proto,
         Self::State,
@@ -33,6 +49,14 @@ impl GroupBy {
         Self::Sport,
         Self::Dst,
         Self::Dport,
+        Self::Rsrc,
+        Self::Rsport,
+        Self::Rdst,
+        Self::Rdport,
+        Self::Nat,
+        Self::Zone,
+        Self::Mark,
+        Self::Offload,
     ];
 
     /// As flags spell it.
@@ -46,13 +70,21 @@ impl GroupBy {
             Self::Sport => "sport",
             Self::Dst => "dst",
             Self::Dport => "dport",
+            Self::Rsrc => "rsrc",
+            Self::Rsport => "rsport",
+            Self::Rdst => "rdst",
+            Self::Rdport => "rdport",
+            Self::Nat => "nat",
+            Self::Zone => "zone",
+            Self::Mark => "mark",
+            Self::Offload => "offload",
         }
     }
 }
 
 /// A set of what to group by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dimensions(u8);
+pub struct Dimensions(u16);
 
 impl Dimensions {
     /// Those of a list.
@@ -65,15 +97,34 @@ impl Dimensions {
         self.0 >> by as u8 & 1 == 1
     }
 
-    /// Those of them that tell ports or addresses, which stand in a group's key.
+    const fn has_any(self, list: &[GroupBy]) -> bool {
+        let mut at = 0;
+        while at < list.len() {
+            if self.contains(list[at]) {
+                return true;
+            }
+            at += 1;
+        }
+        false
+    }
+
+    /// Those of them that stand in a group's key.
     pub fn keys(self) -> impl Iterator<Item = GroupBy> {
-        [GroupBy::Src, GroupBy::Sport, GroupBy::Dst, GroupBy::Dport]
-            .into_iter()
-            .filter(move |by| self.contains(*by))
+        GroupBy::ALL.into_iter().filter(move |by| *by >= GroupBy::Src && self.contains(*by))
     }
 
     /// Whether the address family is one: it belongs to the flow type, and tells addresses apart.
     pub const fn has_family(self) -> bool {
-        self.contains(GroupBy::Proto) || self.contains(GroupBy::Src) || self.contains(GroupBy::Dst)
+        self.has_any(&[GroupBy::Proto, GroupBy::Src, GroupBy::Dst, GroupBy::Rsrc, GroupBy::Rdst])
+    }
+
+    /// Whether some port is one.
+    pub const fn has_ports(self) -> bool {
+        self.has_any(&[GroupBy::Sport, GroupBy::Dport, GroupBy::Rsport, GroupBy::Rdport])
+    }
+
+    /// Whether some part of the reply direction is one.
+    pub const fn has_reply(self) -> bool {
+        self.has_any(&[GroupBy::Rsrc, GroupBy::Rsport, GroupBy::Rdst, GroupBy::Rdport])
     }
 }

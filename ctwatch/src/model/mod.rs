@@ -3,11 +3,14 @@
 //! Nothing here reads a clock, a file or the kernel.
 
 pub mod diff;
+pub mod entry;
+pub mod entry_filter;
 pub mod filter;
 pub mod forecast;
 pub mod group_by;
 pub mod held;
 pub mod history;
+pub mod holding;
 pub mod incident;
 pub mod invalid;
 pub mod live;

@@ -6,42 +6,15 @@ use std::net::IpAddr;
 
 use ctwatch_ebpf::loss::{Tuple, has_ports};
 
-use super::Table;
 use super::filter::ip;
-use super::held::{Reading, held};
 use super::state::State;
 
+pub use super::entry::{Entry, Nat, Offload, Traffic, status};
 pub use super::group_by::{Dimensions, GroupBy};
+pub use super::holding::{Holding, Space};
 
-/// Bits of an entry's status (uapi/linux/netfilter/nf_conntrack_common.h).
-pub mod status {
-    /// A packet came in both directions.
-    pub const SEEN_REPLY: u32 = 1 << 1;
-    /// `early_drop` passes it by.
-    pub const ASSURED: u32 = 1 << 2;
-    /// It is in the table.
-    pub const CONFIRMED: u32 = 1 << 3;
-    /// It lost a clash and lives by its reply direction only (5.9).
-    pub const NAT_CLASH: u32 = 1 << 12;
-    /// A flow table forwards it; `early_drop` passes it by too.
-    pub const OFFLOAD: u32 = 1 << 14;
-}
-
-/// Groups kept at once, 8 MB of them. All ports of one protocol fit.
+/// Groups kept at once, 18 MB of them. All ports of one protocol fit.
 pub const MOST_GROUPS: usize = 1 << 16;
-
-/// One entry, as far as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Inode of its network namespace.
-    pub netns: u32,
-    /// Its original direction.
-    pub tuple: Tuple,
-    /// The number that its protocol's tracker gives its state.
-    pub state: Option<u8>,
-    /// Bits of [`status`].
-    pub status: u32,
-}
 
 /// How many entries there are, and how many of a kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,36 +49,80 @@ impl Census {
 /// What tells one group from another, small enough to be copied for each entry. What was not asked for is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Key {
-    src: [u64; 2],
-    dst: [u64; 2],
+    original: Ends,
+    reply: Ends,
     netns: u32,
-    sport: [u8; 2],
-    dport: [u8; 2],
+    mark: u32,
+    zone: u16,
     family: u8,
     proto: u8,
     /// `None` where it was not asked for, as are these two.
     state: Option<State>,
     flags: u8,
+    nat: Nat,
+    offload: Offload,
+}
+
+/// The asked parts of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Ends {
+    src: [u64; 2],
+    dst: [u64; 2],
+    sport: [u8; 2],
+    dport: [u8; 2],
 }
 
 /// In [`Key::flags`].
 const ASSURED: u8 = 1;
 /// There is a port 0 too.
 const PORTS: u8 = 2;
+/// There is a reply direction.
+const REPLY: u8 = 4;
 
 impl Key {
     /// Among groups of one size: by what they have in common, from left to right; what has no ports comes first.
     fn order(&self) -> impl Ord {
-        let address = |words: [u64; 2]| words.map(u64::from_be);
         (
             (self.netns, self.family, self.proto, self.state, self.flags),
-            (
-                address(self.src),
-                u16::from_be_bytes(self.sport),
-                address(self.dst),
-                u16::from_be_bytes(self.dport),
-            ),
+            (self.original.order(), self.reply.order()),
+            (self.nat, self.zone, self.mark, self.offload),
         )
+    }
+}
+
+impl Ends {
+    /// Those of a tuple that are asked for: source, its port, destination, its port.
+    fn of(tuple: &Tuple, by: Dimensions, asked: [GroupBy; 4]) -> Self {
+        let [src, sport, dst, dport] = asked.map(|part| by.contains(part));
+        let ports = has_ports(tuple.proto);
+        Self {
+            src: if src { tuple.src } else { [0; 2] },
+            dst: if dst { tuple.dst } else { [0; 2] },
+            sport: if sport && ports { tuple.src_part } else { [0; 2] },
+            dport: if dport && ports { tuple.dst_part } else { [0; 2] },
+        }
+    }
+
+    fn order(&self) -> impl Ord {
+        let address = |words: [u64; 2]| words.map(u64::from_be);
+        (address(self.src), u16::from_be_bytes(self.sport), address(self.dst), u16::from_be_bytes(self.dport))
+    }
+}
+
+/// What one group has so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    count: u64,
+    /// `None` until an entry of it was accounted.
+    traffic: Option<Traffic>,
+}
+
+impl Sum {
+    fn add(&mut self, entry: &Entry) {
+        self.count += 1;
+        if let Some(traffic) = entry.traffic {
+            self.traffic = Some(self.traffic.unwrap_or_default().plus(traffic));
+        }
     }
 }
 
@@ -114,7 +131,7 @@ impl Key {
 pub struct Grouping {
     by: Dimensions,
     most: usize,
-    groups: HashMap<Key, u64>,
+    groups: HashMap<Key, Sum>,
     census: Census,
     ungrouped: u64,
 }
@@ -130,23 +147,24 @@ impl Grouping {
     pub fn add(&mut self, entry: &Entry) {
         self.census.add(entry);
         let key = self.key(entry);
-        if let Some(count) = self.groups.get_mut(&key) {
-            *count += 1;
+        if let Some(sum) = self.groups.get_mut(&key) {
+            sum.add(entry);
         } else if self.groups.len() < self.most {
-            self.groups.insert(key, 1);
+            self.groups.entry(key).or_default().add(entry);
         } else {
             self.ungrouped += 1;
         }
     }
 
     fn key(&self, entry: &Entry) -> Key {
-        let Entry { netns, tuple, state, status } = entry;
-        let asked = |by| self.by.contains(by);
-        let mut key = Key::default();
+        let Entry { netns, tuple, reply, state, status, mark, .. } = entry;
+        let by = self.by;
+        let asked = |one| by.contains(one);
+        let mut key = Key { original: Ends::of(tuple, by, ORIGINAL), ..Key::default() };
         if asked(GroupBy::Netns) {
             key.netns = *netns;
         }
-        if self.by.has_family() {
+        if by.has_family() {
             key.family = tuple.family;
         }
         if asked(GroupBy::Proto) {
@@ -158,20 +176,26 @@ impl Grouping {
         if asked(GroupBy::Assured) && status & status::ASSURED != 0 {
             key.flags |= ASSURED;
         }
-        if asked(GroupBy::Src) {
-            key.src = tuple.src;
-        }
-        if asked(GroupBy::Dst) {
-            key.dst = tuple.dst;
-        }
-        if (asked(GroupBy::Sport) || asked(GroupBy::Dport)) && has_ports(tuple.proto) {
+        if by.has_ports() && has_ports(tuple.proto) {
             key.flags |= PORTS;
-            if asked(GroupBy::Sport) {
-                key.sport = tuple.src_part;
-            }
-            if asked(GroupBy::Dport) {
-                key.dport = tuple.dst_part;
-            }
+        }
+        if by.has_reply()
+            && let Some(reply) = reply
+        {
+            key.flags |= REPLY;
+            key.reply = Ends::of(reply, by, REPLIES);
+        }
+        if asked(GroupBy::Nat) {
+            key.nat = entry.nat();
+        }
+        if asked(GroupBy::Zone) {
+            key.zone = tuple.zone;
+        }
+        if asked(GroupBy::Mark) {
+            key.mark = *mark;
+        }
+        if asked(GroupBy::Offload) {
+            key.offload = entry.offload();
         }
         key
     }
@@ -183,10 +207,10 @@ impl Grouping {
         if self.groups.len() <= keep {
             return;
         }
-        let mut counts: Vec<(Key, u64)> = self.groups.drain().collect();
-        counts.sort_unstable_by_key(|(_, count)| Reverse(*count));
-        self.ungrouped += counts.drain(keep..).map(|(_, count)| count).sum::<u64>();
-        self.groups.extend(counts);
+        let mut sums: Vec<(Key, Sum)> = self.groups.drain().collect();
+        sums.sort_unstable_by_key(|(_, sum)| Reverse(sum.count));
+        self.ungrouped += sums.drain(keep..).map(|(_, sum)| sum.count).sum::<u64>();
+        self.groups.extend(sums);
     }
 
     /// The census of what came since it was last taken.
@@ -196,47 +220,66 @@ impl Grouping {
 
     /// The groups, largest first, `most` of them where that is given.
     pub fn ranked(&self, most: Option<usize>) -> Ranked {
-        let mut counts: Vec<(&Key, u64)> = self.groups.iter().map(|(key, count)| (key, *count)).collect();
-        let order =
-            |a: &(&Key, u64), b: &(&Key, u64)| b.1.cmp(&a.1).then_with(|| a.0.order().cmp(&b.0.order()));
-        let shown = most.unwrap_or(usize::MAX).min(counts.len());
+        let mut sums: Vec<(&Key, &Sum)> = self.groups.iter().collect();
+        let order = |a: &(&Key, &Sum), b: &(&Key, &Sum)| {
+            b.1.count.cmp(&a.1.count).then_with(|| a.0.order().cmp(&b.0.order()))
+        };
+        let shown = most.unwrap_or(usize::MAX).min(sums.len());
         // Sorting what is not shown would cost more than all the rest of it.
-        if shown < counts.len() {
-            counts.select_nth_unstable_by(shown, order);
+        if shown < sums.len() {
+            sums.select_nth_unstable_by(shown, order);
         }
-        let rest = counts.split_off(shown);
-        counts.sort_unstable_by(order);
+        let rest = sums.split_off(shown);
+        sums.sort_unstable_by(order);
         Ranked {
-            groups: counts.into_iter().map(|(key, count)| self.group(key, count)).collect(),
+            groups: sums.into_iter().map(|(key, sum)| self.group(key, sum)).collect(),
             more_groups: rest.len(),
-            more_entries: rest.iter().map(|(_, count)| count).sum(),
+            more_entries: rest.iter().map(|(_, sum)| sum.count).sum(),
             ungrouped: self.ungrouped,
         }
     }
 
-    fn group(&self, key: &Key, count: u64) -> Group {
+    fn group(&self, key: &Key, sum: &Sum) -> Group {
         let asked = |by| self.by.contains(by);
-        let port = |by, port| (asked(by) && key.flags & PORTS != 0).then(|| u16::from_be_bytes(port));
+        let has = |flag| key.flags & flag == flag;
+        let port = |by, flags, port| (asked(by) && has(flags)).then(|| u16::from_be_bytes(port));
+        let address = |by, flags, words| if asked(by) && has(flags) { ip(key.family, words) } else { None };
+        let (original, reply) = (&key.original, &key.reply);
         Group {
-            count,
+            count: sum.count,
+            traffic: sum.traffic,
             netns: asked(GroupBy::Netns).then_some(key.netns),
             family: self.by.has_family().then_some(key.family),
             proto: asked(GroupBy::Proto).then_some(key.proto),
             state: key.state,
-            assured: asked(GroupBy::Assured).then_some(key.flags & ASSURED != 0),
-            src: if asked(GroupBy::Src) { ip(key.family, key.src) } else { None },
-            sport: port(GroupBy::Sport, key.sport),
-            dst: if asked(GroupBy::Dst) { ip(key.family, key.dst) } else { None },
-            dport: port(GroupBy::Dport, key.dport),
+            assured: asked(GroupBy::Assured).then_some(has(ASSURED)),
+            src: address(GroupBy::Src, 0, original.src),
+            sport: port(GroupBy::Sport, PORTS, original.sport),
+            dst: address(GroupBy::Dst, 0, original.dst),
+            dport: port(GroupBy::Dport, PORTS, original.dport),
+            rsrc: address(GroupBy::Rsrc, REPLY, reply.src),
+            rsport: port(GroupBy::Rsport, PORTS | REPLY, reply.sport),
+            rdst: address(GroupBy::Rdst, REPLY, reply.dst),
+            rdport: port(GroupBy::Rdport, PORTS | REPLY, reply.dport),
+            nat: asked(GroupBy::Nat).then_some(key.nat),
+            zone: asked(GroupBy::Zone).then_some(key.zone),
+            mark: asked(GroupBy::Mark).then_some(key.mark),
+            offload: asked(GroupBy::Offload).then_some(key.offload),
         }
     }
 }
 
+/// Source, its port, destination and its port.
+const ORIGINAL: [GroupBy; 4] = [GroupBy::Src, GroupBy::Sport, GroupBy::Dst, GroupBy::Dport];
+const REPLIES: [GroupBy; 4] = [GroupBy::Rsrc, GroupBy::Rsport, GroupBy::Rdst, GroupBy::Rdport];
+
 /// Entries that have in common what was asked for. What was not, or what their protocol has not, is `None`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// How many there are.
     pub count: u64,
+    /// Their traffic, as far as the kernel accounted it.
+    pub traffic: Option<Traffic>,
     /// Inode of their network namespace.
     pub netns: Option<u32>,
     /// [`ctwatch_ebpf::AF_INET`] or [`ctwatch_ebpf::AF_INET6`].
@@ -255,16 +298,40 @@ pub struct Group {
     pub dst: Option<IpAddr>,
     /// Destination port.
     pub dport: Option<u16>,
+    /// Source address of answers.
+    pub rsrc: Option<IpAddr>,
+    /// Source port of answers.
+    pub rsport: Option<u16>,
+    /// Destination address of answers.
+    pub rdst: Option<IpAddr>,
+    /// Destination port of answers.
+    pub rdport: Option<u16>,
+    /// What NAT does.
+    pub nat: Option<Nat>,
+    /// Conntrack zone.
+    pub zone: Option<u16>,
+    /// `ct mark`.
+    pub mark: Option<u32>,
+    /// What forwards packets.
+    pub offload: Option<Offload>,
 }
 
 impl Group {
-    /// The address or port that a dimension stands for, where this group has it.
+    /// The part of a key that a dimension stands for, where this group has it.
     pub fn key(&self, by: GroupBy) -> Option<String> {
         match by {
             GroupBy::Src => self.src.map(|address| address.to_string()),
             GroupBy::Sport => self.sport.map(|port| port.to_string()),
             GroupBy::Dst => self.dst.map(|address| address.to_string()),
             GroupBy::Dport => self.dport.map(|port| port.to_string()),
+            GroupBy::Rsrc => self.rsrc.map(|address| address.to_string()),
+            GroupBy::Rsport => self.rsport.map(|port| port.to_string()),
+            GroupBy::Rdst => self.rdst.map(|address| address.to_string()),
+            GroupBy::Rdport => self.rdport.map(|port| port.to_string()),
+            GroupBy::Nat => self.nat.map(|nat| nat.name().to_owned()),
+            GroupBy::Zone => self.zone.map(|zone| zone.to_string()),
+            GroupBy::Mark => self.mark.map(|mark| mark.to_string()),
+            GroupBy::Offload => self.offload.map(|offload| offload.name().to_owned()),
             GroupBy::Netns | GroupBy::Proto | GroupBy::State | GroupBy::Assured => None,
         }
     }
@@ -281,76 +348,6 @@ pub struct Ranked {
     pub more_entries: u64,
     /// Entries for whose groups there was no room.
     pub ungrouped: u64,
-}
-
-/// One namespace as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Space {
-    /// Its name, count and limit.
-    pub table: Table,
-    /// What passed the filter.
-    pub census: Census,
-    /// Whether the kernel said that the table changed so much under the reading that entries may be missing or twice.
-    pub interrupted: bool,
-    /// What was listed against the kernel's count, twice where they differed; none where only a part was asked for.
-    pub readings: Vec<Reading>,
-    /// Why it could not be read, where it could not.
-    pub error: Option<String>,
-}
-
-impl Space {
-    /// Entries that the kernel lists.
-    pub fn listed(&self) -> Option<u64> {
-        self.readings.last().map(|reading| reading.listed)
-    }
-
-    /// The kernel's count as they were listed.
-    pub fn counted(&self) -> Option<u64> {
-        self.readings.last().map(|reading| reading.after)
-    }
-
-    /// Entries that are counted and in no list.
-    pub fn held(&self) -> Option<u64> {
-        held(&self.readings)
-    }
-}
-
-/// What was found: in one namespace, or in all of them where they are ranked together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding {
-    /// When its reading ended, nanoseconds since the Unix epoch.
-    pub wall_ns: i128,
-    /// What it is grouped by.
-    pub by: Dimensions,
-    /// Whether only a part of the entries was asked for.
-    pub filtered: bool,
-    /// The namespaces: one, unless [`GroupBy::Netns`] was asked for.
-    pub spaces: Vec<Space>,
-    /// How many namespaces were not read at all.
-    pub namespaces_left_out: u64,
-    /// The groups of them all.
-    pub ranked: Ranked,
-}
-
-impl Holding {
-    /// Whether all namespaces are in one ranking.
-    pub const fn is_joint(&self) -> bool {
-        self.by.contains(GroupBy::Netns)
-    }
-
-    /// A namespace's name.
-    pub fn name(&self, netns: u32) -> Option<&str> {
-        self.spaces
-            .iter()
-            .map(|space| &space.table)
-            .find(|table| table.netns == netns)
-            .map(|table| table.name.as_str())
-    }
-
-    /// All namespaces of it together.
-    pub fn census(&self) -> Census {
-        self.spaces.iter().fold(Census::default(), |sum, space| sum.plus(space.census))
-    }
 }
 
 #[cfg(test)]

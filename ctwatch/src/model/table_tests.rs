@@ -12,7 +12,7 @@ const KEPT: u32 = SEEN | status::ASSURED;
 
 fn entry(proto: u8, src: &str, dst: &str, ports: Option<(u16, u16)>, status: u32) -> Entry {
     let tuple = tuple(proto, src.parse().unwrap(), dst.parse().unwrap(), ports);
-    Entry { netns: 7, tuple, state: None, status }
+    Entry { netns: 7, tuple, status, ..Entry::default() }
 }
 
 fn udp(sport: u16, dport: u16, status: u32) -> Entry {
@@ -143,7 +143,7 @@ fn a_million_sources_take_no_more_room_than_there_is() {
         let source = if number % 10 == 0 { 0 } else { number };
         let src = IpAddr::from((0x0a00_0000 + source).to_be_bytes());
         let tuple = tuple(17, src, "192.0.2.1".parse().unwrap(), Some((1, 53)));
-        grouping.add(&Entry { netns: 7, tuple, state: None, status: SEEN });
+        grouping.add(&Entry { netns: 7, tuple, status: SEEN, ..Entry::default() });
     }
     let ranked = grouping.ranked(Some(1));
     assert_eq!(ranked.groups[0].src, Some("10.0.0.0".parse().unwrap()));

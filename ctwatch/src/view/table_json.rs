@@ -1,10 +1,12 @@
 //! `table --json`: one object a namespace, or one for all of them, with the fields and their order as promised to users.
 
+use std::net::IpAddr;
+
 use serde::Serialize;
 
 use super::Machine;
 use super::json::{is_none, line, time};
-use crate::model::table::{Census, Dimensions, Group, Holding, Space};
+use crate::model::table::{Census, Dimensions, Group, Holding, Nat, Offload, Space};
 use crate::model::{family_name, protocol};
 
 /// What was found, as one line.
@@ -136,21 +138,42 @@ struct GroupObject<'a> {
     assured: Option<bool>,
     key: Option<String>,
     #[serde(flatten)]
-    ends: Ends,
+    parts: Parts,
     count: u64,
+    /// Where the kernel accounts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
 }
 
-/// The parts of a key of several parts.
+/// The parts of a key.
 #[derive(Default, Serialize)]
-struct Ends {
+struct Parts {
     #[serde(skip_serializing_if = "Option::is_none")]
-    src: Option<String>,
+    src: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    dst: Option<String>,
+    dst: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rsrc: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rsport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rdst: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rdport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offload: Option<&'static str>,
 }
 
 impl<'a> Place<'a> {
@@ -190,7 +213,6 @@ impl<'a> Place<'a> {
 
 impl<'a> GroupObject<'a> {
     fn new(group: &Group, holding: &'a Holding) -> Self {
-        let parts = holding.by.keys().count();
         Self {
             netns: group.netns,
             name: group.netns.and_then(|netns| holding.name(netns)),
@@ -199,22 +221,28 @@ impl<'a> GroupObject<'a> {
             state: group.state.map(crate::model::state::State::name),
             assured: group.assured,
             key: key(group, holding.by),
-            ends: if parts < 2 {
-                Ends::default()
-            } else {
-                Ends {
-                    src: group.src.map(|address| address.to_string()),
-                    sport: group.sport,
-                    dst: group.dst.map(|address| address.to_string()),
-                    dport: group.dport,
-                }
+            parts: Parts {
+                src: group.src,
+                sport: group.sport,
+                dst: group.dst,
+                dport: group.dport,
+                rsrc: group.rsrc,
+                rsport: group.rsport,
+                rdst: group.rdst,
+                rdport: group.rdport,
+                nat: group.nat.map(Nat::name),
+                zone: group.zone,
+                mark: group.mark,
+                offload: group.offload.map(Offload::name),
             },
             count: group.count,
+            packets: group.traffic.map(|traffic| traffic.packets),
+            bytes: group.traffic.map(|traffic| traffic.bytes),
         }
     }
 }
 
-/// Ports and addresses, joined by commas; null where the group has none of them.
+/// What tells the group apart beside flow type and state, joined by commas; null where the group has none of it.
 fn key(group: &Group, by: Dimensions) -> Option<String> {
     let parts: Vec<Option<String>> = by.keys().map(|by| group.key(by)).collect();
     let shown = |part: &Option<String>| part.clone().unwrap_or_else(|| "-".into());

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use super::Machine;
 use super::plain::{BOLD, DIM, RED, YELLOW, clean, left_out, paint, table_style, time};
 use crate::model::Table;
-use crate::model::table::{Census, Group, GroupBy, Holding, Space};
+use crate::model::table::{Census, Group, GroupBy, Holding, Space, Traffic};
 use crate::model::{family_name, protocol};
 
 /// Text with times in one zone, coloured or not.
@@ -97,19 +97,27 @@ impl TableLines {
             return;
         }
         let columns: Vec<GroupBy> = GroupBy::ALL.into_iter().filter(|by| holding.by.contains(*by)).collect();
-        let mut rows = vec![heads(&columns)];
+        let accounted = ranked.groups.iter().any(|group| group.traffic.is_some());
+        let numbers = if accounted { 4 } else { 2 };
+        let mut rows = vec![heads(&columns, accounted)];
         for group in &ranked.groups {
             let mut row = vec![group.count.to_string(), format!("{} %", percent(group.count, total))];
+            if accounted {
+                let traffic = |of: fn(Traffic) -> u64| {
+                    group.traffic.map_or_else(|| "-".to_owned(), |traffic| of(traffic).to_string())
+                };
+                row.extend([traffic(|traffic| traffic.packets), traffic(|traffic| traffic.bytes)]);
+            }
             row.extend(columns.iter().map(|by| cell(group, *by, holding)));
             rows.push(row);
         }
-        let widths: Vec<usize> = (0..columns.len() + 2)
+        let widths: Vec<usize> = (0..columns.len() + numbers)
             .map(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
             .collect();
         for (number, row) in rows.iter().enumerate() {
             let mut line = String::new();
             for (at, (text, width)) in row.iter().zip(&widths).enumerate() {
-                let right = at < 2 || matches!(columns[at - 2], GroupBy::Sport | GroupBy::Dport);
+                let right = at < numbers || is_number(columns[at - numbers]);
                 let _ =
                     if right { write!(line, "  {text:>width$}") } else { write!(line, "  {text:<width$}") };
             }
@@ -149,12 +157,19 @@ pub fn progress(table: &Table, entries: u64) -> String {
     }
 }
 
-fn heads(columns: &[GroupBy]) -> Vec<String> {
+const fn is_number(by: GroupBy) -> bool {
+    use GroupBy::{Dport, Mark, Rdport, Rsport, Sport, Zone};
+    matches!(by, Sport | Dport | Rsport | Rdport | Zone | Mark)
+}
+
+fn heads(columns: &[GroupBy], accounted: bool) -> Vec<String> {
     let titles = columns.iter().map(|by| match by {
         GroupBy::Proto => "flow",
         other => other.name(),
     });
-    ["entries", "share"].into_iter().chain(titles).map(str::to_owned).collect()
+    let traffic: &[&str] = if accounted { &["packets", "bytes"] } else { &[] };
+    let numbers = ["entries", "share"].into_iter().chain(traffic.iter().copied());
+    numbers.chain(titles).map(str::to_owned).collect()
 }
 
 /// What a flow or protocol does not have is a dash.
@@ -169,7 +184,9 @@ fn cell(group: &Group, by: GroupBy, holding: &Holding) -> String {
             .map(|(proto, family)| format!("{} {}", family_name(family), protocol::name(proto))),
         GroupBy::State => group.state.map(|state| state.name().to_owned()),
         GroupBy::Assured => group.assured.map(|assured| if assured { "yes" } else { "no" }.to_owned()),
-        GroupBy::Src | GroupBy::Sport | GroupBy::Dst | GroupBy::Dport => group.key(by),
+        // Rules write marks like this.
+        GroupBy::Mark => group.mark.map(|mark| format!("{mark:#x}")),
+        _ => group.key(by),
     };
     shown.unwrap_or_else(|| "-".into())
 }

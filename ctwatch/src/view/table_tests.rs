@@ -1,3 +1,4 @@
+use ctwatch_ebpf::loss::Tuple;
 use jiff::tz::TimeZone;
 
 use super::Machine;
@@ -6,7 +7,7 @@ use super::table_lines::{TableLines, progress};
 use crate::model::Table;
 use crate::model::filter::tuple;
 use crate::model::held::Reading;
-use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Space, status};
+use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Space, Traffic, status};
 
 /// 2026-11-23T19:00:00.012345678Z
 const TIME: i128 = 1_795_460_400_012_345_678;
@@ -30,7 +31,7 @@ fn table(netns: u32, name: &str, count: u64, max: u64) -> Table {
 fn entries(netns: u32) -> Vec<Entry> {
     let entry = |proto, src: String, dst: &str, ports, state, status| {
         let tuple = tuple(proto, src.parse().unwrap(), dst.parse().unwrap(), ports);
-        Entry { netns, tuple, state, status }
+        Entry { netns, tuple, state, status, ..Entry::default() }
     };
     let mut all = Vec::new();
     for n in 0..200_u16 {
@@ -69,6 +70,40 @@ fn holding(by: &[GroupBy], shown: Option<usize>, most: usize, tables: &[Table]) 
     Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, namespaces_left_out: 0, ranked }
 }
 
+/// What a router with accounting has: NAT of the destination and of the source, a zone, a mark, a flow table.
+fn natted(by: &[GroupBy]) -> Holding {
+    let of = |src: &str, sport, dst: &str, dport| {
+        tuple(17, src.parse().unwrap(), dst.parse().unwrap(), Some((sport, dport)))
+    };
+    let mut grouping = Grouping::new(Dimensions::of(by), 100);
+    for n in 0..3_u16 {
+        grouping.add(&Entry {
+            tuple: of("192.0.2.8", 4000 + n, "198.51.100.1", 5353),
+            reply: Some(of("10.9.0.77", 53, "192.0.2.8", 4000 + n)),
+            status: SEEN | status::OFFLOAD,
+            traffic: Some(Traffic { packets: 10, bytes: 1400 + u64::from(n) }),
+            ..Entry::default()
+        });
+    }
+    grouping.add(&Entry {
+        tuple: Tuple { zone: 9, ..of("10.9.0.5", 4000, "192.0.2.53", 53) },
+        reply: Some(of("192.0.2.53", 53, "198.51.100.1", 1024)),
+        status: NEW,
+        mark: 0x4001,
+        ..Entry::default()
+    });
+    grouping.add(&Entry { tuple: of("10.9.0.6", 1, "10.9.0.7", 2), status: NEW, ..Entry::default() });
+    let census = grouping.take_census();
+    let space = Space {
+        table: table(0, "init", 5, 100),
+        census,
+        interrupted: false,
+        readings: Vec::new(),
+        error: None,
+    };
+    Holding { ranked: grouping.ranked(None), spaces: vec![space], ..holding(by, None, 1, &[]) }
+}
+
 /// All a view can meet: defaults, addresses, everything at once, several namespaces, no room, trouble.
 fn all() -> Vec<Holding> {
     let init = table(4_026_531_840, "init", 240, 262_144);
@@ -99,6 +134,8 @@ fn all() -> Vec<Holding> {
         trouble,
         empty,
         unread,
+        natted(&[GroupBy::Dport, GroupBy::Rsrc, GroupBy::Rdport, GroupBy::Nat]),
+        natted(&[GroupBy::Zone, GroupBy::Mark, GroupBy::Offload]),
     ]
 }
 
@@ -121,7 +158,7 @@ fn namespaces_that_are_left_out_are_told() {
 #[test]
 fn lines_of_tables_in_colour() {
     let lines = lines(true);
-    let text: String = all().iter().skip(4).map(|holding| lines.holding(holding)).collect();
+    let text: String = all().iter().skip(4).take(3).map(|holding| lines.holding(holding)).collect();
     insta::assert_snapshot!(text.replace('\x1b', "ESC"));
 }
 

@@ -49,7 +49,8 @@ impl Tuple {
     pub fn for_filter(&self) -> loss::Tuple {
         let ports = match self.l4 {
             L4::Ports { src, dst } => Some((src, dst)),
-            L4::Icmp { .. } | L4::None => None,
+            L4::Icmp { kind, code, id } => Some((id, u16::from_be_bytes([kind, code]))),
+            L4::None => None,
         };
         filter::tuple(self.proto, self.src, self.dst, ports)
     }
@@ -72,12 +73,14 @@ pub struct Entry {
     pub state: Option<u8>,
     /// `ct mark`; `None` where it is 0 or the kernel has no marks.
     pub mark: Option<u32>,
-    /// Zone of both directions; 0 is the default one.
+    /// Its zone; 0 is the default one. A zone may hold for one direction alone.
     pub zone: u16,
     /// The kernel's name for this very entry: another one of the same tuple has another.
     pub id: Option<u32>,
     /// Packets of both directions, where accounting is on (`nf_conntrack_acct`).
     pub packets: Option<u64>,
+    /// Their bytes.
+    pub bytes: Option<u64>,
     /// When it began, nanoseconds since the Unix epoch, where `nf_conntrack_timestamp` is on.
     pub started_ns: Option<u64>,
 }
@@ -88,7 +91,7 @@ impl Entry {
     pub fn parse(message: &Message<'_>) -> Option<Self> {
         let mut original = None;
         let mut reply = None;
-        let mut packets = None;
+        let (mut packets, mut bytes) = (None, None);
         let mut rest = Self {
             family: message.family()?,
             original: Tuple {
@@ -105,27 +108,32 @@ impl Entry {
             zone: 0,
             id: None,
             packets: None,
+            bytes: None,
             started_ns: None,
         };
         for attribute in message.attributes() {
             match attribute.kind {
-                cta::TUPLE_ORIG => original = tuple(attribute.nested()),
-                cta::TUPLE_REPLY => reply = tuple(attribute.nested()),
+                cta::TUPLE_ORIG | cta::TUPLE_REPLY => {
+                    let zone = attribute.nested().find(cta::TUPLE_ZONE).and_then(|zone| zone.u16());
+                    rest.zone = zone.unwrap_or(rest.zone);
+                    let parsed = tuple(attribute.nested());
+                    if attribute.kind == cta::TUPLE_ORIG { original = parsed } else { reply = parsed }
+                }
                 cta::STATUS => rest.status = attribute.u32().unwrap_or(0),
                 cta::PROTOINFO => rest.state = state(attribute.nested()),
                 cta::TIMEOUT => rest.timeout = attribute.u32(),
                 cta::MARK => rest.mark = attribute.u32().filter(|mark| *mark != 0),
                 cta::COUNTERS_ORIG | cta::COUNTERS_REPLY => {
-                    let count = attribute.nested().find(1).and_then(|count| count.u64());
-                    packets = count.map_or(packets, |count| Some(count.saturating_add(packets.unwrap_or(0))));
+                    add(&mut packets, &attribute.nested(), cta::COUNTERS_PACKETS);
+                    add(&mut bytes, &attribute.nested(), cta::COUNTERS_BYTES);
                 }
                 cta::ID => rest.id = attribute.u32(),
-                cta::ZONE => rest.zone = attribute.u16().unwrap_or(0),
+                cta::ZONE => rest.zone = attribute.u16().unwrap_or(rest.zone),
                 cta::TIMESTAMP => rest.started_ns = attribute.nested().find(1).and_then(|start| start.u64()),
                 _ => {}
             }
         }
-        Some(Self { original: original?, reply, packets, ..rest })
+        Some(Self { original: original?, reply, packets, bytes, ..rest })
     }
 }
 
@@ -146,8 +154,21 @@ pub(super) mod cta {
     pub(in super::super) const TUPLE_IP: u16 = 1;
     /// In a tuple.
     pub(in super::super) const TUPLE_PROTO: u16 = 2;
+    /// In a tuple, where a zone holds for its direction alone.
+    pub(in super::super) const TUPLE_ZONE: u16 = 3;
+    /// In the counters of one direction.
+    pub(in super::super) const COUNTERS_PACKETS: u16 = 1;
+    /// In the counters of one direction.
+    pub(in super::super) const COUNTERS_BYTES: u16 = 2;
     /// In a tuple's protocol part.
     pub(in super::super) const PROTO_NUM: u16 = 1;
+}
+
+/// Adds one direction's counter to the sum.
+fn add(sum: &mut Option<u64>, counters: &Attributes<'_>, kind: u16) {
+    if let Some(count) = counters.clone().find(kind).and_then(|count| count.u64()) {
+        *sum = Some(count.saturating_add(sum.unwrap_or(0)));
+    }
 }
 
 pub(super) fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
@@ -263,7 +284,8 @@ mod tests {
         assert_eq!(entry.state, Some(3));
         assert_eq!(entry.timeout, Some(431_999));
         assert_eq!(entry.mark, None);
-        assert_eq!((entry.zone, entry.id, entry.packets), (9, Some(77), Some(9)));
+        assert_eq!((entry.zone, entry.id), (9, Some(77)));
+        assert_eq!((entry.packets, entry.bytes), (Some(9), Some(500)));
         assert!(entry.status & status::ASSURED != 0 && entry.status & status::SEEN_REPLY != 0);
     }
 

@@ -17,7 +17,7 @@ use super::socket::{Dumped, Requests};
 use super::statistics;
 use crate::model::Filter;
 use crate::model::held::Reading;
-use crate::model::table::Entry;
+use crate::model::table::{Entry, Traffic};
 
 /// The network namespaces that can be seen and that a filter wants.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Spaces {
         let before = statistics::entries(&mut requests).ok();
         let mut receive = |message: &Message<'_>| {
             walked.sent += 1;
-            if let Some(entry) = parse(netns, message).filter(|entry| filter.passes(netns, &entry.tuple)) {
+            if let Some(entry) = parse(netns, message).filter(|entry| filter.passes_entry(entry)) {
                 each(&entry);
             }
             ControlFlow::Continue(())
@@ -109,8 +109,16 @@ fn is_refusal(error: &io::Error) -> bool {
 
 fn parse(netns: u32, message: &Message<'_>) -> Option<Entry> {
     let entry = entry::Entry::parse(message)?;
-    let tuple = loss::Tuple { zone: entry.zone, ..entry.original.for_filter() };
-    Some(Entry { netns, tuple, state: entry.state, status: entry.status })
+    let placed = |tuple: entry::Tuple| loss::Tuple { zone: entry.zone, ..tuple.for_filter() };
+    Some(Entry {
+        netns,
+        tuple: placed(entry.original),
+        reply: entry.reply.map(placed),
+        state: entry.state,
+        status: entry.status,
+        mark: entry.mark.unwrap_or(0),
+        traffic: entry.packets.zip(entry.bytes).map(|(packets, bytes)| Traffic { packets, bytes }),
+    })
 }
 
 /// What one dump asks the kernel for.
@@ -224,7 +232,7 @@ mod tests {
         assert_eq!((entry.netns, entry.status, entry.state, entry.tuple.zone), (7, 8, None, 9));
         let passes = |ports: &[u16], net: &str| {
             let ends = ends(ports, &[parse_net(net).unwrap()]);
-            Filter { ends, ..Filter::default() }.passes(7, &entry.tuple)
+            Filter { ends, ..Filter::default() }.passes_entry(&entry)
         };
         assert!(passes(&[53], "10.0.0.1") && passes(&[4000], "10.0.0.0/8"));
         assert!(!passes(&[54], "10.0.0.1") && !passes(&[53], "10.0.0.3"));

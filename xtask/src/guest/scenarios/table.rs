@@ -1,5 +1,6 @@
 //! `ctwatch table`: the same as `conntrack -L`, counted by hand.
 
+mod directions;
 mod listed;
 
 use std::io::Read;
@@ -29,6 +30,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("table::more_groups_than_room", more_groups_than_room),
     scenario("table::at_a_terminal", at_a_terminal),
     scenario("table::unprivileged", unprivileged),
+    scenario("table::both_directions", directions::both_directions),
 ];
 
 fn run(args: &[&str]) -> anyhow::Result<Output> {

@@ -18,11 +18,19 @@ pub(super) struct Line {
     pub(super) state: String,
     pub(super) replied: bool,
     pub(super) assured: bool,
-    /// The original direction's `src`, `sport`, `dst` and `dport`.
+    /// The original direction's `src`, `sport`, `dst` and `dport`, those of the reply direction behind an `r`, and `nat`,
+    /// `zone`, `mark` and `offload`.
     pub(super) ends: BTreeMap<String, String>,
+    /// Packets and bytes of both directions, where the kernel accounts.
+    pub(super) traffic: Option<[u64; 2]>,
 }
 
 impl Line {
+    /// Whether it has this value there.
+    pub(super) fn is(&self, end: &str, value: &str) -> bool {
+        self.ends.get(end).is_some_and(|is| is == value)
+    }
+
     /// Whether one of these two ends fits.
     pub(super) fn has(&self, ends: [&str; 2], fits: impl Fn(&str) -> bool) -> bool {
         ends.iter().any(|end| self.ends.get(*end).is_some_and(|value| fits(value)))
@@ -55,14 +63,49 @@ fn parse(line: &str, netns: u64, family: &'static str) -> anyhow::Result<Line> {
     } else {
         "unreplied"
     };
-    let mut ends = BTreeMap::new();
+    let mut ends: BTreeMap<String, String> = BTreeMap::new();
+    let mut traffic = None;
     for (name, value) in rest.iter().filter_map(|word| word.split_once('=')) {
-        if matches!(name, "src" | "sport" | "dst" | "dport") && !ends.contains_key(name) {
-            ends.insert(name.to_owned(), value.to_owned());
+        match name {
+            "src" | "sport" | "dst" | "dport" => {
+                let again = ends.contains_key(name);
+                ends.insert(if again { format!("r{name}") } else { name.to_owned() }, value.to_owned());
+            }
+            "zone" | "mark" => {
+                ends.insert(name.to_owned(), value.to_owned());
+            }
+            "packets" | "bytes" => {
+                let sums: &mut [u64; 2] = traffic.get_or_insert_default();
+                sums[usize::from(name == "bytes")] += value.parse::<u64>()?;
+            }
+            _ => {}
         }
     }
+    let differ = |one: &str, other: &str| ends.get(one) != ends.get(other);
+    let nat = match (
+        differ("src", "rdst") || differ("sport", "rdport"),
+        differ("dst", "rsrc") || differ("dport", "rsport"),
+    ) {
+        (false, false) => "none",
+        (true, false) => "snat",
+        (false, true) => "dnat",
+        (true, true) => "both",
+    };
+    let offload = if rest.contains(&"[HW_OFFLOAD]") {
+        "hardware"
+    } else if rest.contains(&"[OFFLOAD]") {
+        "software"
+    } else {
+        "none"
+    };
+    for (name, value) in [("nat", nat), ("offload", offload)] {
+        ends.insert(name.to_owned(), value.to_owned());
+    }
+    for name in ["zone", "mark"] {
+        ends.entry(name.to_owned()).or_insert_with(|| "0".to_owned());
+    }
     let state = tracked.map_or(untracked, |word| *word).to_owned();
-    Ok(Line { netns, family, proto, state, replied, assured, ends })
+    Ok(Line { netns, family, proto, state, replied, assured, ends, traffic })
 }
 
 /// A protocol as ctwatch names it.
@@ -88,7 +131,7 @@ pub(super) fn group_of(line: &Line, by: &[&str]) -> String {
 
 /// The same of a group that ctwatch printed.
 fn group_named(group: &Value, by: &[&str]) -> String {
-    let keys = by.iter().filter(|by| matches!(**by, "src" | "sport" | "dst" | "dport")).count();
+    let keys = by.iter().filter(|by| !matches!(**by, "netns" | "proto" | "state" | "assured")).count();
     let text = |field: &str| match &group[field] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -119,6 +162,14 @@ pub(super) fn compare(object: &Value, lines: &[Line], by: &[&str]) -> anyhow::Re
     let told: BTreeMap<String, u64> =
         groups.iter().map(|group| (group_named(group, by), group["count"].as_u64().unwrap_or(0))).collect();
     equal(&format!("{what}: groups"), told, counted)?;
+    for (at, field) in ["packets", "bytes"].into_iter().enumerate() {
+        let accounted: Vec<u64> =
+            lines.iter().filter_map(|line| line.traffic).map(|traffic| traffic[at]).collect();
+        let told: u64 = groups.iter().filter_map(|group| group[field].as_u64()).sum();
+        equal(&format!("{what}: {field}"), told, accounted.iter().sum())?;
+        let any = groups.iter().any(|group| !group[field].is_null());
+        equal(&format!("{what}: {field} are told"), any, !accounted.is_empty())?;
+    }
     let counts: Vec<u64> = groups.iter().filter_map(|group| group["count"].as_u64()).collect();
     anyhow::ensure!(counts.is_sorted_by(|a, b| a >= b), "{what}: not ranked: {counts:?}");
     equal(&format!("{what}: one group each"), counts.len(), groups.len())
