@@ -179,7 +179,8 @@ pub enum Health {
     RefusedKnown,
     /// Invalid packets that were counted: while it stands still, nobody reads their map.
     Invalid,
-    /// Refusals for which registers held no flow, although the kernel's code seemed to say so: the code was misread.
+    /// Refusals for which registers held no flow, and removals for which the stack held no caller, although the kernel's
+    /// code seemed to say so: the code was misread.
     Misread,
 }
 
@@ -209,7 +210,7 @@ impl HealthCounters {
         self.0[Health::NoEntry as usize] + self.0[Health::NoReturn as usize]
     }
 
-    /// Whether registers held something else than what the kernel's code seemed to say.
+    /// Whether registers or the stack held something else than what the kernel's code seemed to say.
     pub const fn misread(&self) -> bool {
         self.0[Health::Misread as usize] > 0
     }

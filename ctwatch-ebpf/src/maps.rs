@@ -90,8 +90,8 @@ pub static ROW_OWNERS: HashMap<u32, u64> = HashMap::with_max_entries(ROWS, 0);
 #[map]
 pub static CONTEXT: Array<Context> = Array::with_max_entries(CONTEXTS, 0);
 
-/// Not 0 once the registers of a refusal were caught with something that is no flow. Written by the hook on refusals and
-/// by userspace, read by the hooks of a refusal; one entry.
+/// Not 0 once registers or the stack were caught with something else than the kernel's machine code seemed to say. Written
+/// by the hooks that ask them and by userspace, read by the hooks on refusals and removals; one entry.
 #[map]
 pub static DISBELIEVED: Array<u32> = Array::with_max_entries(1, 0);
 

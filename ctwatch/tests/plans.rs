@@ -6,6 +6,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use ctwatch::{
     kernel::{
         facts::{Availability, Capabilities, Facts},
+        hooks::When,
         plan::{self, Plan, Refusal},
     },
     model::SourceKind,
@@ -61,7 +62,8 @@ fn some_hooks_tell_nothing_but_failures_that_the_kernel_counts_too() {
     for name in ["debian-6.1", "debian-6.12", "debian-7.3"] {
         let facts = captured(name);
         for plan in [plan::trampolines(&facts).unwrap(), plan::kprobes(&facts).unwrap()] {
-            for hook in plan.hooks {
+            // A miss of the hook that waits for a misread stack shows at the removal, which then has no cause.
+            for hook in plan.hooks.iter().filter(|hook| hook.when != When::Misread) {
                 let failures =
                     ["net_ratelimit", "__nf_conntrack_alloc", "__nf_conntrack_confirm", "nf_conntrack_in"];
                 assert_eq!(

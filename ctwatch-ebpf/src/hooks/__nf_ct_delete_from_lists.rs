@@ -20,7 +20,7 @@ use crate::{
     callers::{caller, within},
     conn::{Direct, Memory as _, Probed, number, read},
     context, count,
-    health::health,
+    health::{disbelieve, disbelieved, health},
     slot::Shared,
     trace,
 };
@@ -55,7 +55,7 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
     } else if expired {
         Event::DeleteTimeout
     } else {
-        asked(entry_sp(&ctx))
+        asked(ct, entry_sp(&ctx))
     };
     count::delete_read(&conn, ct, event);
     trace::entry(event, &conn, ct, entry_sp(&ctx));
@@ -80,9 +80,9 @@ fn noted(ct: u64, expired: bool, sp: u64) -> Event {
 
 /// Why an entry with time left leaves, from the stack, where `sp` is the stack pointer at this function's entry.
 #[inline(always)]
-fn asked(sp: u64) -> Event {
+fn asked(ct: u64, sp: u64) -> Event {
     let address = return_of_delete(sp);
-    told(caller(address), address, sp)
+    told(ct, caller(address), address, sp)
 }
 
 /// The return address of `nf_ct_delete`, where `sp` is the address of this function's.
@@ -93,20 +93,23 @@ fn return_of_delete(sp: u64) -> u64 {
 
 /// What the return address of `nf_ct_delete` tells.
 #[inline(always)]
-fn told(code: u32, address: u64, sp: u64) -> Event {
+fn told(ct: u64, code: u32, address: u64, sp: u64) -> Event {
     if let Some(event) = event_of_caller(code) {
         return event;
     }
-    if address < TEXT {
-        // Not the frame that was relied on: never guess.
-        health(Health::NoEntry);
+    if code == Caller::Iterate as u32 {
+        let portid = context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid.get());
+        return delete_event(Some(Caller::Iterate), false, portid);
     }
-    let portid = if code == Caller::Iterate as u32 {
-        context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid.get())
-    } else {
-        0
-    };
-    delete_event(Caller::from_u32(code), false, portid)
+    // Not the frame that was relied on: never guess.
+    let wrong = address < TEXT;
+    if wrong {
+        disbelieve();
+    }
+    if wrong || disbelieved() {
+        return noted(ct, false, number(sp));
+    }
+    delete_event(Caller::from_u32(code), false, 0)
 }
 
 /// The same for a trampoline program.
@@ -135,7 +138,7 @@ fn asked_bpf(ctx: &FEntryContext) -> Event {
         }
         code = caller(address);
     }
-    told(code, address, at)
+    told(number(ctx.arg(0)), code, address, at)
 }
 
 /// How far from `behind` this function's return address into `nf_ct_delete` lies. Not a constant:

@@ -20,8 +20,7 @@ use crate::{
     conn::{Memory as _, Probed, number, read},
     context,
     count::refuse,
-    health::health,
-    maps::DISBELIEVED,
+    health::{disbelieve, disbelieved, health},
     trace,
 };
 
@@ -41,20 +40,7 @@ static REFUSED_ORIG: Global<u32> = Global::new(0);
 /// Whether refusals are counted here, so that the return of `__nf_conntrack_alloc` must not.
 #[inline(always)]
 pub fn by_registers() -> bool {
-    REFUSED_BY_REGISTERS.load() != 0 && DISBELIEVED.get(0).is_none_or(|disbelieved| *disbelieved == 0)
-}
-
-/// What the registers held is no flow, so the kernel's code was misread: they are not asked again.
-///
-/// From then on the entry, or the return, of `__nf_conntrack_alloc` knows whose flow it was. Refusals until that is
-/// attached are known to be lost.
-#[inline(always)]
-fn disbelieve() {
-    health(Health::Misread);
-    if let Some(disbelieved) = DISBELIEVED.get_ptr_mut(0) {
-        // SAFETY: the pointer is into the map; the word is only ever set, whole.
-        unsafe { disbelieved.write_volatile(1) };
-    }
+    REFUSED_BY_REGISTERS.load() != 0 && !disbelieved()
 }
 
 /// Tells `__nf_conntrack_alloc`, whose return knows whose flow it was.

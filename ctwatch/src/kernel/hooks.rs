@@ -79,6 +79,8 @@ pub enum When {
     Unexplained,
     /// While they have invalid packets that no other hook has seen: it costs each packet.
     Invalid,
+    /// Once the stack or registers held something else than the kernel's machine code seemed to say.
+    Misread,
 }
 
 /// What a program is part of. Programs with one purpose are attached together.
@@ -296,7 +298,7 @@ pub fn find(program: &str) -> Option<&'static Row> {
 
 impl Row {
     /// Whether all that it reports are losses that the kernel counts as well, where it is attached at this time. There
-    /// misses show in the kernel's counters.
+    /// misses show in the kernel's counters; those of a hook that waits for a misread stack show at the removal.
     pub fn failures_only(&self, when: When) -> bool {
         when != Always || *self.function == RATELIMIT
     }

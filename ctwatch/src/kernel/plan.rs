@@ -140,6 +140,12 @@ fn leaner(facts: &Facts, hooks: &mut Vec<Hook>) {
         drop(hooks, "delete_bpf");
         let walks = ROWS.iter().filter(|row| row.purpose == Purpose::Walks);
         hooks.extend(walks.map(|row| Hook::on(row, row.function.name())));
+        let callers =
+            ROWS.iter().filter(|row| row.purpose == Purpose::Callers && !row.method.is_trampoline());
+        for row in callers {
+            let symbols = row.function.symbols(&facts.symbols).into_iter();
+            hooks.extend(symbols.map(|symbol| Hook { when: When::Misread, ..Hook::on(row, symbol) }));
+        }
     }
     if facts.newcomer.is_some() {
         drop(hooks, "ratelimit_bpf");

@@ -18,9 +18,9 @@ pub fn kprobes(facts: &Facts) -> Result<Plan, Refusal> {
     }
     let (mut hooks, mut unknown) = (Vec::new(), BTreeMap::new());
     let insert_at_confirm = !HASH_INSERT.is_in(&facts.symbols);
-    let unused = if one_hook_deletes(facts) { Purpose::Callers } else { Purpose::Walks };
+    let one_hook_deletes = one_hook_deletes(facts);
     let kprobes = ROWS.iter().filter(|row| row.purpose.counts() && !row.method.is_trampoline());
-    for row in kprobes.filter(|row| row.purpose != unused) {
+    for row in kprobes.filter(|row| one_hook_deletes || row.purpose != Purpose::Walks) {
         if let Some(why) = obstacle(facts, row) {
             let (_, events) = row.purpose.needs();
             let insert = insert_at_confirm && row.purpose == Purpose::Confirmations;
@@ -31,6 +31,8 @@ pub fn kprobes(facts: &Facts) -> Result<Plan, Refusal> {
         let when = match row.when {
             // Where a refusal itself tells whose flow it was, only what else goes wrong there is left.
             When::NearFull if facts.newcomer.is_some() => When::Unexplained,
+            // Where a removal itself shows who asked for it, that is looked for elsewhere only once it proved wrong.
+            _ if one_hook_deletes && row.purpose == Purpose::Callers => When::Misread,
             _ if insert_at_confirm && row.purpose == Purpose::Confirmations => When::Always,
             when => when,
         };

@@ -26,7 +26,7 @@ impl Plan {
                 })
             });
             // Single events are asked for by somebody who looks for them: the first one must not be missed.
-            for hook in &mut self.hooks {
+            for hook in self.hooks.iter_mut().filter(|hook| hook.when != When::Misread) {
                 hook.when = When::Always;
             }
             self.unknown.retain(|event, _| asked(&[*event]));

@@ -31,13 +31,15 @@ pub(super) fn near_full(before: &[Table], now: &[Table]) -> bool {
     now.is_empty() || now.iter().any(near)
 }
 
-/// The kernel's counters of failures, all CPUs of a namespace together.
+/// The kernel's counters of failures and evictions, all CPUs of a namespace together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Failures {
     /// Entries that could not enter the table at confirmation.
     pub(super) insert_failed: u64,
     /// Packets dropped: refused flows, clashes that were not resolved, what a tracker drops itself.
     pub(super) drop: u64,
+    /// Entries that it evicted for new flows.
+    pub(super) early_drop: u64,
     /// Invalid packets; ICMP messages have a counter of their own (`icmp_error`).
     pub(super) invalid: u64,
 }
@@ -49,6 +51,7 @@ impl Failures {
         Some(Self {
             insert_failed: get("insert_failed")?,
             drop: get("drop")?,
+            early_drop: get("early_drop")?,
             invalid: get("invalid")?.saturating_add(get("icmp_error")?),
         })
     }
@@ -62,6 +65,10 @@ pub(super) struct Reckoning {
     /// What namespaces that are gone had counted since.
     gone: Failures,
     last: BTreeMap<u32, Failures>,
+    /// The refusals that were counted for each namespace when it was first seen, …
+    first_refused: BTreeMap<u32, u64>,
+    /// … and at the last look.
+    last_refused: BTreeMap<u32, u64>,
 }
 
 impl Reckoning {
@@ -75,6 +82,7 @@ impl Reckoning {
             let since = since(self.first.remove(&netns), self.last.remove(&netns));
             self.gone.insert_failed += since.insert_failed;
             self.gone.drop += since.drop;
+            self.gone.early_drop += since.early_drop;
         }
         self.last.clone_from(kernel);
     }
@@ -105,24 +113,55 @@ impl Reckoning {
         told.insert_failed.saturating_sub(failed) + told.drop.saturating_sub(dropped)
     }
 
-    /// Refusals that were counted for namespaces that do not exist, if one that does exist has fewer than the kernel
-    /// counted: a wrong place was read for the right one. `rows` were read after what [`Self::follow`] took in.
+    /// Refusals that were counted for namespaces that do not exist, or that have refused fewer, if another one has fewer
+    /// than the kernel counted: a wrong place was read for the right one. `rows` were read after what [`Self::follow`]
+    /// took in.
     ///
     /// A namespace that came and went between two readings is unknown too; it takes nothing from another one.
-    pub(super) fn contradiction(&self, rows: &BTreeMap<FlowType, Counters>) -> BTreeMap<FlowType, u64> {
+    pub(super) fn contradiction(&mut self, rows: &BTreeMap<FlowType, Counters>) -> BTreeMap<FlowType, u64> {
+        let mut refused: BTreeMap<u32, u64> = self.last.keys().map(|netns| (*netns, 0)).collect();
+        for (flow, row) in rows {
+            if let Some(refused) = refused.get_mut(&flow.netns) {
+                *refused += row.get(Event::DropTableFull);
+            }
+        }
+        let dropped = |netns: &u32| since(self.first.get(netns).copied(), self.last.get(netns).copied()).drop;
+        // What was counted at the last look, the kernel has counted by now.
+        let surplus = |netns: &u32| {
+            let first = self.first_refused.get(netns);
+            let seen = self
+                .last_refused
+                .get(netns)
+                .zip(first)
+                .map_or(0, |(last, first)| last.saturating_sub(*first));
+            seen > dropped(netns)
+        };
         let strange: BTreeMap<FlowType, u64> = rows
             .iter()
-            .filter(|(flow, _)| flow.family != 0 && !self.first.contains_key(&flow.netns))
+            .filter(|(flow, _)| flow.family != 0)
+            .filter(|(flow, _)| !self.first.contains_key(&flow.netns) || surplus(&flow.netns))
             .map(|(flow, row)| (*flow, row.get(Event::DropTableFull)))
             .filter(|(_, refused)| *refused > 0)
             .collect();
-        let lacks = |(netns, now): (&u32, &Failures)| {
+        let lacks = |netns: &u32| {
             let here = rows.iter().filter(|(flow, _)| flow.netns == *netns).map(|(_, row)| row);
-            let dropped = [Event::DropTableFull, Event::DropNoMemory, Event::FailedClash];
-            let seen: u64 = here.map(|row| dropped.iter().map(|event| row.get(*event)).sum::<u64>()).sum();
-            since(self.first.get(netns).copied(), Some(*now)).drop > seen
+            let counted = [Event::DropTableFull, Event::DropNoMemory, Event::FailedClash];
+            let seen: u64 = here.map(|row| counted.iter().map(|event| row.get(*event)).sum::<u64>()).sum();
+            dropped(netns) > seen
         };
-        if !strange.is_empty() && self.last.iter().any(lacks) { strange } else { BTreeMap::new() }
+        let contradicts = !strange.is_empty() && self.last.keys().any(lacks);
+        self.first_refused.retain(|netns, _| refused.contains_key(netns));
+        for (netns, refused) in &refused {
+            self.first_refused.entry(*netns).or_insert(*refused);
+        }
+        self.last_refused = refused;
+        if contradicts { strange } else { BTreeMap::new() }
+    }
+
+    /// How many entries the kernel has evicted since the start, by what [`Self::follow`] took in.
+    pub(super) fn evicted(&self) -> u64 {
+        let here = self.last.iter().map(|(netns, now)| since(self.first.get(netns).copied(), Some(*now)));
+        self.gone.early_drop + here.map(|since| since.early_drop).sum::<u64>()
     }
 }
 
@@ -131,6 +170,7 @@ fn since(first: Option<Failures>, now: Option<Failures>) -> Failures {
     Failures {
         insert_failed: now.insert_failed.saturating_sub(first.insert_failed),
         drop: now.drop.saturating_sub(first.drop),
+        early_drop: now.early_drop.saturating_sub(first.early_drop),
         invalid: now.invalid.saturating_sub(first.invalid),
     }
 }
@@ -170,9 +210,9 @@ mod tests {
     fn statistics_are_summed_over_cpus() {
         let failures = |text| Statistics::parse(text).and_then(|statistics| Failures::of(&statistics));
         let text = "entries  clashres found new invalid ignore delete chainlength insert insert_failed drop early_drop icmp_error\n\
-                    0000000a  00000000 00000000 00000000 00000005 00000000 00000000 00000000 00000000 00000002 00000010 00000000 00000001\n\
+                    0000000a  00000000 00000000 00000000 00000005 00000000 00000000 00000000 00000000 00000002 00000010 00000001 00000001\n\
                     0000000a  00000000 00000000 00000000 00000010 00000000 00000000 00000000 00000000 00000001 00000001 00000000 00000000\n";
-        assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17, invalid: 22 }));
+        assert_eq!(failures(text), Some(Failures { insert_failed: 3, drop: 17, early_drop: 1, invalid: 22 }));
         assert_eq!(failures("entries drop\n1 1\n"), None);
     }
 
@@ -184,7 +224,7 @@ mod tests {
             counters.0[Event::DropTableFull as usize] = count;
             counters
         };
-        let kernel = |drop| BTreeMap::from([(1, Failures { insert_failed: 0, drop, invalid: 0 })]);
+        let kernel = |drop| BTreeMap::from([(1, Failures { drop, ..Failures::default() })]);
         let mut reckoning = Reckoning::default();
         reckoning.unexplained(&kernel(5), &BTreeMap::new(), 0);
         let right = BTreeMap::from([(flow(1), refused(3))]);
@@ -197,6 +237,35 @@ mod tests {
         assert_eq!(reckoning.contradiction(&short_lived), BTreeMap::new(), "the known one lacks nothing");
     }
 
+    #[test]
+    fn two_namespaces_that_are_taken_for_each_other_contradict_the_kernel() {
+        let flow = |netns| FlowType { netns, family: 2, proto: 17 };
+        let rows = |counts: [(u32, u64); 2]| -> BTreeMap<FlowType, Counters> {
+            let refused = |count| {
+                let mut counters = Counters::default();
+                counters.0[Event::DropTableFull as usize] = count;
+                counters
+            };
+            counts.into_iter().map(|(netns, count)| (flow(netns), refused(count))).collect()
+        };
+        let kernel = |first, second| {
+            let of = |drop| Failures { drop, ..Failures::default() };
+            BTreeMap::from([(1, of(first)), (2, of(second))])
+        };
+        let mut reckoning = Reckoning::default();
+        let mut look = |first, second, counts| {
+            reckoning.follow(&kernel(first, second));
+            reckoning.contradiction(&rows(counts))
+        };
+        // What both had refused before they were first seen proves nothing.
+        assert_eq!(look(50, 50, [(1, 3), (2, 40)]), BTreeMap::new());
+        assert_eq!(look(60, 52, [(1, 13), (2, 45)]), BTreeMap::new(), "the kernel was asked before");
+        assert_eq!(look(60, 55, [(1, 13), (2, 45)]), BTreeMap::new());
+        // Five of the first were counted for the second.
+        assert_eq!(look(65, 55, [(1, 13), (2, 50)]), BTreeMap::new(), "they may have come since");
+        assert_eq!(look(65, 55, [(1, 13), (2, 50)]), BTreeMap::from([(flow(2), 50)]));
+    }
+
     fn row(counts: &[(Event, u64)]) -> BTreeMap<FlowType, Counters> {
         let mut counters = Counters::default();
         for (event, count) in counts {
@@ -206,9 +275,23 @@ mod tests {
     }
 
     #[test]
+    fn evictions_count_from_the_start_and_a_namespace_that_is_gone_keeps_its_share() {
+        let kernel =
+            |netns, early_drop| BTreeMap::from([(netns, Failures { early_drop, ..Failures::default() })]);
+        let mut reckoning = Reckoning::default();
+        reckoning.follow(&kernel(1, 100));
+        assert_eq!(reckoning.evicted(), 0);
+        reckoning.follow(&kernel(1, 107));
+        assert_eq!(reckoning.evicted(), 7);
+        reckoning.follow(&kernel(2, 50));
+        reckoning.follow(&kernel(2, 53));
+        assert_eq!(reckoning.evicted(), 10);
+    }
+
+    #[test]
     fn only_what_nobody_has_seen_is_unexplained() {
         let kernel = |netns, insert_failed, drop| {
-            BTreeMap::from([(netns, Failures { insert_failed, drop, invalid: 0 })])
+            BTreeMap::from([(netns, Failures { insert_failed, drop, ..Failures::default() })])
         };
         let mut reckoning = Reckoning::default();
         assert_eq!(reckoning.unexplained(&kernel(1, 50, 70), &row(&[]), 0), 0, "from before the start");

@@ -26,9 +26,9 @@ use crate::{
     model::{Cost, Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
 };
 
-/// Why refusals are counted elsewhere than where they cost least.
-const MISREAD: &str = "refused flows are counted at __nf_conntrack_alloc, because registers did not hold what the kernel's \
-                       machine code seemed to say";
+/// Why hooks are used that cost more.
+const MISREAD: &str = "refused flows are counted at __nf_conntrack_alloc and causes of deletes are read at nf_ct_delete, \
+                       because registers or the stack did not hold what the kernel's machine code seemed to say";
 
 /// Which mechanism may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,7 @@ impl Probe {
             // What was misread once is not read again. What it led to is among the losses of the past.
             strange.clear();
             facts.newcomer = None;
+            facts.delete_frame = None;
         }
         let plan = self.wishes.mechanism.plan(&facts)?;
         // Before the programs hang on it, so that a load of the module in between is noticed.
@@ -244,7 +245,9 @@ impl Probe {
     /// Attaches hooks whose time has come.
     fn tend(&mut self) -> anyhow::Result<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
-        let waits = attached.waits_for(When::NearFull) || attached.waits_for(When::Unexplained);
+        let waits = [When::NearFull, When::Unexplained, When::Misread]
+            .into_iter()
+            .any(|when| attached.waits_for(when));
         if !waits && self.search.is_none() {
             return Ok(());
         }
@@ -300,19 +303,32 @@ impl Probe {
         if self.misread.is_some() {
             return Ok(());
         }
-        let strange = match &mut self.reckoning {
-            Some(reckoning) => {
-                reckoning.follow(self.tables.failures());
-                reckoning.contradiction(&reading.rows)
-            }
-            None => BTreeMap::new(),
-        };
-        if strange.is_empty() && !reading.misread {
+        let mut strange = BTreeMap::new();
+        let mut misjudged = false;
+        if let Some(reckoning) = &mut self.reckoning {
+            reckoning.follow(self.tables.failures());
+            strange = reckoning.contradiction(&reading.rows);
+            // What was taken for the address of who asked for a removal is something else, if all evictions counted
+            // under another cause. It is looked for in the same place for all: one that is seen shows that the place is
+            // right.
+            misjudged = attached.waits_for(When::Misread)
+                && sum(&reading.rows, Event::DeleteOther) > 0
+                && sum(&reading.rows, Event::DeleteEarlyDrop) == 0
+                && reckoning.evicted() > reading.lost;
+        }
+        if strange.is_empty() && !misjudged && !reading.misread {
             return Ok(());
         }
         attached.disbelieve()?;
-        if attached.waits_for(When::Unexplained) {
-            attached.arm(When::Unexplained)?;
+        if misjudged {
+            // Their causes are lost; since the line above the programs say so themselves.
+            let said = attached.lost()?.saturating_sub(reading.lost);
+            self.past.lost += sum(&attached.read()?.rows, Event::DeleteOther).saturating_sub(said);
+        }
+        for when in [When::Unexplained, When::Misread] {
+            if attached.waits_for(when) {
+                attached.arm(when)?;
+            }
         }
         self.misread = Some(strange);
         self.say_misread();
@@ -420,6 +436,10 @@ impl Source for Probe {
             ..Sample::default()
         })
     }
+}
+
+fn sum(rows: &BTreeMap<FlowType, Counters>, event: Event) -> u64 {
+    rows.values().map(|row| row.get(event)).sum()
 }
 
 /// A number that changes whenever the module is loaded anew.

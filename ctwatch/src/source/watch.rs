@@ -59,7 +59,7 @@ pub struct Reading {
     pub lost: u64,
     /// … refusals included whose flow nobody looked at.
     pub refused_unknown: u64,
-    /// Whether the kernel's code was misread: registers held no flow.
+    /// Whether the kernel's code was misread: registers held no flow, or the stack no caller.
     pub misread: bool,
     /// What it cost.
     pub cost: Cost,
@@ -72,7 +72,7 @@ pub struct Reading {
 pub struct Watch {
     attached: Attached,
     counts: Counts,
-    /// Whether the programs still believe what registers hold.
+    /// Whether the programs still believe what registers and the stack hold.
     disbelieved: Array<MapData, u32>,
     facts: Facts,
     /// Hooks that are not due yet.
@@ -150,8 +150,10 @@ impl Watch {
         self.attached.hook(&self.facts, &due)?;
         settle();
         // While only one hook of a pair is there, it meets calls that it cannot follow. What they may have
-        // told shows in the kernel's own counters.
-        self.missed_before += self.counts.health()?.unpaired() - before;
+        // told shows in the kernel's own counters; but not who asked for a removal.
+        if when != When::Misread {
+            self.missed_before += self.counts.health()?.unpaired() - before;
+        }
         Ok(())
     }
 
@@ -161,7 +163,7 @@ impl Watch {
         self.waiting.append(&mut self.let_go);
     }
 
-    /// Has the registers of refusals ignored from now on.
+    /// Has registers and the stack ignored from now on.
     pub fn disbelieve(&mut self) -> Result<()> {
         self.disbelieved.set(0, 1, 0).context("cannot write map DISBELIEVED")
     }
@@ -253,8 +255,8 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
     let (events, per_second) =
         wishes.trace.as_ref().map_or((0, 0), |wanted| (wanted.names.events(), wanted.per_second));
     let log_level = if wishes.verbose { log::Level::Debug as u8 } else { 0 };
-    // The hook on `nf_ct_delete` and the distance to what it would tell exclude each other.
-    let hooked = plan.hooks.iter().any(|hook| hook.program == "delete");
+    // The hook on `nf_ct_delete` and the distance to what it would report exclude each other until that proves wrong.
+    let hooked = plan.hooks.iter().any(|hook| hook.program == "delete" && hook.when != When::Misread);
     let delete_frame = facts.delete_frame.filter(|_| !hooked).unwrap_or(0);
     let mut globals = Globals::default();
     let offset = |name: &str| facts.offsets.get(name).copied();

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use anyhow::Context;
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
 
@@ -17,17 +18,22 @@ use super::super::{modules, state};
 use super::{Scenario, Skip, init, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario("misread::tuple", || misread(Change::Tuple)),
-    scenario("misread::namespace", || misread(Change::Namespace)),
+    scenario("misread::tuple", || registers(Change::Tuple)),
+    scenario("misread::namespace", || registers(Change::Namespace)),
+    scenario("misread::no_caller", no_caller),
+    scenario("misread::other_caller", other_caller),
 ];
 
 const CODE: &str = "/proc/kcore";
 const FALSE_CODE: &str = "/tmp/false-kcore";
-const FUNCTION: &str = "__nf_conntrack_alloc";
+const ALLOC: &str = "__nf_conntrack_alloc";
+const DELETE: &str = "nf_ct_delete";
+/// What asks for an eviction: the second is called by the first where the compiler has left it a function.
+const EVICTS: [&str; 2] = ["early_drop_list", "early_drop"];
 /// Around the function, so that all of the module is there.
 const BEFORE: u64 = 0x8_0000;
 const LENGTH: usize = 0x10_0000;
-/// Within so many bytes of its entry a function saves its arguments.
+/// Within so many bytes of its entry a function saves its arguments and makes its frame.
 const PROLOGUE: usize = 160;
 
 /// What the falsified code says.
@@ -54,6 +60,14 @@ impl Change {
             Self::Namespace => "zone",
         }
     }
+
+    /// Exchanges one register for another where the function saves its arguments.
+    fn make(self, code: &mut [u8]) -> anyhow::Result<()> {
+        let other = self.other();
+        let (net, exchanged) = (saved(code, RDI)?, saved(code, other)?);
+        (code[net], code[exchanged]) = (with(code[net], other), with(code[exchanged], RDI));
+        Ok(())
+    }
 }
 
 /// Sources of `mov REG, SOURCE` as x86-64 encodes them: `48 89` or `49 89`, and the source in bits 3 to 5.
@@ -65,9 +79,10 @@ const RDX: u8 = 2;
 struct Falsified;
 
 impl Falsified {
-    fn put(change: Change) -> anyhow::Result<Self> {
-        fs::write(FALSE_CODE, "")?;
-        falsify(change)?;
+    /// Changes the beginning of a function.
+    fn put(function: &str, change: impl FnOnce(&mut [u8]) -> anyhow::Result<()>) -> anyhow::Result<Self> {
+        let code = Code::of(function)?.with_context(|| format!("{function} is no symbol"))?;
+        code.falsify(change)?;
         let nothing: Option<&str> = None;
         mount(Some(FALSE_CODE), CODE, nothing, MsFlags::MS_BIND, nothing).context("replace /proc/kcore")?;
         Ok(Self)
@@ -82,42 +97,87 @@ impl Drop for Falsified {
     }
 }
 
-/// Copies the ELF header, its segments and the module's code, with one register for another.
-fn falsify(change: Change) -> anyhow::Result<()> {
-    let symbols = fs::read_to_string("/proc/kallsyms")?;
-    let line = symbols.lines().find(|line| line.split_whitespace().nth(2) == Some(FUNCTION));
-    let address = line.and_then(|line| line.split_whitespace().next()).context(FUNCTION)?;
-    let address = u64::from_str_radix(address, 16)?;
-    let (real, copy) = (File::open(CODE)?, File::options().write(true).open(FALSE_CODE)?);
-    let mut header = [0; 64];
-    real.read_exact_at(&mut header, 0)?;
-    let word = |bytes: &[u8], at: usize| -> anyhow::Result<u64> {
-        Ok(u64::from_le_bytes(bytes.get(at..at + 8).context("a short header")?.try_into()?))
-    };
-    let half = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
-    let (first, size, count) = (word(&header, 32)?, half(54), half(56));
-    let mut segments = vec![0; size * count];
-    real.read_exact_at(&mut segments, first)?;
-    copy.write_all_at(&header, 0)?;
-    copy.write_all_at(&segments, first)?;
-    for segment in segments.chunks_exact(size) {
-        let (offset, from, length) = (word(segment, 8)?, word(segment, 16)?, word(segment, 40)?);
-        if segment[0] != 1 || !(from..from.saturating_add(length)).contains(&address) {
-            continue;
+/// The kernel's memory around a function.
+struct Code {
+    /// The ELF header and the segments.
+    headers: [(u64, Vec<u8>); 2],
+    /// Where in the file the memory lies.
+    offset: u64,
+    memory: Vec<u8>,
+    /// Where in the memory the function begins.
+    entry: usize,
+}
+
+impl Code {
+    /// Reads it; `None` where the kernel has no such function.
+    fn of(function: &str) -> anyhow::Result<Option<Self>> {
+        let symbols = fs::read_to_string("/proc/kallsyms")?;
+        let line = symbols.lines().find(|line| line.split_whitespace().nth(2) == Some(function));
+        let Some(line) = line else { return Ok(None) };
+        let address = u64::from_str_radix(line.split_whitespace().next().context("an empty line")?, 16)?;
+        let file = File::open(CODE)?;
+        let mut header = vec![0; 64];
+        file.read_exact_at(&mut header, 0)?;
+        let word = |bytes: &[u8], at: usize| -> anyhow::Result<u64> {
+            Ok(u64::from_le_bytes(bytes.get(at..at + 8).context("a short header")?.try_into()?))
+        };
+        let half = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        let (first, size, count) = (word(&header, 32)?, half(54), half(56));
+        let mut segments = vec![0; size * count];
+        file.read_exact_at(&mut segments, first)?;
+        for segment in segments.chunks_exact(size) {
+            let (offset, from, length) = (word(segment, 8)?, word(segment, 16)?, word(segment, 40)?);
+            if segment[0] != 1 || !(from..from.saturating_add(length)).contains(&address) {
+                continue;
+            }
+            let start = address.saturating_sub(BEFORE).max(from);
+            let mut memory = vec![0; LENGTH];
+            let read = file.read_at(&mut memory, offset + (start - from))?;
+            memory.truncate(read);
+            let (offset, entry) = (offset + (start - from), usize::try_from(address - start)?);
+            return Ok(Some(Self { headers: [(0, header), (first, segments)], offset, memory, entry }));
         }
-        let start = address.saturating_sub(BEFORE).max(from);
-        let mut code = vec![0; LENGTH];
-        let length = real.read_at(&mut code, offset + (start - from))?;
-        code.truncate(length);
-        let entry = usize::try_from(address - start)?;
-        let prologue = code.get_mut(entry..entry + PROLOGUE).context("the code is not all there")?;
-        let other = change.other();
-        let (net, exchanged) = (saved(prologue, RDI)?, saved(prologue, other)?);
-        (prologue[net], prologue[exchanged]) = (with(prologue[net], other), with(prologue[exchanged], RDI));
-        copy.write_all_at(&code, offset + (start - from))?;
-        return Ok(());
+        anyhow::bail!("no segment of {CODE} has {address:#x}")
     }
-    anyhow::bail!("no segment of {CODE} has {address:#x}")
+
+    /// Writes a copy of the file with these parts of it, in which the function begins otherwise.
+    fn falsify(mut self, change: impl FnOnce(&mut [u8]) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        change(self.memory.get_mut(self.entry..self.entry + PROLOGUE).context("the code is not all there")?)?;
+        fs::write(FALSE_CODE, "")?;
+        let copy = File::options().write(true).open(FALSE_CODE)?;
+        for (offset, bytes) in &self.headers {
+            copy.write_all_at(bytes, *offset)?;
+        }
+        Ok(copy.write_all_at(&self.memory, self.offset)?)
+    }
+
+    /// How many bytes of the stack the function takes before its first branch.
+    fn frame(&self) -> anyhow::Result<u32> {
+        let code = self.memory.get(self.entry..).context("the code is not all there")?;
+        let mut bytes = 0;
+        let before = |instruction: &Instruction| {
+            // The first may call the function tracer.
+            matches!(instruction.flow_control(), FlowControl::Next | FlowControl::Call)
+        };
+        for instruction in Decoder::new(64, code, DecoderOptions::NONE).into_iter().take_while(before) {
+            let of_stack = instruction.op0_register() == Register::RSP;
+            match instruction.mnemonic() {
+                Mnemonic::Push => bytes += 8,
+                Mnemonic::Sub if of_stack => bytes += u32::try_from(instruction.immediate(1))?,
+                _ => {}
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Takes more of the stack at the beginning of a function, where its tracer's call is or was.
+fn deepen(code: &mut [u8], bytes: u32) -> anyhow::Result<()> {
+    let at = if code.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) { 4 } else { 0 };
+    let bytes = u8::try_from(bytes).ok().filter(|bytes| *bytes < 128).context("a frame too large")?;
+    // sub rsp, bytes; nop
+    code[at..at + 5].copy_from_slice(&[0x48, 0x83, 0xec, bytes, 0x90]);
+    Ok(())
 }
 
 /// Where the operands of the first `mov` from this register are.
@@ -131,22 +191,34 @@ const fn with(operands: u8, source: u8) -> u8 {
     operands & !(7 << 3) | source << 3
 }
 
-fn newcomer() -> anyhow::Result<Value> {
+fn fact(name: &str) -> anyhow::Result<Value> {
     let facts = checked(std::process::Command::new(ctwatch::program()).arg("facts"))?;
     let facts: Value = serde_json::from_str(&facts).context("ctwatch facts")?;
-    Ok(facts["newcomer"].clone())
+    Ok(facts[name].clone())
 }
 
-fn misread(change: Change) -> anyhow::Result<()> {
-    const FLOWS: u32 = 3000;
+/// Waits until it says that it no longer believes the kernel's code.
+fn wait_disbelief(watch: &mut Watch) -> anyhow::Result<()> {
+    watch.wait_object("reason why the kernel's code is not believed", |object| {
+        object["source"]["why"].as_str().is_some_and(|why| why.contains("did not hold"))
+    })?;
+    Ok(())
+}
+
+fn prepare() -> anyhow::Result<()> {
     if ctwatch::source() == "netlink" {
         return Err(Skip("the netlink source reads no code".to_owned()).into());
     }
-    modules::load()?;
-    let right = newcomer()?;
+    modules::load()
+}
+
+fn registers(change: Change) -> anyhow::Result<()> {
+    const FLOWS: u32 = 3000;
+    prepare()?;
+    let right = fact("newcomer")?;
     anyhow::ensure!(right.is_object(), "the code says nothing here: {right}");
-    let falsified = Falsified::put(change)?;
-    let wrong = newcomer()?;
+    let falsified = Falsified::put(ALLOC, |code| change.make(code))?;
+    let wrong = fact("newcomer")?;
     equal("where the namespace seems to be", &wrong["net"], &right[change.name()])?;
     equal("and what was exchanged with it", &wrong[change.name()], &right["net"])?;
     let space = init();
@@ -155,9 +227,7 @@ fn misread(change: Change) -> anyhow::Result<()> {
     let before = Stats::read(&space)?;
     let mut watch = Watch::start(&[])?;
     udp::send(Flows::new(Family::V4, FLOWS))?;
-    watch.wait_object("reason why registers are not believed", |object| {
-        object["source"]["why"].as_str().is_some_and(|why| why.contains("registers did not hold"))
-    })?;
+    wait_disbelief(&mut watch)?;
     let (kernel, counted) = (Stats::read(&space)?, watch.sum("drop.table_full")?);
     udp::send(Flows::new(Family::V4, FLOWS).from(FLOWS))?;
     let totals = watch.stop()?;
@@ -173,5 +243,58 @@ fn misread(change: Change) -> anyhow::Result<()> {
     equal("refusals, counted and lost", told + lost, dropped(&before))?;
     let strange = totals.rows.keys().find(|key| key.netns != space.inode && totals.get(key, "drop") > 0);
     anyhow::ensure!(strange.is_none(), "refusals of a namespace that does not exist: {strange:?}");
+    state::fresh(&space)
+}
+
+/// What lies beside the return address of `nf_ct_delete` is a register that its caller has saved, or a variable.
+fn no_caller() -> anyhow::Result<()> {
+    prepare()?;
+    evictions(8)
+}
+
+/// Behind the frame of who asks for an eviction lies an address of the kernel's code, too.
+fn other_caller() -> anyhow::Result<()> {
+    prepare()?;
+    for function in EVICTS {
+        if let Some(code) = Code::of(function)? {
+            return evictions(8 + code.frame()?);
+        }
+    }
+    Err(Skip("the compiler has made the eviction a part of another function".to_owned()).into())
+}
+
+/// The code seems to say that who asked for a removal is found so many bytes above where it is.
+fn evictions(above: u32) -> anyhow::Result<()> {
+    const FLOWS: u32 = 4000;
+    let right = fact("delete_frame")?;
+    let Some(distance) = right.as_u64() else {
+        return Err(Skip("the code does not say where the caller of a removal is found".to_owned()).into());
+    };
+    let falsified = Falsified::put(DELETE, |code| deepen(code, above))?;
+    equal("where it seems to be", fact("delete_frame")?.as_u64(), Some(distance + u64::from(above)))?;
+    let space = init();
+    state::fresh(&space)?;
+    state::buckets(1024)?;
+    state::set("nf_conntrack_max", 1000)?;
+    let before = Stats::read(&space)?;
+    let mut watch = Watch::start(&[])?;
+    udp::send(Flows::new(Family::V4, FLOWS))?;
+    wait_disbelief(&mut watch)?;
+    let (kernel, counted) = (Stats::read(&space)?, watch.sum("delete.early_drop")?);
+    udp::send(Flows::new(Family::V4, FLOWS).from(FLOWS))?;
+    let totals = watch.stop()?;
+    drop(falsified);
+    let after = Stats::read(&space)?;
+    let evicted = |since: &Stats| after.since(since).get("early_drop").unwrap_or(0);
+    anyhow::ensure!(evicted(&kernel) > 1000, "only {} were evicted afterwards", evicted(&kernel));
+    let told = totals.sum("delete.early_drop");
+    equal("evictions after the contradiction", told - counted, evicted(&kernel))?;
+    let (unknown, lost) = (totals.sum("delete.other"), totals.lost()?);
+    anyhow::ensure!(unknown > 0, "nothing contradicted the code");
+    equal("evictions, of known cause and unknown", told + unknown, evicted(&before))?;
+    anyhow::ensure!(
+        lost >= unknown,
+        "{unknown} evictions have no cause, and only {lost} are said to be lost"
+    );
     state::fresh(&space)
 }
