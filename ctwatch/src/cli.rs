@@ -62,7 +62,7 @@ pub enum Command {
     Record(Box<RecordArgs>),
     /// Show a recording as `live` would have shown it
     Replay(ReplayArgs),
-    /// Make one self-contained HTML page of a recording
+    /// Make one self-contained HTML page of a recording, or of this machine for a while
     Report(ReportArgs),
     /// Print as JSON what this kernel allows, for bug reports
     Facts,

@@ -41,6 +41,20 @@ fn bounded(from: impl Read, longest: u64) -> anyhow::Result<String> {
 /// Writes a file that only its owner may read, in place of one that is there. A link or a device is refused. What is there
 /// is replaced and never written to, so no link that appears in between leads anywhere.
 pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    refuse(path)?;
+    replace(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Whether [`write`] may succeed, for a text that takes long to make.
+pub fn ready(path: &Path) -> anyhow::Result<()> {
+    refuse(path)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let there = fs::metadata(parent).with_context(|| format!("cannot write {}", path.display()))?;
+    ensure!(there.is_dir(), "cannot write {}: {} is no directory", path.display(), parent.display());
+    Ok(())
+}
+
+fn refuse(path: &Path) -> anyhow::Result<()> {
     let name = path.display();
     match fs::symlink_metadata(path) {
         Ok(there) if there.is_symlink() => {
@@ -52,7 +66,7 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).context(format!("cannot write {name}")),
     }
-    replace(path, text).with_context(|| format!("cannot write {name}"))
+    Ok(())
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
@@ -103,6 +117,18 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(at("other")).unwrap(), "old", "the file itself was written to");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4, "something is left behind");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_known_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), "old").unwrap();
+        assert!(ready(&at("file")).is_ok() && ready(&at("new")).is_ok() && ready(Path::new("new")).is_ok());
+        for wrong in [at("none/new"), at("file/new"), directory.path().to_owned()] {
+            assert!(ready(&wrong).is_err(), "{}", wrong.display());
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "something is left behind");
     }
 
     #[test]

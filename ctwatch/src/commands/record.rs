@@ -1,5 +1,6 @@
 //! `ctwatch record`: every report of `live` and its single losses, kept in a file.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::running::{run_to_end, settle_for, settle_in, stdout_is_closed, stop_on_signals};
 use super::{live, machine, tell};
 use crate::cli::{Format, Options, RecordOptions};
-use crate::model::{Report, SourceInfo};
+use crate::model::{Report, SourceInfo, SourceKind};
 use crate::privileges::Work;
 use crate::record::{Budget, Session, Writer};
 use crate::source::{self, Needs, keeper};
@@ -35,8 +36,21 @@ pub fn run(options: &RecordOptions) -> anyhow::Result<()> {
 }
 
 /// Whatever is printed beside it, a recording has the cost of watching and single losses.
-fn needs(live: &Options) -> Needs {
+pub(super) fn needs(live: &Options) -> Needs {
     Needs { cost: true, losses: true, ..live.needs() }
+}
+
+/// A new run on this machine, whose source is not open yet.
+pub(super) fn session() -> anyhow::Result<Session> {
+    let machine = machine()?;
+    let (wall, _) = source::now()?;
+    Ok(Session {
+        id: u64::try_from(wall).unwrap_or(0) ^ u64::from(std::process::id()) << 48,
+        host: machine.host,
+        kernel: machine.kernel,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        info: SourceInfo { kind: SourceKind::Replay, why: None, unknown: BTreeMap::new() },
+    })
 }
 
 /// Writes each report down, and hands it to the view that prints it, if any does.
@@ -55,23 +69,9 @@ struct Recorder {
 impl Recorder {
     fn new(options: &RecordOptions) -> anyhow::Result<Self> {
         let writer = Writer::open(&options.file, options.limits)?;
-        let machine = machine()?;
-        let (wall, _) = source::now()?;
-        let info = SourceInfo {
-            kind: crate::model::SourceKind::Replay,
-            why: None,
-            unknown: std::collections::BTreeMap::new(),
-        };
-        let session = Session {
-            id: u64::try_from(wall).unwrap_or(0) ^ u64::from(std::process::id()) << 48,
-            host: machine.host,
-            kernel: machine.kernel,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            info,
-        };
         Ok(Self {
             writer,
-            session,
+            session: session()?,
             view: if options.live.format == Format::Auto { None } else { Some(live::view(&options.live)?) },
             budget: Budget::default(),
             synced: Instant::now(),

@@ -35,8 +35,6 @@ pub struct Incident {
     /// The minute with most losses, or with most inserts where nothing was lost.
     pub worst: Option<Minute>,
     now: Option<Minute>,
-    /// Single losses that were only counted.
-    pub losses_left_out: u64,
     /// The source, as it was last.
     pub info: Option<SourceInfo>,
     /// Events that a source could not tell, with its notes.
@@ -178,6 +176,11 @@ impl Incident {
         }
     }
 
+    /// How long was watched.
+    pub fn watched(&self) -> Duration {
+        self.parts.iter().fold(Duration::ZERO, |sum, part| sum.saturating_add(part.elapsed))
+    }
+
     /// Counts of all flow types over the whole time.
     pub fn total(&self) -> Counters {
         let mut total = Counters::default();
@@ -213,7 +216,6 @@ impl Incident {
         if let Some(single) = &report.losses {
             let room = MOST_LOSSES.saturating_sub(now.losses.len());
             now.losses.extend(single.events.iter().take(room).cloned());
-            self.losses_left_out = self.losses_left_out.saturating_add(single.more);
         }
     }
 

@@ -14,7 +14,8 @@ pub struct Report {
     pub no_new_privs: bool,
     /// Capabilities at the start.
     pub given: Vec<String>,
-    /// By command, and for `ctwatch-netns`, the second process of `live`, `trace`, `export`, `record` and `doctor`: the
+    /// By command, and for `ctwatch-netns`, the second process of `live`, `trace`, `export`, `record`,
+    /// `report --live` and `doctor`: the
     /// capabilities kept, and what for.
     pub kept: BTreeMap<&'static str, BTreeMap<String, String>>,
     /// Why the bounding set could not be lowered; null where it was.
@@ -26,7 +27,7 @@ pub struct Report {
 }
 
 /// What the commands keep, without `--source netlink`, and with files only where the name says so.
-const COMMANDS: [(&str, Work); 13] = [
+const COMMANDS: [(&str, Work); 14] = [
     ("live", Work { probes: true, ..Work::NOTHING }),
     ("live --source netlink", Work::NOTHING),
     ("live on the screen", Work { probes: true, namespaces: true, ..Work::NOTHING }),
@@ -36,6 +37,7 @@ const COMMANDS: [(&str, Work); 13] = [
     ("record", Work { probes: true, ..Work::NOTHING }),
     ("replay", Work::NOTHING),
     ("report", Work { writes: true, ..Work::NOTHING }),
+    ("report --live", Work { probes: true, writes: true, ..Work::NOTHING }),
     ("table", Work { namespaces: true, ..Work::NOTHING }),
     ("doctor", Work { probes: true, namespaces: true, rules: true, ..Work::NOTHING }),
     ("facts", Work::NOTHING),

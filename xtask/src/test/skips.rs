@@ -39,6 +39,8 @@ const EXPECTED: &[Skip] = &[
     // The same everywhere: files and keys.
     Skip { scenario: "record::full_disk", kernels: BUT_6_12, sources: &[] },
     Skip { scenario: "record::full_disk", kernels: &["6.12"], sources: BUT_AUTO },
+    Skip { scenario: "report::live", kernels: BUT_6_12, sources: &[] },
+    Skip { scenario: "report::live", kernels: &["6.12"], sources: BUT_AUTO },
     Skip { scenario: "screen::recording", kernels: BUT_6_12, sources: &[] },
     Skip { scenario: "screen::recording", kernels: &["6.12"], sources: BUT_AUTO },
 ];

@@ -124,11 +124,13 @@ fn every_chart_has_its_numbers_and_the_flood_is_told() {
     assert!(page.contains("<b>11,900</b> new flows refused"), "{page}");
     assert!(page.contains("<b>2,040</b> live entries evicted"));
     assert!(page.contains("6881 (web-7 ipv4 udp)"));
+    // All 17 records fit.
+    assert!(page.contains("17 of the 13,940 losses of this minute are listed."));
 }
 
 #[test]
 fn numbers_are_written_in_one_way() {
-    let written = [0.0, 0.04, 0.5, 9.94, 9.96, 10.0, 12.3, 1234.5].map(number);
+    let written = [0.0, 0.04, 0.5, 9.94, 9.96, 10.0, 12.3, 1234.5].map(figures::number);
     assert_eq!(written, ["0", "0", "0.5", "9.9", "10", "10", "12", "1,235"]);
 }
 

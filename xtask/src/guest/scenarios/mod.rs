@@ -20,6 +20,7 @@ mod netlink;
 mod privileges;
 pub(super) mod ranking;
 mod record;
+mod report;
 mod screen;
 mod spaces;
 mod table;
@@ -87,6 +88,7 @@ pub(super) fn all() -> Vec<Scenario> {
         footprint::SCENARIOS,
         ranking::SCENARIOS,
         record::SCENARIOS,
+        report::SCENARIOS,
         trace::SCENARIOS,
         table::SCENARIOS,
         screen::SCENARIOS,

@@ -209,17 +209,21 @@ fn a_page(refused: u64) -> anyhow::Result<()> {
         let ended = run(&[&["report", FILE, "-o", PAGE], mask].concat())?;
         anyhow::ensure!(ended.status.success(), "report: {}", String::from_utf8_lossy(&ended.stderr));
         let page = fs::read_to_string(PAGE)?;
-        let digits = refused.to_string();
-        let thousands = match digits.len() {
-            ..=3 => digits,
-            length => format!("{},{}", &digits[..length - 3], &digits[length - 3..]),
-        };
-        for told in ["CRITICAL", "table-full", &format!("<b>{thousands}</b> new flows refused")] {
+        for told in ["CRITICAL", "table-full", &format!("<b>{}</b> new flows refused", thousands(refused))] {
             anyhow::ensure!(page.contains(told), "`{told}` is missing, {mask:?}");
         }
         anyhow::ensure!(!page.contains("<script") && page.ends_with("</html>\n"), "no page: {mask:?}");
     }
     Ok(())
+}
+
+/// As the page has numbers below a million.
+pub(super) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    match digits.len() {
+        ..=3 => digits,
+        length => format!("{},{}", &digits[..length - 3], &digits[length - 3..]),
+    }
 }
 
 fn by_reason(counts: &Value) -> Option<u64> {
