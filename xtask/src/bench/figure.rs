@@ -42,6 +42,8 @@ pub struct Cost {
     pub flows: u64,
     /// Instructions per flow of each window.
     pub windows: Vec<f64>,
+    /// Flows that were refused, per flow.
+    pub refusals: f64,
     /// Entries that left the table, per flow.
     pub deletes: f64,
     /// The kernel's early_drop, per flow.
@@ -102,7 +104,7 @@ pub struct Process {
 pub struct Told {
     /// Who watched.
     pub observer: String,
-    /// Events that happened: inserts and deletes.
+    /// Events that happened: inserts, deletes and refusals.
     pub happened: u64,
     /// Events among them that it gave an account of.
     pub accounted: u64,

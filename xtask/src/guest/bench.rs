@@ -18,6 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::modules;
 use super::report::Report;
 use super::space::Space;
+use super::traffic::tcp::Held;
 use super::traffic::{Family, Flows, Sent};
 use super::witness::{self, Stats};
 use crate::bench::LISTING;
@@ -53,8 +54,13 @@ pub(super) fn run(only: &[String], results: &Path) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let mut bench =
-        Bench { space: Space::init(), flows: Flows::new(Family::V4, 0), inserts: 0, report: &mut report };
+    let mut bench = Bench {
+        space: Space::init(),
+        flows: Flows::new(Family::V4, 0),
+        held: Held::default(),
+        sent: Sent::default(),
+        report: &mut report,
+    };
     let wanted = |observer: &Observer| {
         *observer == Observer::Nothing
             || only.is_empty()
@@ -86,21 +92,24 @@ struct Bench<'a> {
     space: Space,
     /// The number of the next flow.
     flows: Flows,
-    /// Entries made since the observer came.
-    inserts: u64,
+    /// What no flow can evict, where the workload wants that.
+    held: Held,
+    /// Flows since the observer came.
+    sent: Sent,
     report: &'a mut Report,
 }
 
 impl Bench<'_> {
     fn observe(&mut self, observer: Observer, running: Running) -> anyhow::Result<()> {
-        self.inserts = 0;
+        self.sent = Sent::default();
         let before = witness::count(&self.space)?;
         for workload in Workload::ALL {
             let cost = self.measure(observer, workload)?;
             self.report.figure(&Figure::Cost(cost))?;
         }
-        // Every entry that came, and all that are there no more.
-        let events = self.inserts + before + self.inserts - witness::count(&self.space)?;
+        // Every entry that came, all that are there no more, and every flow that was refused.
+        let Sent { passed, refused } = self.sent;
+        let events = passed + before + passed - witness::count(&self.space)? + refused;
         self.account(observer, running, events)?;
         if let Some(source) = observer.source() {
             self.process(observer, source)?;
@@ -123,22 +132,21 @@ impl Bench<'_> {
     }
 
     fn arrange(&mut self, workload: Workload) -> anyhow::Result<()> {
-        let sent = workload.arrange(&self.space, &mut self.flows)?;
-        self.inserts += sent.passed;
+        self.sent += workload.arrange(&self.space, &mut self.flows, &mut self.held)?;
         Ok(())
     }
 
     fn run(&mut self, workload: Workload, flows: u32) -> anyhow::Result<Sent> {
         let sent = workload.run(&mut self.flows, flows)?;
-        self.inserts += sent.passed;
+        self.sent += sent;
         Ok(sent)
     }
 
     /// Instructions per flow of one window after the other, until enough of the lowest agree: the kernel's own work
-    /// in the background only ever adds to a window.
+    /// in the background only ever adds to a window. All of them where only the same ones can be compared.
     fn windows(&mut self, workload: Workload, limit: usize) -> anyhow::Result<(Vec<f64>, Sent)> {
         let (mut windows, mut sent) = (Vec::new(), Sent::default());
-        while windows.len() < limit && !agree(&windows) {
+        while windows.len() < limit && (workload.varies() || !agree(&windows)) {
             let began = clock()?;
             sent += self.run(workload, FLOWS)?;
             windows.push((clock()? - began) as f64 / f64::from(FLOWS));
@@ -155,17 +163,19 @@ impl Bench<'_> {
         sent += more;
         let left = (entries + sent.passed).saturating_sub(witness::count(&self.space)?);
         let evicted = Stats::read(&self.space)?.since(&stats).get("early_drop").unwrap_or(0);
-        let (deletes, early_drops) = (left as f64 / sent.passed as f64, evicted as f64 / sent.passed as f64);
-        workload::verify(workload, sent, deletes, early_drops)
-            .with_context(|| format!("{} under {}", workload.name(), observer.name()))?;
-        Ok(Cost {
+        let each = |count: u64| count as f64 / (sent.passed + sent.refused) as f64;
+        let cost = Cost {
             scenario: workload.name().to_owned(),
             observer: observer.name().to_owned(),
             flows: FLOWS.into(),
             windows,
-            deletes,
-            early_drops,
-        })
+            refusals: each(sent.refused),
+            deletes: each(left),
+            early_drops: each(evicted),
+        };
+        workload::verify(workload, &cost)
+            .with_context(|| format!("{} under {}", workload.name(), observer.name()))?;
+        Ok(cost)
     }
 
     /// Stops an observer and compares what it told of with what happened: one that saw nothing cost nothing.
@@ -174,16 +184,20 @@ impl Bench<'_> {
             Observer::Nothing => return Ok(()),
             Observer::Floor => {
                 let counts = running.floor.as_ref().context("the floor")?.counts()?;
-                let [_, confirmed, _, removed] = counts[..] else { anyhow::bail!("the floor's {counts:?}") };
-                confirmed + removed
+                let [asked, _, _, removed] = counts[..] else { anyhow::bail!("the floor's {counts:?}") };
+                // Whoever asks for an entry either gets it or is refused.
+                asked + removed
             }
             Observer::CtwatchFexit | Observer::CtwatchKprobe => {
                 let text = running.stop()?;
-                observer::total(&text, "insert")? + observer::total(&text, "delete")?
+                ["insert", "delete", "drop"]
+                    .iter()
+                    .map(|column| observer::total(&text, column))
+                    .sum::<anyhow::Result<u64>>()?
             }
             Observer::BpftraceFentry | Observer::BpftraceKprobe => {
                 let text = running.stop()?;
-                number(&text, "@insert: ")? + number(&text, "@delete: ")?
+                number(&text, "@insert: ")? + number(&text, "@delete: ")? + number(&text, "@refused: ")?
             }
             Observer::ConntrackEvents => {
                 let text = running.stop()?;
@@ -192,7 +206,7 @@ impl Bench<'_> {
                 words.filter_map(|word| word.parse().ok()).next_back().context("conntrack -E")?
             }
         };
-        // What conntrack -E loses is one of the figures.
+        // What conntrack -E loses is one of the figures. Nobody announces refusals to it.
         anyhow::ensure!(
             observer == Observer::ConntrackEvents || accounted * 100 >= happened * 99,
             "{} told of {accounted} of {happened} events",

@@ -133,7 +133,8 @@ pub(super) fn total(text: &str, column: &str) -> anyhow::Result<u64> {
     let mut sum = 0;
     for row in rows {
         let word = row.split_whitespace().rev().nth(from_end).with_context(|| format!("ctwatch: {row}"))?;
-        let count: u64 = word.parse().with_context(|| format!("ctwatch: {row}"))?;
+        // Counts of losses are marked.
+        let count: u64 = word.trim_start_matches('!').parse().with_context(|| format!("ctwatch: {row}"))?;
         sum += count;
     }
     Ok(sum)

@@ -9,11 +9,28 @@ use super::{Flows, PORT, Sent};
 
 /// Sends one datagram to each destination from one socket.
 pub(in super::super) fn send(flows: Flows) -> anyhow::Result<Sent> {
+    send_from(flows, 0)
+}
+
+/// The same from this port, so that the flows of two calls are the same.
+pub(in super::super) fn send_from(flows: Flows, port: u16) -> anyhow::Result<Sent> {
     let _sink = sink(flows)?;
-    let socket = UdpSocket::bind((flows.family.home(), 0)).context("bind the sender")?;
+    let socket = UdpSocket::bind((flows.family.home(), port)).context("bind the sender")?;
     let mut sent = Sent::default();
     for number in flows.numbers() {
         one(&socket, SocketAddr::new(flows.family.target(number), PORT), &mut sent)?;
+    }
+    Ok(sent)
+}
+
+/// Sends one datagram to each destination from one socket, to as many ports in turn, from [`PORT`] on. Nobody listens:
+/// the caller has what comes in thrown away.
+pub(in super::super) fn send_to_ports(flows: Flows, ports: u16) -> anyhow::Result<Sent> {
+    let socket = UdpSocket::bind((flows.family.home(), 0)).context("bind the sender")?;
+    let mut sent = Sent::default();
+    for number in flows.numbers() {
+        let port = PORT + u16::try_from(number % u32::from(ports))?;
+        one(&socket, SocketAddr::new(flows.family.target(number), port), &mut sent)?;
     }
     Ok(sent)
 }
