@@ -3,6 +3,8 @@
 //!
 //! A target fails by a panic: the parser's own, or one of the assertions here.
 
+use std::ops::ControlFlow;
+
 use ctwatch::doctor::gather::budget::Budget;
 use ctwatch::doctor::gather::output::Lossy;
 use ctwatch::doctor::gather::{rules, system};
@@ -15,6 +17,7 @@ use ctwatch::record::{self, Reader};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
 use ctwatch::source::proc_stat::Statistics;
+use ctwatch::source::saved;
 use ctwatch::view::doctor::{self as view, Context, Style};
 use ctwatch::view::json::Json;
 use ctwatch::view::lines::Lines;
@@ -26,13 +29,14 @@ use ctwatch::view::{Machine, View, trace_json};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("btf", btf),
     ("capture", capture),
     ("code", code),
     ("iptables", iptables),
     ("kallsyms", kallsyms),
     ("kcore", kcore),
+    ("list", list),
     ("netlink", netlink),
     ("nft", nft),
     ("proc", proc),
@@ -133,6 +137,22 @@ pub fn nft(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == 0);
     let (json, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let _ = rules::parse_nft(Lossy::new(json), Lossy::new(text), &Budget::start());
+}
+
+/// A saved list of entries, in any of its forms.
+pub fn list(data: &[u8]) {
+    let mut seen = 0;
+    let read = saved::read(data, |entry| {
+        seen += 1;
+        assert!(entry.reply.is_none_or(|reply| reply.family == entry.tuple.family), "one family");
+        ControlFlow::Continue(())
+    });
+    // Memory has no errors.
+    let Ok(outcome) = read else { return };
+    let lines = data.split(|byte| *byte == b'\n').count() as u64;
+    assert_eq!(outcome.entries, seen, "each entry is handed over");
+    assert!(outcome.entries + outcome.unread + u64::from(outcome.cut.is_some()) <= lines, "one a line");
+    assert!(outcome.first.is_none_or(|(line, _)| (1..=lines).contains(&line)), "its line is there");
 }
 
 /// `iptables-save`.

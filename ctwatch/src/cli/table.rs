@@ -1,5 +1,7 @@
 //! The flags of `ctwatch table`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::entries::EntryArgs;
@@ -26,6 +28,10 @@ pub struct TableArgs {
     /// Print the N largest groups. The default is 20, or all of them as JSON
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
     count: Option<u64>,
+    /// Read the entries from this file instead of this machine's table: what `conntrack -L` printed, also with `-o extended`
+    /// or `-o xml`, or /proc/net/nf_conntrack. `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "netns"])]
+    from: Option<PathBuf>,
     #[command(flatten)]
     entries: EntryArgs,
     #[command(flatten)]
@@ -51,6 +57,8 @@ pub struct TableOptions {
     pub entries: EntryFilter,
     /// Which source was asked for.
     pub source: SourceChoice,
+    /// The saved list to read instead.
+    pub from: Option<PathBuf>,
 }
 
 impl From<TableArgs> for TableOptions {
@@ -69,6 +77,7 @@ impl From<TableArgs> for TableOptions {
             verbose: *verbose,
             filter: args.common.filter(),
             entries: args.entries.filter(),
+            from: args.from,
             source: place.source,
         }
     }
@@ -142,6 +151,8 @@ mod tests {
     fn wrong_values_say_what_is_wrong() {
         for (args, told) in [
             (&["--nat", "yes"][..], "no kind of NAT `yes`; there are none, snat, dnat, both"),
+            (&["--from", "x", "--netns", "self"], "cannot be used with"),
+            (&["--from", "x", "--source", "netlink"], "cannot be used with"),
             (&["--mark=-1"], "no mark `-1`"),
             (&["--mark", "0x"], "no mark `0x`"),
             (&["--mark", "3/1"], "bits outside of its mask"),

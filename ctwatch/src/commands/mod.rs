@@ -12,6 +12,7 @@ mod running;
 #[cfg(test)]
 mod scripted;
 pub mod table;
+mod table_saved;
 mod terminal;
 pub mod trace;
 mod trace_recorded;

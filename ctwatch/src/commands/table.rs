@@ -27,6 +27,9 @@ const LOOK_EVERY: u64 = 4096;
 
 /// Reads every namespace that is wanted, or stops on a signal.
 pub fn run(options: &TableOptions) -> anyhow::Result<()> {
+    if let Some(file) = &options.from {
+        return super::table_saved::run(options, file);
+    }
     if let SourceChoice::Fexit | SourceChoice::Kprobe = options.source {
         anyhow::bail!("only ctnetlink can list the table; leave --source out");
     }
@@ -66,7 +69,7 @@ impl Reading {
         let view = if options.format == Format::Json {
             View::Json(machine)
         } else {
-            View::Lines(TableLines::new(machine, jiff::tz::TimeZone::system(), color(options.color)))
+            View::Lines(TableLines::new(Some(machine), jiff::tz::TimeZone::system(), color(options.color)))
         };
         let spaces = Spaces::find(&options.filter).context("cannot look for network namespaces")?;
         if let Some(netns) = options.filter.netns
@@ -174,9 +177,10 @@ impl Reading {
             spaces,
             namespaces_left_out: self.left_out(),
             ranked: grouping.ranked(*count),
+            saved: None,
         };
         let text = match &self.view {
-            View::Json(machine) => table_json::holding(&holding, machine),
+            View::Json(machine) => table_json::holding(&holding, Some(machine)),
             View::Lines(lines) => lines.holding(&holding),
         };
         print(text.as_bytes())
@@ -191,7 +195,7 @@ fn explained(error: &io::Error) -> String {
 }
 
 /// Where somebody waits at a terminal: a line that tells how far a long reading has come.
-struct Progress<'a> {
+pub(super) struct Progress<'a> {
     table: &'a Table,
     entries: u64,
     /// When it is shown next; `None` where nobody looks.
@@ -199,12 +203,12 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn of(table: &'a Table) -> Self {
+    pub(super) fn of(table: &'a Table) -> Self {
         let due = io::stderr().is_terminal().then(|| Instant::now() + LONG);
         Self { table, entries: 0, due }
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.entries += 1;
         if !self.entries.is_multiple_of(LOOK_EVERY) {
             return;
@@ -218,7 +222,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Takes the line away.
-    fn clear() {
+    pub(super) fn clear() {
         if io::stderr().is_terminal() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }

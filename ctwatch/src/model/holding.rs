@@ -51,6 +51,23 @@ pub struct Holding {
     pub namespaces_left_out: u64,
     /// The groups of them all.
     pub ranked: Ranked,
+    /// The saved list that was read instead of this machine's table.
+    pub saved: Option<Saved>,
+}
+
+/// A saved list as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// Its file.
+    pub from: String,
+    /// Entries, before filters.
+    pub listed: u64,
+    /// Lines that are no entries.
+    pub unread: u64,
+    /// The number of the first of them, counted from 1, and why it is none.
+    pub first: Option<(u64, String)>,
+    /// The number of the last line, where it ends in the middle.
+    pub cut: Option<u64>,
 }
 
 impl Holding {

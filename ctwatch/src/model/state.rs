@@ -86,16 +86,25 @@ const DCCP: [State; 10] = [
     State::Invalid,
 ];
 
+/// The states of a protocol's tracker, in the order of their numbers.
+const fn states(proto: u8) -> &'static [State] {
+    match proto {
+        6 => &TCP,
+        33 => &DCCP,
+        132 => &SCTP,
+        _ => &[],
+    }
+}
+
 impl State {
     /// The state behind a tracker's number.
     pub fn tracked(proto: u8, number: u8) -> Self {
-        let states: &[Self] = match proto {
-            6 => &TCP,
-            33 => &DCCP,
-            132 => &SCTP,
-            _ => &[],
-        };
-        states.get(usize::from(number)).copied().unwrap_or(Self::Unknown)
+        states(proto).get(usize::from(number)).copied().unwrap_or(Self::Unknown)
+    }
+
+    /// The number behind a state's name.
+    pub fn number(proto: u8, name: &str) -> Option<u8> {
+        states(proto).iter().position(|state| state.name() == name).and_then(|at| u8::try_from(at).ok())
     }
 
     /// The state of an entry with this tracker's number, where it has one, and these status bits.

@@ -11,7 +11,7 @@ use super::state::State;
 
 pub use super::entry::{Entry, Nat, Offload, Traffic, status};
 pub use super::group_by::{Dimensions, GroupBy};
-pub use super::holding::{Holding, Space};
+pub use super::holding::{Holding, Saved, Space};
 
 /// Groups kept at once, 18 MB of them. All ports of one protocol fit.
 pub const MOST_GROUPS: usize = 1 << 16;

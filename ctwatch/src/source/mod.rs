@@ -20,6 +20,7 @@ mod occupant;
 pub mod probe;
 pub mod proc_stat;
 pub mod reader;
+pub mod saved;
 pub mod search;
 mod sys;
 pub mod tables;

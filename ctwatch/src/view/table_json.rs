@@ -9,15 +9,25 @@ use super::json::{is_none, line, time};
 use crate::model::table::{Census, Dimensions, Group, Holding, Nat, Offload, Space};
 use crate::model::{family_name, protocol};
 
-/// What was found, as one line.
-pub fn holding(holding: &Holding, machine: &Machine) -> String {
+/// What was found, as one line. A saved list has no machine.
+pub fn holding(holding: &Holding, machine: Option<&Machine>) -> String {
     let census = holding.census();
     let read = holding.spaces.iter().any(|space| space.error.is_none());
     let object = Object {
         time: time(holding.wall_ns),
-        host: &machine.host,
-        kernel: &machine.kernel,
+        host: machine.map(|machine| machine.host.as_str()),
+        kernel: machine.map(|machine| machine.kernel.as_str()),
+        saved: holding.saved.as_ref().map(|saved| SavedObject {
+            from: &saved.from,
+            unread: UnreadObject {
+                lines: saved.unread,
+                first: saved.first.as_ref().map(|(line, _)| *line),
+                why: saved.first.as_ref().map(|(_, why)| why.as_str()),
+            },
+            cut_line: saved.cut,
+        }),
         place: match holding.spaces.as_slice() {
+            [space] if holding.saved.is_some() => Place::saved(space, holding),
             [space] if !holding.is_joint() => Place::one(space),
             spaces => Place::all(spaces),
         },
@@ -34,8 +44,10 @@ pub fn holding(holding: &Holding, machine: &Machine) -> String {
 #[derive(Serialize)]
 struct Object<'a> {
     time: String,
-    host: &'a str,
-    kernel: &'a str,
+    host: Option<&'a str>,
+    kernel: Option<&'a str>,
+    #[serde(flatten)]
+    saved: Option<SavedObject<'a>>,
     #[serde(flatten)]
     place: Place<'a>,
     #[serde(flatten)]
@@ -47,6 +59,23 @@ struct Object<'a> {
     interrupted: bool,
     #[serde(skip_serializing_if = "is_none")]
     namespaces_left_out: u64,
+}
+
+/// Of a saved list alone.
+#[derive(Serialize)]
+struct SavedObject<'a> {
+    from: &'a str,
+    unread: UnreadObject<'a>,
+    /// The last line, where it ends in the middle.
+    cut_line: Option<u64>,
+}
+
+/// Lines that are no entries, and the first of them.
+#[derive(Serialize)]
+struct UnreadObject<'a> {
+    lines: u64,
+    first: Option<u64>,
+    why: Option<&'a str>,
 }
 
 /// `netns` is null where all namespaces are ranked together.
@@ -186,6 +215,17 @@ impl<'a> Place<'a> {
             against: Some(Against::of(space)),
             error: space.error.as_deref(),
             namespaces: Vec::new(),
+        }
+    }
+
+    /// A saved list says neither namespace nor limit.
+    fn saved(space: &'a Space, holding: &Holding) -> Self {
+        let listed = holding.saved.as_ref().map(|saved| saved.listed);
+        Self {
+            netns: None,
+            name: None,
+            against: Some(Against { listed, counted: None, held: None }),
+            ..Self::one(space)
         }
     }
 

@@ -7,28 +7,29 @@ use jiff::tz::TimeZone;
 use super::Machine;
 use super::plain::{BOLD, DIM, RED, YELLOW, clean, left_out, paint, table_style, time};
 use crate::model::Table;
-use crate::model::table::{Census, Group, GroupBy, Holding, Space, Traffic};
+use crate::model::table::{Census, Group, GroupBy, Holding, Saved, Space, Traffic};
 use crate::model::{family_name, protocol};
 
 /// Text with times in one zone, coloured or not.
 #[derive(Debug)]
 pub struct TableLines {
-    machine: Machine,
+    machine: Option<Machine>,
     zone: TimeZone,
     color: bool,
 }
 
 impl TableLines {
-    /// Text that names this machine and shows times in this zone.
-    pub const fn new(machine: Machine, zone: TimeZone, color: bool) -> Self {
+    /// Text that names this machine, where it is one, and shows times in this zone.
+    pub const fn new(machine: Option<Machine>, zone: TimeZone, color: bool) -> Self {
         Self { machine, zone, color }
     }
 
     /// What stands before the first namespace.
     pub fn start(&self, wall_ns: i128, namespaces_left_out: u64) -> String {
-        let (host, kernel) = (clean(&self.machine.host), clean(&self.machine.kernel));
-        let mut out =
-            format!("ctwatch on {host}, Linux {kernel}, the table at {}\n", time(wall_ns, &self.zone));
+        let machine = self.machine.as_ref().map_or_else(String::new, |machine| {
+            format!(" on {}, Linux {}", clean(&machine.host), clean(&machine.kernel))
+        });
+        let mut out = format!("ctwatch{machine}, the table at {}\n", time(wall_ns, &self.zone));
         if namespaces_left_out > 0 {
             let line = self.paint(RED, &format!("!{}", left_out(namespaces_left_out)));
             let _ = writeln!(out, "{line}");
@@ -36,11 +37,19 @@ impl TableLines {
         out
     }
 
+    /// What stands before a saved list.
+    pub fn start_saved(&self, from: &str) -> String {
+        format!("ctwatch, the list saved in {}\n", clean(from))
+    }
+
     /// What was found.
     pub fn holding(&self, holding: &Holding) -> String {
         let mut out = String::from("\n");
         for space in &holding.spaces {
             let _ = writeln!(out, "{}", self.census(space, holding.filtered));
+        }
+        if let Some(saved) = &holding.saved {
+            self.faults(&mut out, saved);
         }
         self.groups(&mut out, holding);
         out
@@ -89,6 +98,18 @@ impl TableLines {
             );
         }
         text
+    }
+
+    fn faults(&self, out: &mut String, saved: &Saved) {
+        if let Some((line, why)) = &saved.first {
+            let lines = if saved.unread == 1 { "line is" } else { "lines are" };
+            let text = format!("  !{} {lines} no entry; the first is line {line}: {why}", saved.unread);
+            let _ = writeln!(out, "{}", self.paint(YELLOW, &text));
+        }
+        if let Some(line) = saved.cut {
+            let text = format!("  !the last line, {line}, ends in the middle and is not counted");
+            let _ = writeln!(out, "{}", self.paint(YELLOW, &text));
+        }
     }
 
     fn groups(&self, out: &mut String, holding: &Holding) {

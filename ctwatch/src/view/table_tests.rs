@@ -7,7 +7,7 @@ use super::table_lines::{TableLines, progress};
 use crate::model::Table;
 use crate::model::filter::tuple;
 use crate::model::held::Reading;
-use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Space, Traffic, status};
+use crate::model::table::{Dimensions, Entry, GroupBy, Grouping, Holding, Saved, Space, Traffic, status};
 
 /// 2026-11-23T19:00:00.012345678Z
 const TIME: i128 = 1_795_460_400_012_345_678;
@@ -20,7 +20,7 @@ fn machine() -> Machine {
 }
 
 fn lines(color: bool) -> TableLines {
-    TableLines::new(machine(), TimeZone::UTC, color)
+    TableLines::new(Some(machine()), TimeZone::UTC, color)
 }
 
 fn table(netns: u32, name: &str, count: u64, max: u64) -> Table {
@@ -67,7 +67,15 @@ fn holding(by: &[GroupBy], shown: Option<usize>, most: usize, tables: &[Table]) 
         spaces.push(Space { table: table.clone(), census, interrupted: false, readings, error: None });
     }
     let ranked = grouping.ranked(shown);
-    Holding { wall_ns: TIME, by: Dimensions::of(by), filtered: false, spaces, namespaces_left_out: 0, ranked }
+    Holding {
+        wall_ns: TIME,
+        by: Dimensions::of(by),
+        filtered: false,
+        spaces,
+        namespaces_left_out: 0,
+        ranked,
+        saved: None,
+    }
 }
 
 /// What a router with accounting has: NAT of the destination and of the source, a zone, a mark, a flow table.
@@ -151,7 +159,8 @@ fn lines_of_tables() {
 fn namespaces_that_are_left_out_are_told() {
     assert!(lines(false).start(TIME, 1).contains("!1 network namespace is not looked at"));
     let holding = Holding { namespaces_left_out: 3, ..all().remove(0) };
-    let object: serde_json::Value = serde_json::from_str(&table_json::holding(&holding, &machine())).unwrap();
+    let object: serde_json::Value =
+        serde_json::from_str(&table_json::holding(&holding, Some(&machine()))).unwrap();
     assert_eq!(object["namespaces_left_out"], 3);
 }
 
@@ -164,7 +173,7 @@ fn lines_of_tables_in_colour() {
 
 #[test]
 fn json_of_tables() {
-    let text: String = all().iter().map(|holding| table_json::holding(holding, &machine())).collect();
+    let text: String = all().iter().map(|holding| table_json::holding(holding, Some(&machine()))).collect();
     for line in text.lines() {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
         let count = |value: &serde_json::Value| value.as_u64().unwrap();
@@ -178,6 +187,19 @@ fn json_of_tables() {
         assert_eq!(sum, count(&object["total"]), "{line}");
     }
     insta::assert_snapshot!(text);
+}
+
+/// A list from a ticket: a prompt in it, and its end cut off.
+#[test]
+fn a_saved_list() {
+    let mut holding = natted(&[GroupBy::Proto, GroupBy::Nat]);
+    holding.spaces[0].table = Table { netns: 0, name: "list.txt".into(), count: None, max: None };
+    let first = Some((2, "there is no protocol number where an entry has it".to_owned()));
+    let from = "list.txt\x1b[2J".to_owned();
+    holding.saved = Some(Saved { from: from.clone(), listed: 7, unread: 2, first, cut: Some(10) });
+    let lines = TableLines::new(None, TimeZone::UTC, false);
+    let text = lines.start_saved(&from) + &lines.holding(&holding);
+    insta::assert_snapshot!(text + &table_json::holding(&holding, None));
 }
 
 #[test]

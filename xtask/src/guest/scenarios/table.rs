@@ -2,6 +2,7 @@
 
 mod directions;
 mod listed;
+mod saved;
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -31,6 +32,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("table::at_a_terminal", at_a_terminal),
     scenario("table::unprivileged", unprivileged),
     scenario("table::both_directions", directions::both_directions),
+    scenario("table::saved", saved::saved),
 ];
 
 fn run(args: &[&str]) -> anyhow::Result<Output> {

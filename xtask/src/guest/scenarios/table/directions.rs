@@ -11,7 +11,7 @@ use super::super::super::traffic::{Family, Flows, raw, tcp};
 use super::listed::{Line, compare};
 use super::{both, fresh, init, objects, of_space};
 
-const RULES: &str = "table ip translate {
+pub(super) const RULES: &str = "table ip translate {
   chain zoned {
     type filter hook output priority -300;
     ip daddr 127.64.9.9 ct zone set 9
@@ -93,7 +93,7 @@ pub(super) fn both_directions() -> anyhow::Result<()> {
 }
 
 /// Flows that each of the rules meets, and some that none does.
-fn translated() -> anyhow::Result<tcp::Held> {
+pub(super) fn translated() -> anyhow::Result<tcp::Held> {
     let mut held = tcp::Held::default();
     for (target, count) in [
         ("127.64.1.1:5353", 12),
@@ -118,10 +118,10 @@ fn translated() -> anyhow::Result<tcp::Held> {
 }
 
 /// The kernel accounts while this lives.
-struct Accounting;
+pub(super) struct Accounting;
 
 impl Accounting {
-    fn on() -> anyhow::Result<Self> {
+    pub(super) fn on() -> anyhow::Result<Self> {
         state::set("nf_conntrack_acct", 1)?;
         Ok(Self)
     }
