@@ -12,12 +12,14 @@ use ctwatch::doctor::recorded::Recorded;
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{arch, kallsyms, kcore};
+use ctwatch::model::compare::compare;
 use ctwatch::model::incident::Incident;
 use ctwatch::record::{self, Reader};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
 use ctwatch::source::proc_stat::Statistics;
 use ctwatch::source::saved;
+use ctwatch::view::compare::{self, Time};
 use ctwatch::view::doctor::{self as view, Context, Style};
 use ctwatch::view::json::Json;
 use ctwatch::view::lines::Lines;
@@ -194,7 +196,7 @@ fn judge(facts: &Facts) {
     }
 }
 
-/// A recording, through the views of `replay` the checks of `doctor` and the page of `report`. The first byte says whether it is the file as it is, or what stands in
+/// A recording, through the views of `replay`, the checks of `doctor` and the page of `report`. The first byte says whether it is the file as it is, or what stands in
 /// its frames: the checksums are right then. There each frame has its kind and its length before it.
 pub fn recording(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
@@ -224,6 +226,15 @@ pub fn recording(data: &[u8]) {
         assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
     }
     incident.finish();
+    let time = || Time {
+        file: "a",
+        host: machine.host.clone(),
+        kernel: machine.kernel.clone(),
+        incident: &incident,
+    };
+    let compared = compare(&incident, &Incident::default());
+    let text = compare::plain(&time(), &time(), &compared, &jiff::tz::TimeZone::UTC, false);
+    assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
     if let Some(facts) = recorded.facts() {
         judge(&facts);
         let zone = jiff::tz::TimeZone::UTC;

@@ -18,6 +18,16 @@ pub struct ReplayArgs {
     /// Only reports up to this time
     #[arg(long, value_name = "TIME", value_parser = parse_time, help_heading = ABOUT_FILTERS)]
     pub to: Option<i128>,
+    /// Compare with another recording, and print what changed from FILE to OTHER: rates, and tables at their fullest. It may
+    /// be the same file with another part
+    #[arg(long, value_name = "OTHER", conflicts_with = "json")]
+    pub against: Option<PathBuf>,
+    /// Only reports of OTHER from this time on
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "against", help_heading = ABOUT_FILTERS)]
+    pub against_from: Option<i128>,
+    /// Only reports of OTHER up to this time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "against", help_heading = ABOUT_FILTERS)]
+    pub against_to: Option<i128>,
     /// Print plain lines, even on a terminal
     #[arg(long, conflicts_with = "json", help_heading = ABOUT_OUTPUT)]
     plain: bool,

@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a clock, a file or the kernel.
 
+pub mod compare;
 pub mod diff;
 pub mod entry;
 pub mod entry_filter;

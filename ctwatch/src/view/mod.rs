@@ -1,6 +1,7 @@
 //! Ways to show a report. A view decides nothing and reads nothing.
 
 pub mod clean;
+pub mod compare;
 pub mod doctor;
 pub mod json;
 pub mod lines;

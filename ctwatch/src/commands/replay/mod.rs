@@ -1,5 +1,6 @@
 //! `ctwatch replay`: what `live` would have shown, from a recording.
 
+mod against;
 mod film;
 mod screen;
 
@@ -16,9 +17,15 @@ use crate::view::json::Json;
 use crate::view::lines::Lines;
 use crate::view::{Machine, View};
 
-/// Shows the recording on the screen where somebody looks at one, and prints it otherwise.
+/// Shows the recording on the screen where somebody looks at one, and prints it otherwise. With another one, it prints
+/// what changed.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let reader = Reader::open(&args.file)?;
+    if let Some(other) = &args.against {
+        let against = Reader::open(other)?;
+        privileges::restrict(Work::NOTHING);
+        return against::run(args, reader, against, &other.to_string_lossy());
+    }
     privileges::restrict(Work::NOTHING);
     let seen = io::stdout().is_terminal() && io::stdin().is_terminal();
     match args.format() {

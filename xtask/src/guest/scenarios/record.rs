@@ -193,12 +193,35 @@ fn single_losses(objects: &[Value]) -> anyhow::Result<()> {
         Some(drops(objects)),
     )?;
     a_page(drops(objects))?;
+    what_changed(objects)?;
     let other = run(&["trace", "--from", FILE, "--json", "--proto", "tcp", "--events", "-early_drop"])?;
     let shown = String::from_utf8(other.stdout)?;
     anyhow::ensure!(
         shown.lines().all(|line| line.contains("\"suppressed\"")),
         "a filter lets through what it should not:\n{shown}"
     );
+    Ok(())
+}
+
+/// `replay --against`: the flood against the time before it, in the same file.
+fn what_changed(objects: &[Value]) -> anyhow::Result<()> {
+    let first = objects.iter().position(|object| drops(std::slice::from_ref(object)) > 0);
+    let flood = &objects[first.context("no refusal")?..];
+    let start = flood[0]["time"].as_str().context("a time")?;
+    let ended = run(&["replay", FILE, "--to", start, "--against", FILE, "--against-from", start])?;
+    anyhow::ensure!(ended.status.success(), "replay: {}", String::from_utf8_lossy(&ended.stderr));
+    let text = String::from_utf8(ended.stdout)?;
+    let line = text.lines().find(|line| line.contains(" drop.table_full "));
+    let cells: Vec<&str> = line.with_context(|| text.clone())?.split_whitespace().collect();
+    let [.., before, after, change] = cells[..] else { anyhow::bail!("{text}") };
+    equal("before and change", (before, change), (".", "new"))?;
+    let seconds: f64 = flood.iter().filter_map(|object| object["elapsed_s"].as_f64()).sum();
+    let rate = drops(flood) as f64 / seconds;
+    // It is shown without decimals, and elapsed_s has three.
+    let shown: f64 = after.parse().with_context(|| text.clone())?;
+    anyhow::ensure!((shown - rate).abs() <= 1.0 + rate / 100.0, "{rate} a second:\n{text}");
+    let same = run(&["replay", FILE, "--against", FILE])?;
+    anyhow::ensure!(String::from_utf8_lossy(&same.stdout).contains("No rate changed."), "{same:?}");
     Ok(())
 }
 
