@@ -97,6 +97,39 @@ programs=$(ls /run/ctwatch 2> /dev/null)
 [ "$state" = success ] && [ -z "$programs" ] && [ ! -e /run/ctwatch ]
 report packaged::stop $? "result $state, left in /run: $programs"
 
-journalctl --boot --no-pager --unit ctwatch.service | tail -n 20
+# The flight recorder keeps what nft counts, through a restart, in a file that only root reads.
+flight=/var/lib/ctwatch/flight.ctw
+reports() { ctwatch replay --json "$flight" 2> /dev/null | grep -c '^{'; }
+kept() {
+    # A total for each run.
+    ctwatch replay --plain "$flight" |
+        awk '$1 == "total" && $2 == "init" && $3 == "ipv4" && $4 == "udp" { sum += $5 } END { print sum + 0 }'
+}
+nft reset counters > /dev/null
+told=0
+for ports in "31000 31149" "32000 32149"; do
+    # Stopped first: what it writes at its end is no report of the next run.
+    systemctl stop ctwatch-record.service
+    before=$(reports)
+    systemctl start ctwatch-record.service
+    for _ in $(seq 100); do
+        [ "$(reports)" -gt "${before:-0}" ] && break
+        sleep 0.2
+    done
+    flood $ports
+    witness=$(new_flows)
+    for _ in $(seq 100); do
+        told=$(kept)
+        [ "$told" = "$witness" ] && break
+        sleep 0.2
+    done
+done
+systemctl stop ctwatch-record.service
+state=$(systemctl show -P Result ctwatch-record.service)
+mode=$(stat -L -c %a "$flight")
+[ "$witness" = 300 ] && [ "$(kept)" = 300 ] && [ "$state" = success ] && [ "$mode" = 600 ]
+report packaged::recorder $? "nft $witness new flows, recording $told, mode $mode, result $state"
+
+journalctl --boot --no-pager --unit ctwatch.service --unit ctwatch-record.service | tail -n 20
 echo '{"end":true,"exit":0}' > /dev/ttyS1
 systemctl poweroff --force --force

@@ -30,12 +30,13 @@ const OTHERS: [&str; 5] =
 const CHECK: &[u8] = include_bytes!("check.sh");
 const CHECK_UNIT: &[u8] = b"[Unit]\nAfter=basic.target\n[Service]\nType=oneshot\nExecStart=/check.sh\n";
 /// The lines with which `check.sh` reports what it saw.
-const CHECKS: [&str; 5] = [
+const CHECKS: [&str; 6] = [
     "packaged::service",
     "packaged::second_process",
     "packaged::watchdog",
     "packaged::socket",
     "packaged::stop",
+    "packaged::recorder",
 ];
 
 /// Makes the package and does all of it.
@@ -132,6 +133,7 @@ fn looks_right(root: &Path) -> Result<()> {
     let said = inside(
         root,
         "systemd-analyze verify /usr/lib/systemd/system/ctwatch.service \
+         /usr/lib/systemd/system/ctwatch-record.service \
          /usr/lib/systemd/system/ctwatch.socket 2>&1",
     )?;
     if !said.trim().is_empty() {

@@ -25,8 +25,9 @@ const DESCRIPTION: &str =
 namespace and protocol. It shows them live, finds what is wrong (doctor) and exports them to Prometheus.";
 
 /// Where each file of the checkout goes; the rest is generated.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 9] = [
     ("contrib/systemd/ctwatch.service", "usr/lib/systemd/system/ctwatch.service"),
+    ("contrib/systemd/ctwatch-record.service", "usr/lib/systemd/system/ctwatch-record.service"),
     ("contrib/systemd/ctwatch.socket", "usr/lib/systemd/system/ctwatch.socket"),
     ("contrib/prometheus/ctwatch.rules.yml", "usr/share/doc/ctwatch/prometheus/ctwatch.rules.yml"),
     ("contrib/prometheus/dashboard.json", "usr/share/doc/ctwatch/prometheus/dashboard.json"),
