@@ -173,7 +173,9 @@ pub enum Health {
     ReadFailed,
     /// Counted, but on [`OVERFLOW_ROW`]: nothing lost, only not told apart.
     Overflow,
-    /// New flows refused because a table was full, whether or not somebody looked whose they were.
+    /// New flows refused because a table was full, whether or not somebody looked whose they were. Before
+    /// [`Self::RefusedKnown`] here, and counted after it: a reader copies the counters in this order (`bpf_long_memcpy`, 5.10
+    /// to 7.3), and must not see more refusals than are known.
     Refused,
     /// Those of them that were counted for their flow type, or left out by the user's filter.
     RefusedKnown,

@@ -64,19 +64,26 @@ fn ratelimit(ctx: ProbeContext) -> u32 {
     if !within(address, Caller::Alloc) {
         return 0;
     }
+    count(&ctx, sp);
+    // Behind what is known of it: whoever reads both in between must not take it for unknown.
     health(Health::Refused);
+    0
+}
+
+/// Counts a refusal whose flow can be found.
+#[inline(always)]
+fn count(ctx: &ProbeContext, sp: u64) {
     let believed = by_registers();
-    let Some([net, zone, orig]) = refused(&ctx, believed) else { return 0 };
+    let Some([net, zone, orig]) = refused(ctx, believed) else { return };
     let Some(flow) = Probed::tuple_flow(net, orig) else {
         if believed {
             disbelieve();
         }
-        return 0;
+        return;
     };
     health(Health::RefusedKnown);
     refuse(flow, orig, Event::DropTableFull);
     trace::refused(Event::DropTableFull, flow, orig, zone, sp);
-    0
 }
 
 /// Namespace, zone and tuple of the flow that is being refused.

@@ -48,6 +48,10 @@ pub struct Events {
     pub since_ns: u64,
 }
 
+/// How often at most the programs' health is read again while a refusal seems to be unknown: by trampolines it is known at
+/// its return only, so it may be under way.
+const SETTLING: u32 = 3;
+
 /// What was counted since the start.
 #[derive(Debug, Default)]
 pub struct Reading {
@@ -217,7 +221,16 @@ impl Watch {
 
     fn missed(&mut self) -> Result<(u64, HealthCounters, Cost)> {
         let runs = self.attached.runs()?;
-        let health = self.counts.health()?;
+        let mut health = self.counts.health()?;
+        for _ in 0..SETTLING {
+            if health.refused_unknown() == 0 {
+                break;
+            }
+            let later = self.counts.health()?;
+            if later.refused_unknown() < health.refused_unknown() {
+                health = later;
+            }
+        }
         let failures = if self.reckoned { 0 } else { runs.missed_failures };
         Ok((runs.missed + failures + health.lost(), health, runs.cost))
     }
