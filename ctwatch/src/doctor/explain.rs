@@ -23,12 +23,13 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 29] = [
+pub const TOPICS: [Topic; 30] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
     topic!("table-overflowed", "the table overflowed, and nothing has changed since"),
     topic!("table-was-full", "the table was full, and somebody has dealt with it"),
+    topic!("limit-not-applied", "a file says one value, the kernel has another"),
     topic!("held-entries", "entries that are counted and in no list"),
     topic!("expectations-full", "helpers may expect no more connections"),
     topic!("memory", "what the table costs in memory"),

@@ -42,6 +42,12 @@ pub struct Facts {
     pub programs: Vec<Program>,
     /// Lines of modprobe's configuration that name nf_conntrack.
     pub modprobe: Vec<String>,
+    /// Settings of connection tracking in files of sysctls, in the order in which they are applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configured: Vec<Configured>,
+    /// Whether a file has the module loaded before sysctls are applied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub loaded_early: bool,
     /// The slab of entries, where it may be read.
     pub slab: Option<Slab>,
     /// What the kernel logged about full tables; `None` where the log may not be read.
@@ -177,6 +183,20 @@ pub struct Listing {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 const fn is_none(count: &u64) -> bool {
     *count == 0
+}
+
+/// A sysctl that a file sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// Its name under `/proc/sys/net/netfilter`.
+    pub sysctl: String,
+    /// The value.
+    pub value: u64,
+    /// The file's path.
+    pub file: String,
+    /// How long ago the file was changed, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_s: Option<u64>,
 }
 
 /// Whether rules could be listed.

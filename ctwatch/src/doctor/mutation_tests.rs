@@ -186,3 +186,20 @@ fn long_chains_and_circles_of_modules_are_walked() {
     let diagnosis = diagnose(&facts);
     assert!(plain(&diagnosis, Style { all: true, color: false }).contains("m199999"));
 }
+
+/// Two of them together do not fit a number.
+#[test]
+fn each_number_may_be_the_largest() {
+    for machine in machines() {
+        let mut all = Vec::new();
+        places(&machine, "", &mut all);
+        for place in all.iter().filter(|place| machine.pointer(place).is_some_and(Value::is_u64)) {
+            let mut changed = machine.clone();
+            if let Some(value) = changed.pointer_mut(place) {
+                *value = Value::from(u64::MAX - 1);
+            }
+            println!("{place}");
+            judged(&changed.to_string());
+        }
+    }
+}

@@ -8,7 +8,7 @@ use super::{STATS, evicted, live_source, of_namespace, refused};
 use crate::doctor::facts::{Facts, Namespace, RuleKind};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::invalid as remedies;
-use crate::doctor::text::{rate, thousands};
+use crate::doctor::text::{rate, sum, thousands};
 use crate::model::protocol;
 
 /// So many a second of known connections or of damaged packets are no accident.
@@ -25,7 +25,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
 fn invalid(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     // The kernel's counters know all of them, and begin before the source is there.
     let by_kernel = match (namespace.grown("invalid"), namespace.grown("icmp_error")) {
-        (Some(invalid), icmp) => Some(invalid + icmp.unwrap_or(0)),
+        (Some(invalid), icmp) => Some(invalid.saturating_add(icmp.unwrap_or(0))),
         (None, icmp) => icmp,
     };
     let counted = facts.live.sum(namespace.netns, Group::Invalid.parts()).unwrap_or(0);
@@ -38,7 +38,7 @@ fn invalid(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     }
     let per_second = count as f64 / seconds;
     let reasons = reasons(facts, namespace);
-    let known: u64 = OF_CONNECTIONS.iter().filter_map(|event| reasons.get(event)).sum();
+    let known = sum(OF_CONNECTIONS.iter().filter_map(|event| reasons.get(event).copied()));
     let rule = namespace.rules().find(|rule| rule.kind == RuleKind::Rule && drops_invalid(&rule.text));
     let hurts = rule.is_some() && (known as f64 / seconds >= HURTS || per_second >= MANY);
     let fate = match rule {
@@ -105,7 +105,7 @@ fn listed(reasons: &BTreeMap<Event, u64>) -> Option<String> {
 fn flow_types(facts: &Facts, namespace: &Namespace) -> Option<String> {
     let mut list = Vec::new();
     for flow in facts.live.flows.iter().filter(|flow| flow.netns == namespace.netns) {
-        let count: u64 = Group::Invalid.parts().iter().filter_map(|event| flow.counts.get(event)).sum();
+        let count = sum(Group::Invalid.parts().iter().filter_map(|event| flow.counts.get(event).copied()));
         if count > 0 && flow.family != "any" {
             list.push((
                 count,

@@ -1,6 +1,7 @@
 //! From facts to findings. Pure: the same facts give the same findings.
 
 mod chains;
+mod configured;
 mod counters;
 mod expectations;
 mod held;
@@ -20,10 +21,11 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 12] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 13] = [
     held::check,
     occupancy::check,
     overflowed::check,
+    configured::check,
     expectations::check,
     left_out::check,
     latency::check,

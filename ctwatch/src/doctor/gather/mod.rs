@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod child;
+pub mod configured;
 pub mod latency;
 pub mod live;
 pub mod log;
@@ -15,6 +16,7 @@ pub mod table;
 pub mod waiting;
 pub mod written;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use self::budget::Budget;
@@ -40,6 +42,7 @@ pub struct Wishes {
 /// All facts; takes as long as the live sample.
 pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
     let conntrack = presence();
+    let (root, tools, modules) = (Path::new("/"), system::tools(), system::modules());
     let mut facts = Facts {
         format: FORMAT,
         release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
@@ -49,13 +52,15 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         memory: system::memory(),
         conntrack,
         root: nix::unistd::geteuid().is_root(),
-        modules: system::modules(),
+        configured: configured::settings(root, tools.systemd),
+        loaded_early: configured::loaded_early(root, &modules),
+        modules,
         programs: system::programs(),
         modprobe: system::modprobe(),
         slab: system::slab(),
         log: log::read(),
         written_ms: written::ages(),
-        tools: system::tools(),
+        tools,
         ..Facts::default()
     };
     if conntrack == Presence::Absent {

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use self::names::Masks;
 pub use self::recorded::Recorded;
 use super::facts::{
-    Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule, RuleKind,
-    TableView, Waiting,
+    Configured, Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule,
+    RuleKind, TableView, Waiting,
 };
 use super::gather::system::{FILTERS, PROGRAMS};
 use super::latency::Latency;
@@ -25,6 +25,19 @@ const LEFT_OUT: &str = "(left out: names or comments have characters that the pr
 /// Prefixes of the kernel's modules that use tracking, beside [`FILTERS`].
 const TRACKERS: [&str; 2] = ["act_ct", "openvswitch"];
 const FAMILIES: [&str; 6] = ["ip", "ip6", "inet", "arp", "bridge", "netdev"];
+
+/// Where files of sysctls lie.
+const KNOWN_FOLDERS: [&str; 6] = [
+    "/etc",
+    "/etc/sysctl.d",
+    "/run/sysctl.d",
+    "/usr/local/lib/sysctl.d",
+    "/usr/lib/sysctl.d",
+    "/lib/sysctl.d",
+];
+/// Names that distributions and ctwatch give them.
+const KNOWN_FILES: [&str; 4] =
+    ["sysctl.conf", "99-sysctl.conf", "zz-ctwatch-limit.conf", "zz-ctwatch-buckets.conf"];
 
 /// Masks what may say who the machine is or whom it talks to.
 pub fn mask(facts: &mut Facts) {
@@ -42,6 +55,8 @@ pub fn mask(facts: &mut Facts) {
         modules,
         programs,
         modprobe,
+        configured,
+        loaded_early: _,
         slab: _,
         log: _,
         written_ms,
@@ -70,6 +85,17 @@ pub fn mask(facts: &mut Facts) {
         *line = text::mask(line, false, &mut masks);
     }
     keep_sysctls(written_ms);
+    configured.retain(|setting| is_sysctl(&setting.sysctl));
+    for Configured { sysctl: _, value: _, file, changed_s: _ } in configured {
+        // The folder says in which order it is applied, the number in front of the name too.
+        let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+        let digits = name.len() - name.trim_start_matches(|char: char| char.is_ascii_digit()).len();
+        let known = KNOWN_FOLDERS.contains(&folder);
+        if !KNOWN_FILES.contains(&name) || !known {
+            let folder = if known { folder } else { "(a folder)" };
+            *file = format!("{folder}/{}{}", &name[..digits], masks.name(&name[digits..]));
+        }
+    }
     mask_live(live, &mut masks);
     if let Some(Latency {
         refused,
@@ -151,8 +177,12 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
 
 /// The kernel gives no sysctl of connection tracking another name.
 fn keep_sysctls<T>(sysctls: &mut BTreeMap<String, T>) {
+    sysctls.retain(|name, _| is_sysctl(name));
+}
+
+fn is_sysctl(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    sysctls.retain(|name, _| name.starts_with("nf_conntrack_") && name.bytes().all(plain));
+    name.starts_with("nf_conntrack_") && name.bytes().all(plain)
 }
 
 fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {

@@ -39,7 +39,7 @@ pub fn remedies(facts: &Facts, namespace: &Namespace, reasons: &BTreeMap<Event, 
         };
         found.push((sums, set(facts, namespace, setting, 1, remedy)));
     }
-    let strangers = count(Event::InvalidOther) + count(Event::InvalidBadState);
+    let strangers = count(Event::InvalidOther).saturating_add(count(Event::InvalidBadState));
     if strangers > 0 && namespace.sysctl("tcp_loose") == Some(0) {
         let setting = Setting { sysctl: "tcp_loose", value: 1 };
         let remedy = Remedy {

@@ -124,6 +124,52 @@ pub fn more_buckets(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     })
 }
 
+/// The value that a file configures.
+pub fn apply(facts: &Facts, first: &Namespace, sysctl: &'static str, value: u64) -> Option<Remedy> {
+    let now = first.sysctl(sysctl)?;
+    let mut settings = vec![Setting { sysctl, value }];
+    let mut old = vec![Setting { sysctl, value: now }];
+    let mut price = "what the file was written for; look whether that still holds".to_owned();
+    if let ("max" | "buckets", Some(mut buckets)) = (sysctl, first.sysctl("buckets")) {
+        let before = table_bytes(facts, first.max().unwrap_or(0), buckets);
+        if let ("max", Some(wanted)) = (sysctl, value.checked_next_power_of_two())
+            && buckets < wanted
+        {
+            settings.insert(0, Setting { sysctl: "buckets", value: wanted });
+            old.insert(0, Setting { sysctl: "buckets", value: buckets });
+            buckets = wanted;
+        }
+        let entries = if sysctl == "max" { value } else { first.max().unwrap_or(0) };
+        let after = table_bytes(facts, entries, if sysctl == "max" { buckets } else { value });
+        let when = if sysctl == "max" { "taken as the table fills" } else { "taken at once" };
+        price = format!("up to {} more memory, {when}", bytes(after.saturating_sub(before)));
+        if after > facts.memory / MEMORY_SHARE {
+            price = format!(
+                "{price}. A full table would take {} of the {} of this machine: that is too much if it can really fill, and a \
+                 smaller value is better then",
+                bytes(after),
+                bytes(facts.memory)
+            );
+        }
+    }
+    let name = match sysctl {
+        "max" => "limit",
+        other => other,
+    };
+    Some(set(
+        facts,
+        ("apply-configured", name),
+        format!(
+            "Set nf_conntrack_{sysctl} to the {} of the file{}, in a file that is applied after the others",
+            thousands(value),
+            if settings.len() > 1 { ", with as many buckets" } else { "" }
+        ),
+        &settings,
+        &old,
+        price,
+    ))
+}
+
 pub fn set(
     facts: &Facts,
     (id, name): (&'static str, &'static str),

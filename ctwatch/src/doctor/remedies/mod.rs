@@ -14,9 +14,10 @@ use crate::kernel::facts::Presence;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 11] = [
+pub const IDS: [&str; 12] = [
     "raise-limit",
     "more-buckets",
+    "apply-configured",
     "raise-expectations",
     "shorter-timeout",
     "notrack-nft",

@@ -40,6 +40,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::expectations_logged", past::expectations_logged),
     scenario("doctor::expectations", past::expectations),
     scenario("doctor::shorter_timeout", settings::shorter_timeout),
+    scenario("doctor::limit_not_applied", settings::limit_not_applied),
+    scenario("doctor::bridge", settings::bridge),
     scenario("doctor::chains", settings::chains),
     scenario("doctor::more_buckets", settings::more_buckets),
     scenario("doctor::resolver", resolver::one_query_at_a_time),

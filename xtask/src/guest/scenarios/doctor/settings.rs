@@ -2,8 +2,11 @@
 
 use std::process::Command;
 
+use anyhow::Context as _;
+
 use super::super::super::space::checked;
 use super::super::super::traffic::{Family, Flows, udp};
+use super::super::super::trial::equal;
 use super::super::super::{modules, state, witness};
 use super::super::{Skip, init};
 use super::{MAX, configuration_folders, doctor, no_files_left, shell, sysctl};
@@ -97,4 +100,63 @@ pub(super) fn more_buckets() -> anyhow::Result<()> {
     shell(&remedy, "undo")?;
     anyhow::ensure!(sysctl("buckets")? == before, "undo left {} buckets, not {before}", sysctl("buckets")?);
     Ok(())
+}
+
+/// A file asks for a larger table than the kernel has; then another file is applied after it.
+pub(super) fn limit_not_applied() -> anyhow::Result<()> {
+    const FILE: &str = "/etc/sysctl.d/90-x.conf";
+    const LATER: &str = "/etc/sysctl.d/95-y.conf";
+    const WANTED: u64 = 524_288;
+    let set = |file: &str, value: u64| {
+        std::fs::write(file, format!("net.netfilter.nf_conntrack_max = {value}\n")).context(file.to_owned())
+    };
+    modules::load()?;
+    configuration_folders()?;
+    state::fresh(&init())?;
+    let before = sysctl("max")?;
+    set(FILE, WANTED)?;
+    let sick = doctor(&[], 0)?;
+    sick.expect(1, "warning")?;
+    let evidence = &sick.finding("limit-not-applied")?["evidence"];
+    equal("configured", evidence["configured"]["value"].as_u64(), Some(WANTED))?;
+    equal("in force", evidence["in_force"]["value"].as_u64(), Some(before))?;
+    equal("its file", evidence["configured"]["from"].as_str(), Some(FILE))?;
+    let remedy = sick.remedy("limit-not-applied", "nf_conntrack_max")?.clone();
+    shell(&remedy, "commands")?;
+    equal("in force after the remedy", sysctl("max")?, WANTED)?;
+    doctor(&[], 0)?.expect(0, "ok")?;
+
+    set(LATER, before)?;
+    checked(Command::new("sysctl").args(["-p", LATER]))?;
+    let overruled = doctor(&[], 0)?;
+    overruled.expect(1, "warning")?;
+    let meaning = overruled.finding("limit-not-applied")?["meaning"].as_str().unwrap_or_default();
+    anyhow::ensure!(meaning.contains("95-y.conf is applied after it"), "{meaning}");
+    let remedy = overruled.remedy("limit-not-applied", "nf_conntrack_max")?.clone();
+    shell(&remedy, "persist")?;
+    let in_order = r#"set -e; for file in /etc/sysctl.d/*.conf; do sysctl -p "$file"; done"#;
+    checked(Command::new("sh").args(["-c", in_order]))?;
+    equal("in force after all files", sysctl("max")?, WANTED)?;
+    doctor(&[], 0)?.expect(0, "ok")?;
+    shell(&remedy, "undo")?;
+    equal("in force after undo", sysctl("max")?, before)?;
+    std::fs::remove_file(FILE)?;
+    std::fs::remove_file(LATER)?;
+    no_files_left()
+}
+
+/// A bridge that hands its packets to netfilter, where no rule waits for them, is no trouble.
+pub(super) fn bridge() -> anyhow::Result<()> {
+    modules::load()?;
+    state::fresh(&init())?;
+    checked(Command::new("modprobe").arg("br_netfilter"))?;
+    std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1")?;
+    checked(Command::new("ip").args(["link", "add", "name", "quiet", "up", "type", "bridge"]))?;
+    state::rules(&init(), "")?;
+    let answer = doctor(&[], 0);
+    checked(Command::new("ip").args(["link", "del", "quiet"]))?;
+    let answer = answer?;
+    answer.expect(0, "ok")?;
+    anyhow::ensure!(answer.object["findings"].as_array().is_some_and(Vec::is_empty), "{}", answer.object);
+    state::fresh(&init())
 }
