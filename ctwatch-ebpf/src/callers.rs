@@ -1,7 +1,7 @@
 //! Whose code an address lies in.
 
 use aya_ebpf::Global;
-use ctwatch_ebpf::{CALLERS, Caller};
+use ctwatch_ebpf::{ALLOC_PARTS, CALLERS, Caller};
 
 // Constants rather than a map, which every removal would have to look up: the verifier knows them.
 
@@ -14,6 +14,25 @@ static CALLER_ENDS: [Global<u64>; CALLERS] = [const { Global::new(0) }; CALLERS]
 /// Its [`Caller`] as a number.
 #[unsafe(no_mangle)]
 static CALLER_CODES: [Global<u64>; CALLERS] = [const { Global::new(0) }; CALLERS];
+
+/// Where the text of `__nf_conntrack_alloc` begins, and of what the compiler moved away from it. Apart from the others:
+/// each refusal looks for it, and it is the last of them.
+#[unsafe(no_mangle)]
+static ALLOC_STARTS: [Global<u64>; ALLOC_PARTS] = [const { Global::new(0) }; ALLOC_PARTS];
+/// The first address after each; 0 where there are no more.
+#[unsafe(no_mangle)]
+static ALLOC_ENDS: [Global<u64>; ALLOC_PARTS] = [const { Global::new(0) }; ALLOC_PARTS];
+
+/// Whether `address` lies in the text of `__nf_conntrack_alloc`.
+#[inline(always)]
+pub fn in_alloc(address: u64) -> bool {
+    macro_rules! any {
+        ($($index:literal)*) => {
+            false $(|| address >= ALLOC_STARTS[$index].load() && address < ALLOC_ENDS[$index].load())*
+        };
+    }
+    any!(0 1 2 3)
+}
 
 /// The code of the [`Caller`] whose text holds `address`, 0 where none does.
 #[inline(always)]

@@ -161,6 +161,56 @@ pub trait Memory {
 /// By helper calls: any program may.
 pub struct Probed;
 
+/// A refused flow.
+pub struct Newcomer {
+    pub flow: FlowType,
+    /// As [`Conn::dport`].
+    pub dport: u16,
+}
+
+/// Bytes of `nf_conntrack_tuple` (5.10 to 7.3).
+const TUPLE_READ: usize = 40;
+
+impl Probed {
+    /// The flow of the tuple at `tuple` in the namespace at `net`. `None` where one cannot be read or is no tuple.
+    #[inline(always)]
+    pub fn newcomer(net: u64, tuple: u64) -> Option<Newcomer> {
+        let mut bytes = MaybeUninit::<[u64; TUPLE_READ / 8]>::uninit();
+        // One long read is cheaper than several.
+        if !read_into(tuple, &mut bytes) {
+            return None;
+        }
+        let base = bytes.as_ptr() as u64;
+        // Conntrack has no others: this is no tuple.
+        let family = field!(u16, base, TupleL3num);
+        if family != u16::from(AF_INET) && family != u16::from(AF_INET6) {
+            return None;
+        }
+        let netns = read(net + u64::from(NET_INUM.load()))?;
+        let flow = FlowType { netns, family: family as u8, proto: field!(u8, base, TupleProtonum) };
+        Some(Newcomer { flow, dport: field!(u16, base, TupleDport) })
+    }
+}
+
+/// Registers of the kernel's code that refuses a flow, as a kprobe program at the entry of `net_ratelimit` gets them.
+pub struct Registers {
+    pub net: u64,
+    pub zone: u64,
+    pub orig: u64,
+}
+
+impl Registers {
+    /// From `pt_regs`, which a kprobe program loads directly.
+    #[inline(always)]
+    pub fn of(regs: u64) -> Self {
+        Self {
+            net: field!(u64, regs, RefusedNet),
+            zone: field!(u64, regs, RefusedZone),
+            orig: field!(u64, regs, RefusedOrig),
+        }
+    }
+}
+
 /// By plain loads, which the verifier allows through a typed argument of a trampoline program
 /// (5.5) and makes harmless where the address is bad.
 pub struct Direct;

@@ -10,7 +10,7 @@ use ctwatch_ebpf::{
 };
 
 use crate::{
-    conn::{Conn, dport, number, read, tuple_of},
+    conn::{Conn, number, read, tuple_of},
     filter::passes,
     health::health,
     maps::{
@@ -116,13 +116,13 @@ fn bounded(mut number: usize) -> usize {
 
 /// Counts a flow that was refused. Only hooks that do not nest in each other on one CPU may.
 #[inline(always)]
-pub fn refuse(flow: FlowType, tuple: u64, event: Event) {
+pub fn refuse(flow: FlowType, dport: u16, tuple: u64, event: Event) {
     if !passes(flow, || tuple) {
         return;
     }
     shared(flow, event, None);
     let Some(ports) = DROP_PORTS.get_ptr_mut(0) else { return };
-    let key = PortKey::new(flow, dport(tuple));
+    let key = PortKey::new(flow, dport);
     // SAFETY: as in `insert`.
     tally::rank(unsafe { &mut *ports }, key, stir(key.0));
     if BY_ADDRESS.load() != 0

@@ -27,11 +27,19 @@ pub enum Field {
     TupleL3num,
     /// `nf_conntrack_tuple.dst.protonum`
     TupleProtonum,
+    /// `nf_conntrack_tuple.dst.u`
+    TupleDport,
+    /// The register in `pt_regs`, at the entry of `net_ratelimit`, that holds the namespace of a refused flow.
+    RefusedNet,
+    /// The one that holds its zone.
+    RefusedZone,
+    /// The one that holds its original tuple.
+    RefusedOrig,
 }
 
 impl Field {
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::ConnTimeout,
         Self::ConnNet,
         Self::ConnL3num,
@@ -40,6 +48,10 @@ impl Field {
         Self::NetInum,
         Self::TupleL3num,
         Self::TupleProtonum,
+        Self::TupleDport,
+        Self::RefusedNet,
+        Self::RefusedZone,
+        Self::RefusedOrig,
     ];
 
     /// What stands in an instruction for the member's offset.
@@ -67,7 +79,7 @@ mod tests {
         for field in Field::ALL {
             assert_eq!(Field::noted(field.placeholder()), Some(field));
         }
-        for offset in [i16::MIN, -1, 0, 5000, NOTES - 1, NOTES + 8, i16::MAX] {
+        for offset in [i16::MIN, -1, 0, 5000, NOTES - 1, NOTES + 12, i16::MAX] {
             assert_eq!(Field::noted(offset), None, "{offset}");
         }
         assert_eq!((Field::written(5000), Field::written(0x7f00)), (Some(5000), None));

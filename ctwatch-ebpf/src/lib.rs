@@ -161,6 +161,9 @@ pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) ->
 /// How many address ranges of callers fit.
 pub const CALLERS: usize = 24;
 
+/// How many pieces of `__nf_conntrack_alloc` fit: the compiler moves what is rare to a place of its own.
+pub const ALLOC_PARTS: usize = 4;
+
 /// What the programs know of their own work. Userspace makes `lost` of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -173,11 +176,9 @@ pub enum Health {
     ReadFailed,
     /// Counted, but on [`OVERFLOW_ROW`]: nothing lost, only not told apart.
     Overflow,
-    /// New flows refused because a table was full, whether or not somebody looked whose they were. Before
-    /// [`Self::RefusedKnown`] here, and counted after it: a reader copies the counters in this order (`bpf_long_memcpy`, 5.10
-    /// to 7.3), and must not see more refusals than are known.
+    /// New flows refused because a table was full, of which it was not known at once whose they were.
     Refused,
-    /// Those of them that were counted for their flow type, or left out by the user's filter.
+    /// Those of them that were counted for their flow type after all, or left out by the user's filter.
     RefusedKnown,
     /// Invalid packets that were counted: while it stands still, nobody reads their map.
     Invalid,

@@ -95,6 +95,11 @@ pub static CONTEXT: Array<Context> = Array::with_max_entries(CONTEXTS, 0);
 #[map]
 pub static DISBELIEVED: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Not 0 while `__nf_conntrack_alloc` is watched, or is about to be: its return needs to know which flows were refused.
+/// Written by userspace, read by the hook on refusals; one entry.
+#[map]
+pub static ALLOC_WATCHED: Array<u32> = Array::with_max_entries(1, 0);
+
 /// What the programs know they missed. Written by every hook on its own CPU, summed by
 /// userspace; one entry.
 #[map]

@@ -14,7 +14,7 @@ use ctwatch_ebpf::{Event, Health};
 
 use super::{entry_sp, fentry_sp, net_ratelimit::by_registers, return_sp, returned, trampoline_sp};
 use crate::{
-    conn::{Direct, Memory as _, Probed, number},
+    conn::{Direct, Memory as _, Newcomer, Probed, dport, number},
     context,
     count::refuse,
     health::health,
@@ -53,7 +53,7 @@ fn alloc_bpf(ctx: FExitContext) -> i32 {
             health(Health::RefusedKnown);
         }
         let tuple = number(ctx.arg(2));
-        refuse(flow, tuple, event);
+        refuse(flow, dport(tuple), tuple, event);
         trace::refused(event, flow, tuple, number(ctx.arg(1)), trampoline_sp(&ctx));
     }
     0
@@ -84,9 +84,10 @@ fn alloc_ret(ctx: RetProbeContext) -> u32 {
     match context::inside(return_sp(&ctx)) {
         Some(slot) if slot.alloc_orig.get() != 0 => {
             if slot.refused.get() == 0
-                && let Some(flow) = Probed::tuple_flow(slot.alloc_net.get(), slot.alloc_orig.get())
+                && let Some(Newcomer { flow, dport }) =
+                    Probed::newcomer(slot.alloc_net.get(), slot.alloc_orig.get())
             {
-                refuse(flow, slot.alloc_orig.get(), Event::DropNoMemory);
+                refuse(flow, dport, slot.alloc_orig.get(), Event::DropNoMemory);
                 trace::refused(
                     Event::DropNoMemory,
                     flow,

@@ -11,31 +11,26 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use ctwatch_ebpf::{Caller, Event, Health};
+use ctwatch_ebpf::{Event, Health};
 
 use super::{entry_sp, fentry_sp};
 use crate::{
     arch::{FRAME_WORDS, return_address_at},
-    callers::within,
-    conn::{Memory as _, Probed, number, read},
+    callers::in_alloc,
+    conn::{Newcomer, Probed, Registers, read},
     context,
     count::refuse,
     health::{disbelieve, disbelieved, health},
+    maps::ALLOC_WATCHED,
     trace,
 };
 
 /// How far the stack may grow between the entry of `__nf_conntrack_alloc` and its call from there.
 const FRAME: u64 = 512;
 
-/// Whether the caller's registers tell whose flow it refuses, and where `pt_regs` has them.
+/// Whether the caller's registers tell whose flow it refuses.
 #[unsafe(no_mangle)]
 static REFUSED_BY_REGISTERS: Global<u8> = Global::new(0);
-#[unsafe(no_mangle)]
-static REFUSED_NET: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static REFUSED_ZONE: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static REFUSED_ORIG: Global<u32> = Global::new(0);
 
 /// Whether refusals are counted here, so that the return of `__nf_conntrack_alloc` must not.
 #[inline(always)]
@@ -47,7 +42,7 @@ pub fn by_registers() -> bool {
 #[fentry(function = "net_ratelimit")]
 fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
     let Some(words) = read::<[u64; FRAME_WORDS]>(ctx.as_ptr() as u64) else { return 0 };
-    if !words.iter().any(|word| within(*word, Caller::Alloc)) {
+    if !words.iter().any(|word| in_alloc(*word)) {
         return 0;
     }
     health(Health::Refused);
@@ -61,44 +56,42 @@ fn ratelimit_bpf(ctx: FEntryContext) -> i32 {
 fn ratelimit(ctx: ProbeContext) -> u32 {
     let sp = entry_sp(&ctx);
     let Some(address) = read::<u64>(return_address_at(sp)) else { return 0 };
-    if !within(address, Caller::Alloc) {
+    if !in_alloc(address) {
         return 0;
     }
-    count(&ctx, sp);
-    // Behind what is known of it: whoever reads both in between must not take it for unknown.
-    health(Health::Refused);
+    if !count(&ctx, sp) {
+        // Nothing preempts a kprobe program, so one that it knows needs no note before: a report that reads the
+        // counters meanwhile must not take it for unknown.
+        health(Health::Refused);
+    }
     0
 }
 
-/// Counts a refusal whose flow can be found.
+/// Counts the refusal at hand. False where it is not known whose flow it was.
 #[inline(always)]
-fn count(ctx: &ProbeContext, sp: u64) {
+fn count(ctx: &ProbeContext, sp: u64) -> bool {
     let believed = by_registers();
-    let Some([net, zone, orig]) = refused(ctx, believed) else { return };
-    let Some(flow) = Probed::tuple_flow(net, orig) else {
+    let Some(Registers { net, zone, orig }) = refused(ctx, sp, believed) else { return false };
+    let Some(Newcomer { flow, dport }) = Probed::newcomer(net, orig) else {
         if believed {
             disbelieve();
         }
-        return;
+        return false;
     };
-    health(Health::RefusedKnown);
-    refuse(flow, orig, Event::DropTableFull);
+    refuse(flow, dport, orig, Event::DropTableFull);
     trace::refused(Event::DropTableFull, flow, orig, zone, sp);
+    true
 }
 
 /// Namespace, zone and tuple of the flow that is being refused.
 #[inline(always)]
-fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
-    let sp = entry_sp(ctx);
+fn refused(ctx: &ProbeContext, sp: u64, by_registers: bool) -> Option<Registers> {
     if by_registers {
-        // For the return of `__nf_conntrack_alloc`, if that is watched.
-        context::enter(sp)?.refused.set(1);
-        let register = |place: u32| read(number(ctx.as_ptr() as u64) + u64::from(place));
-        return Some([
-            register(REFUSED_NET.load())?,
-            register(REFUSED_ZONE.load())?,
-            register(REFUSED_ORIG.load())?,
-        ]);
+        if ALLOC_WATCHED.get(0).is_none_or(|watched| *watched != 0) {
+            // For the return of `__nf_conntrack_alloc`.
+            context::enter(sp)?.refused.set(1);
+        }
+        return Some(Registers::of(ctx.as_ptr() as u64));
     }
     let slot = if REFUSED_BY_REGISTERS.load() == 0 {
         context::inside(sp)?
@@ -113,5 +106,5 @@ fn refused(ctx: &ProbeContext, by_registers: bool) -> Option<[u64; 3]> {
         return None;
     }
     slot.refused.set(1);
-    Some([slot.alloc_net.get(), slot.alloc_zone.get(), slot.alloc_orig.get()])
+    Some(Registers { net: slot.alloc_net.get(), zone: slot.alloc_zone.get(), orig: slot.alloc_orig.get() })
 }

@@ -26,7 +26,7 @@ const fn function(names: &'static [&'static str], arguments: usize) -> Function 
     Function { names, arguments, parts: false, softirqs_off: false }
 }
 
-pub(super) const ALLOC: Function = function(&["__nf_conntrack_alloc"], 6);
+pub const ALLOC: Function = function(&["__nf_conntrack_alloc"], 6);
 const CHECK_INSERT: Function = function(&["nf_conntrack_hash_check_insert"], 1);
 pub(super) const CONFIRM: Function = function(&["__nf_conntrack_confirm"], 1);
 const DELETE: Function = Function { parts: true, ..function(&["nf_ct_delete"], 3) };

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
-    CALLERS, Counters, Event, FlowType, HealthCounters,
+    ALLOC_PARTS, CALLERS, Caller, Counters, Event, FlowType, HealthCounters,
     field::Field,
     loss::{Budget, TraceFilter},
 };
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     kernel::{
         facts::Facts,
-        hooks::When,
+        hooks::{self, ALLOC, When},
         kallsyms::{CallerText, Newcomer},
         plan::{Hook, Plan},
     },
@@ -78,6 +78,8 @@ pub struct Watch {
     counts: Counts,
     /// Whether the programs still believe what registers and the stack hold.
     disbelieved: Array<MapData, u32>,
+    /// Whether `__nf_conntrack_alloc` is watched.
+    alloc_watched: Array<MapData, u32>,
     facts: Facts,
     /// Hooks that are not due yet.
     waiting: Vec<Hook>,
@@ -111,6 +113,7 @@ impl Watch {
         let mut watch = Self {
             counts: Counts::new(&mut object)?,
             disbelieved: object.map("DISBELIEVED")?,
+            alloc_watched: object.map("ALLOC_WATCHED")?,
             attached: Attached::new(object),
             facts: facts.clone(),
             let_go: now.iter().filter(|hook| hook.when == When::Invalid).cloned().collect(),
@@ -123,8 +126,12 @@ impl Watch {
             missed_before: 0,
             invalid_before: Invalid::default(),
         };
+        watch.announce(&now)?;
         watch.attached.hook(facts, &now)?;
-        settle();
+        if !settle() {
+            // Nor can it be waited for later, so refusals are noted from now on.
+            watch.note_refusals()?;
+        }
         if wishes.verbose {
             watch.logger = logger::of(&watch.attached);
         }
@@ -150,6 +157,7 @@ impl Watch {
         if when == When::Invalid {
             self.let_go.clone_from(&due);
         }
+        self.announce(&due)?;
         let before = self.counts.health()?.unpaired();
         self.attached.hook(&self.facts, &due)?;
         settle();
@@ -159,6 +167,21 @@ impl Watch {
             self.missed_before += self.counts.health()?.unpaired() - before;
         }
         Ok(())
+    }
+
+    /// Has refusals noted for the return of `__nf_conntrack_alloc`, before that is watched: one that it does not know
+    /// of would count a second time, as `no_memory`.
+    fn announce(&mut self, hooks: &[Hook]) -> Result<()> {
+        if !hooks.iter().any(|hook| hooks::find(hook.program).is_some_and(|row| *row.function == ALLOC)) {
+            return Ok(());
+        }
+        self.note_refusals()?;
+        settle();
+        Ok(())
+    }
+
+    fn note_refusals(&mut self) -> Result<()> {
+        self.alloc_watched.set(0, 1, 0).context("cannot write map ALLOC_WATCHED")
     }
 
     /// Detaches the hooks on packets about which the kernel says nothing. They wait again.
@@ -239,14 +262,15 @@ impl Watch {
 /// Waits until no watched function runs any more that was entered before this: of such a call only the return is seen.
 ///
 /// All of them run inside RCU read-side sections (netfilter's hooks, 5.10 to 7.3), and `MEMBARRIER_CMD_GLOBAL` waits for
-/// a grace period (kernel/sched/membarrier.c, 4.3). Where it is refused (nohz_full) such a call counts as lost.
-fn settle() {
+/// a grace period (kernel/sched/membarrier.c, 4.3). Where it is refused (nohz_full) such a call counts as lost. False
+/// where it is.
+fn settle() -> bool {
     // SAFETY: the call takes three numbers.
-    let _ = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
 }
 
 /// Members that programs load by single instructions, and the facts whose sum is their offset.
-const FIELDS: [(Field, &[&str]); 8] = [
+const FIELDS: [(Field, &[&str]); 9] = [
     (Field::ConnTimeout, &["CONN_TIMEOUT"]),
     (Field::ConnNet, &["CONN_NET"]),
     (Field::ConnL3num, &["CONN_TUPLE", "TUPLE_L3NUM"]),
@@ -255,7 +279,13 @@ const FIELDS: [(Field, &[&str]); 8] = [
     (Field::NetInum, &["NET_INUM"]),
     (Field::TupleL3num, &["TUPLE_L3NUM"]),
     (Field::TupleProtonum, &["TUPLE_PROTONUM"]),
+    (Field::TupleDport, &["TUPLE_DST_PART"]),
 ];
+
+/// So many words for the programs' constants.
+fn words(values: impl Iterator<Item = u64>, count: usize) -> Vec<u8> {
+    values.chain(std::iter::repeat(0)).take(count).flat_map(u64::to_ne_bytes).collect()
+}
 
 /// Offsets that no program needs otherwise.
 const ONLY_FIELDS: [&str; 2] = ["CONN_TIMEOUT", "CONN_NET"];
@@ -284,23 +314,24 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         }
     }
     // What does not fit is counted as `other`.
-    let column = |of: fn(&CallerText) -> u64| -> Vec<u8> {
-        let mut words: Vec<u64> = facts.symbols.callers.iter().map(of).collect();
-        words.resize(CALLERS, 0);
-        words.into_iter().flat_map(u64::to_ne_bytes).collect()
+    let callers = &facts.symbols.callers;
+    let column = |of: fn(&CallerText) -> u64| words(callers.iter().map(of), CALLERS);
+    let alloc = |of: fn(&CallerText) -> u64| {
+        words(callers.iter().filter(|text| text.caller == Caller::Alloc).map(of), ALLOC_PARTS)
     };
     globals
         .set("CALLER_STARTS", &column(|text| text.start))
         .set("CALLER_ENDS", &column(|text| text.end))
-        .set("CALLER_CODES", &column(|text| (text.caller as u32).into()));
-    if let Some(Newcomer { net, zone, orig }) = facts.newcomer {
-        globals
-            .set("REFUSED_BY_REGISTERS", &[1])
-            .set("REFUSED_NET", &net.to_ne_bytes())
-            .set("REFUSED_ZONE", &zone.to_ne_bytes())
-            .set("REFUSED_ORIG", &orig.to_ne_bytes());
-    }
+        .set("CALLER_CODES", &column(|text| (text.caller as u32).into()))
+        .set("ALLOC_STARTS", &alloc(|text| text.start))
+        .set("ALLOC_ENDS", &alloc(|text| text.end));
+    // Where registers are not asked, the verifier still wants to see places in `pt_regs`.
+    let Newcomer { net, zone, orig } = facts.newcomer.unwrap_or(Newcomer { net: 0, zone: 0, orig: 0 });
     globals
+        .field(Field::RefusedNet, net)
+        .field(Field::RefusedZone, zone)
+        .field(Field::RefusedOrig, orig)
+        .set("REFUSED_BY_REGISTERS", &[u8::from(facts.newcomer.is_some())])
         .set("FILTERED", &[u8::from(by_type || ends.is_some())])
         .set("FILTER", &[u8::from(by_type)])
         .set("FILTER_FAMILY", &[family.unwrap_or(0)])
