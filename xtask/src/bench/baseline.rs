@@ -24,9 +24,11 @@ fn promised(name: &str) -> Option<f64> {
         ("ctwatch-fexit", "steady") => Some(650.0),
         ("ctwatch-fexit", "ports") => Some(600.0),
         ("ctwatch-fexit", "full") => Some(700.0),
+        ("ctwatch-fexit", "half") => Some(800.0),
+        ("ctwatch-fexit" | "ctwatch-kprobe", "refused") => Some(900.0),
         ("ctwatch-kprobe", "ports") => Some(1600.0),
+        ("ctwatch-kprobe", "half") => Some(1700.0),
         ("ctwatch-kprobe", "steady" | "full") => Some(1800.0),
-        // No promise yet, but the baseline holds.
         _ => None,
     }
 }
@@ -174,7 +176,11 @@ mod tests {
             ("ctwatch-fexit udp-full", 700.0),
             ("ctwatch-fexit tcp-steady", 650.0),
             ("ctwatch-fexit udp-ports", 600.0),
+            ("ctwatch-fexit tcp-half", 800.0),
+            ("ctwatch-fexit udp-refused", 900.0),
             ("ctwatch-kprobe tcp-full", 1800.0),
+            ("ctwatch-kprobe tcp-half", 1700.0),
+            ("ctwatch-kprobe tcp-refused", 900.0),
         ] {
             for release in ["6.1.0-56", "6.1.0-57"] {
                 let problems = |added| {
