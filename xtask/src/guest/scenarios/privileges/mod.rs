@@ -211,7 +211,8 @@ fn children_of_doctor() -> anyhow::Result<()> {
         while doctor.try_wait()?.is_none() {
             if let Some(nft) = threads::child_called(pid, "nft") {
                 // It may end before it is looked at.
-                if let Some(status) = threads::Status::read(nft) {
+                let running = threads::Status::read(nft).filter(|status| !status.has_ended());
+                if let Some(status) = running {
                     seen = Some(status.check(of_names(NFT)?, bounding, of_names(NFT)?));
                 }
             }

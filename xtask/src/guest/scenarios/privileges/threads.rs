@@ -67,6 +67,11 @@ impl Status {
         self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     }
 
+    /// Whether it is kept only until its parent waits for it: it has its sets until then, but no filter.
+    pub(super) fn has_ended(&self) -> bool {
+        self.line("State").unwrap_or_default().starts_with(['Z', 'X'])
+    }
+
     /// The sets must be exactly these, the ambient one like the inheritable one.
     pub(super) fn check(
         &self,
@@ -90,9 +95,7 @@ impl Status {
                 self.line("Name")
             );
         }
-        // What has ended keeps its sets until its parent waits for it.
-        let state = self.line("State").unwrap_or_default();
-        anyhow::ensure!(!state.starts_with(['Z', 'X']), "{:?} has ended", self.line("Name"));
+        anyhow::ensure!(!self.has_ended(), "{:?} has ended", self.line("Name"));
         // 2 is a filter.
         for (name, wanted) in [("NoNewPrivs", "1"), ("Seccomp", "2")] {
             let found = self.line(name);
