@@ -38,7 +38,7 @@ fn delete_from_lists_bpf(ctx: FEntryContext) -> i32 {
     let event = if Direct::expired(ctx.arg(0)) { Event::DeleteTimeout } else { asked_bpf(&ctx) };
     // Now, because what was read before that would have been kept on the stack meanwhile.
     let Some(conn) = Direct::conn(ctx.arg(0)) else { return 0 };
-    count::delete(&conn, ctx.arg(0), event);
+    count::delete_read(&conn, ctx.arg(0), event);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), fentry_sp(&ctx));
     }
@@ -65,17 +65,23 @@ fn delete_from_lists(ctx: ProbeContext) -> u32 {
 /// Why the entry leaves, as the hook on `nf_ct_delete` has noted.
 #[inline(always)]
 fn noted(ct: u64, expired: bool, sp: u64) -> Event {
-    let (caller, portid) = match context::inside(sp) {
+    let (code, portid) = note(ct, sp);
+    delete_event(Caller::from_u32(code), expired, portid)
+}
+
+/// Caller and port id in the note of that hook; zeros where it has left none.
+#[inline(always)]
+fn note(ct: u64, sp: u64) -> (u32, u32) {
+    match context::inside(sp) {
         Some(slot) if slot.delete_ct.get() == ct => {
             slot.delete_ct.set(0);
-            (Caller::from_u32(slot.delete_caller.get()), slot.delete_portid.get())
+            (slot.delete_caller.get(), slot.delete_portid.get())
         }
         _ => {
             health(Health::NoEntry);
-            (None, 0)
+            (0, 0)
         }
-    };
-    delete_event(caller, expired, portid)
+    }
 }
 
 /// Why an entry with time left leaves, from the stack, where `sp` is the stack pointer at this function's entry.
@@ -101,15 +107,26 @@ fn told(ct: u64, code: u32, address: u64, sp: u64) -> Event {
         let portid = context::inside(number(sp)).map_or(0, |slot| slot.iterate_portid.get());
         return delete_event(Some(Caller::Iterate), false, portid);
     }
+    let note = doubted(ct, address, number(sp));
+    delete_event(Caller::from_u32(note as u32), false, (note >> 32) as u32)
+}
+
+/// What the hook on `nf_ct_delete` noted, caller and port id in one, where the stack held none of the callers that count,
+/// and what it holds is not believed. 0 otherwise.
+///
+/// A function of its own, so that it takes no registers from what happens at each removal.
+#[inline(never)]
+fn doubted(ct: u64, address: u64, sp: u64) -> u64 {
     // Not the frame that was relied on: never guess.
     let wrong = address < TEXT;
     if wrong {
         disbelieve();
     }
-    if wrong || disbelieved() {
-        return noted(ct, false, number(sp));
+    if !wrong && !disbelieved() {
+        return 0;
     }
-    delete_event(Caller::from_u32(code), false, 0)
+    let (code, portid) = note(ct, sp);
+    u64::from(portid) << 32 | u64::from(code)
 }
 
 /// The same for a trampoline program.
