@@ -127,9 +127,12 @@ pub(super) fn run(filters: &[String], first_failure: bool, results: &Path) -> an
         let start = Instant::now();
         let limit = state::limit();
         let result = std::panic::catch_unwind(scenario.run);
-        // One limit holds for all namespaces: a small one would refuse flows of the scenarios behind this one.
-        if let Some(limit) = limit.filter(|limit| state::limit() != Some(*limit)) {
-            state::set("nf_conntrack_max", limit)?;
+        // One limit holds for all namespaces: a small one would refuse flows of the scenarios behind this one. A module
+        // that was unloaded comes back with its own.
+        if let (Some(before), Some(now)) = (limit, state::limit())
+            && before != now
+        {
+            state::set("nf_conntrack_max", before)?;
         }
         let outcome = outcome(result, log.complaints()?);
         failed |= matches!(outcome, Outcome::Failed(_));
