@@ -14,7 +14,7 @@ use ctwatch::kernel::btf::Btf;
 use ctwatch::kernel::{arch, kallsyms, kcore};
 use ctwatch::model::compare::compare;
 use ctwatch::model::incident::Incident;
-use ctwatch::record::{self, Reader};
+use ctwatch::record::{self, Piece, Reader};
 use ctwatch::source::netlink::entry::Entry;
 use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages};
 use ctwatch::source::proc_stat::Statistics;
@@ -245,13 +245,22 @@ pub fn recording(data: &[u8]) {
     }
 }
 
-/// Each behind a byte for its kind and two for its length.
-fn frames(mut data: &[u8]) -> impl Iterator<Item = (bool, &[u8])> {
+/// Each behind a byte for its kind and two for its length. One with words has their length in two bytes more.
+fn frames(mut data: &[u8]) -> impl Iterator<Item = Piece<'_>> {
     std::iter::from_fn(move || {
         let ([kind, low, high], rest) = data.split_first_chunk::<3>()?;
         let length = usize::from(u16::from_le_bytes([*low, *high]));
         let (frame, rest) = rest.split_at(rest.len().min(length));
         data = rest;
-        Some((kind % 2 == 0, frame))
+        Some(match kind % 4 {
+            0 => Piece::Key(frame),
+            1 => Piece::Difference(frame),
+            2 => Piece::Numbers(frame),
+            _ => {
+                let (length, rest) = frame.split_first_chunk::<2>().unwrap_or((&[0, 0], frame));
+                let (words, numbers) = rest.split_at(rest.len().min(u16::from_le_bytes(*length).into()));
+                Piece::Words(words, numbers)
+            }
+        })
     })
 }

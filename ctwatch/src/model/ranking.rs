@@ -61,7 +61,8 @@ impl Top {
         [self.insert, self.early_drop, self.drop, self.invalid]
     }
 
-    fn identity(&self) -> (By, u32, u8, u8, &str) {
+    /// What it counts.
+    pub fn identity(&self) -> (By, u32, u8, u8, &str) {
         (self.by, self.netns, self.family, self.proto, &self.key)
     }
 }
@@ -86,7 +87,13 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
             (counts != [0; 4]).then(|| Top { insert, early_drop, drop, invalid, ..top.clone() })
         })
         .collect();
-    new.sort_by(|a, b| {
+    sort(&mut new);
+    new
+}
+
+/// Most losses first, then most inserts, then most invalid packets.
+pub fn sort(top: &mut [Top]) {
+    top.sort_by(|a, b| {
         let weight = |top: &Top| (top.drop.saturating_add(top.early_drop), top.insert, top.invalid);
         (a.by, std::cmp::Reverse(weight(a)), a.identity()).cmp(&(
             b.by,
@@ -94,7 +101,6 @@ pub fn since(before: &[Top], now: &[Top]) -> Vec<Top> {
             b.identity(),
         ))
     });
-    new
 }
 
 /// How many events of these flow types the ranking by one kind of key leaves out: it is bounded, and where too many keys

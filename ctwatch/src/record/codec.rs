@@ -1,10 +1,10 @@
-//! Compression: one zstd stream from each key frame on, flushed at each frame.
+//! Compression of what is in words: one zstd stream from each key frame on, flushed at each frame that has any.
 
 use std::io;
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation as _, OutBuffer};
 
-use super::{Kind, MOST_PLAIN};
+use super::MOST_PLAIN;
 
 /// 128 KiB: both sides hold so much of what was there before.
 const WINDOW_LOG: u32 = 17;
@@ -19,9 +19,9 @@ impl Packer {
         Self(None)
     }
 
-    /// The bytes of a frame. After an error a key frame must come next.
-    pub(super) fn pack(&mut self, kind: Kind, plain: &[u8]) -> io::Result<Vec<u8>> {
-        if kind == Kind::Key {
+    /// The bytes of a frame, at the begin of a stream or in the one begun. After an error a key frame must come next.
+    pub(super) fn pack(&mut self, begin: bool, plain: &[u8]) -> io::Result<Vec<u8>> {
+        if begin {
             let mut fresh = Encoder::new(LEVEL)?;
             fresh.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
             self.0 = Some(fresh);
@@ -54,8 +54,8 @@ impl Unpacker {
         Self(None)
     }
 
-    pub(super) fn unpack(&mut self, kind: Kind, packed: &[u8]) -> Option<Vec<u8>> {
-        if kind == Kind::Key {
+    pub(super) fn unpack(&mut self, begin: bool, packed: &[u8]) -> Option<Vec<u8>> {
+        if begin {
             let mut fresh = Decoder::new().ok()?;
             fresh.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).ok()?;
             self.0 = Some(fresh);

@@ -2,6 +2,8 @@
 
 mod budget;
 mod codec;
+mod coder;
+mod frame;
 mod reader;
 mod wire;
 mod writer;
@@ -13,19 +15,16 @@ pub use writer::{Limits, Writer};
 use std::io;
 
 use crate::model::SourceInfo;
+use frame::{Kind, with_words};
 
 /// The first bytes of every recording. A transfer that changes line ends breaks them.
 const MAGIC: [u8; 8] = *b"ctwrec\r\n";
 /// The version written; all versions up to it are read.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes of the file's header.
 const HEADER: usize = 32;
-/// The first bytes of a slot that holds something.
-const SLOT_MAGIC: [u8; 4] = *b"SLOT";
 /// Bytes of a slot's header.
 const SLOT_HEADER: usize = 16;
-/// Bytes of a frame's header.
-const FRAME_HEADER: usize = 8;
 /// The sizes a slot can have.
 const SLOT_SIZES: std::ops::RangeInclusive<u32> = 16 << 10..=1 << 20;
 /// No report is larger before it is compressed.
@@ -44,65 +43,6 @@ pub struct Session {
     pub version: String,
     /// The source that counted.
     pub info: SourceInfo,
-}
-
-/// What a frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A whole report with its session; it needs no frame before it.
-    Key,
-    /// What changed since the frame before.
-    Delta,
-}
-
-/// The header of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FrameHead {
-    kind: Kind,
-    len: usize,
-    crc: u32,
-}
-
-impl FrameHead {
-    fn new(seq: u64, kind: Kind, payload: &[u8]) -> Self {
-        let head = Self { kind, len: payload.len(), crc: 0 };
-        Self { crc: head.checksum(seq, payload), ..head }
-    }
-
-    fn word(self) -> u32 {
-        let kind = match self.kind {
-            Kind::Key => 1,
-            Kind::Delta => 2,
-        };
-        kind << 28 | u32::try_from(self.len).unwrap_or(0)
-    }
-
-    /// The slot's number is in it: what an earlier use of the slot left does not pass.
-    fn checksum(self, seq: u64, payload: &[u8]) -> u32 {
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(&seq.to_le_bytes());
-        sum.update(&self.word().to_le_bytes());
-        sum.update(payload);
-        sum.finalize()
-    }
-
-    fn to_bytes(self) -> [u8; FRAME_HEADER] {
-        let mut bytes = [0; FRAME_HEADER];
-        bytes[..4].copy_from_slice(&self.word().to_le_bytes());
-        bytes[4..].copy_from_slice(&self.crc.to_le_bytes());
-        bytes
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let word = u32::from_le_bytes(*bytes.first_chunk()?);
-        let crc = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
-        let kind = match word >> 28 {
-            1 => Kind::Key,
-            2 => Kind::Delta,
-            _ => return None,
-        };
-        Some(Self { kind, len: (word & 0x0fff_ffff) as usize, crc })
-    }
 }
 
 fn header(slot_size: u32) -> [u8; HEADER] {
@@ -137,37 +77,76 @@ fn slot_size(bytes: &[u8]) -> io::Result<u32> {
     Ok(size)
 }
 
-fn slot_header(seq: u64) -> [u8; SLOT_HEADER] {
+/// How the frames of a slot are written. A file of version 2 may have slots of version 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Version {
+    /// The first bytes of a slot that holds something.
+    const fn magic(self) -> [u8; 4] {
+        match self {
+            Self::One => *b"SLOT",
+            Self::Two => *b"SLT2",
+        }
+    }
+}
+
+fn slot_header(version: Version, seq: u64) -> [u8; SLOT_HEADER] {
     let mut bytes = [0; SLOT_HEADER];
-    bytes[..4].copy_from_slice(&SLOT_MAGIC);
+    bytes[..4].copy_from_slice(&version.magic());
     bytes[4..12].copy_from_slice(&seq.to_le_bytes());
     let crc = crc32fast::hash(&bytes[..12]);
     bytes[12..].copy_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-/// The number of a slot; `None` where it holds nothing.
-fn slot_seq(bytes: &[u8]) -> Option<u64> {
+/// Version and number of a slot; `None` where it holds nothing.
+fn slot_seq(bytes: &[u8]) -> Option<(Version, u64)> {
     let bytes: &[u8; SLOT_HEADER] = bytes.first_chunk()?;
+    let version = [Version::One, Version::Two].into_iter().find(|version| bytes[..4] == version.magic())?;
     let crc = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
     let seq = u64::from_le_bytes(*bytes[4..12].first_chunk()?);
-    (bytes[..4] == SLOT_MAGIC && crc == crc32fast::hash(&bytes[..12])).then_some(seq)
+    (crc == crc32fast::hash(&bytes[..12])).then_some((version, seq))
 }
 
-/// A recording of one slot, made of the contents of frames: whether each is a key frame, and what is packed in it. Its
-/// checksums are right. For tests and fuzzing: a stranger can do the same.
-pub fn sealed<'a>(frames: impl IntoIterator<Item = (bool, &'a [u8])>) -> io::Result<Vec<u8>> {
+/// What a stranger can put into a frame.
+#[derive(Clone, Copy, Debug)]
+pub enum Piece<'a> {
+    /// A key frame.
+    Key(&'a [u8]),
+    /// A difference of version 1.
+    Difference(&'a [u8]),
+    /// A change of version 2: numbers alone.
+    Numbers(&'a [u8]),
+    /// A change of version 2: words, and numbers behind them.
+    Words(&'a [u8], &'a [u8]),
+}
+
+/// A recording of one slot. Its checksums are right. It is of version 1 where its first difference is. For tests and
+/// fuzzing: a stranger can do the same.
+pub fn sealed<'a>(pieces: impl IntoIterator<Item = Piece<'a>>) -> io::Result<Vec<u8>> {
+    let pieces: Vec<Piece<'_>> = pieces.into_iter().collect();
+    let old = pieces.iter().find(|piece| !matches!(piece, Piece::Key(_)));
+    let version = if matches!(old, Some(Piece::Difference(_))) { Version::One } else { Version::Two };
     let mut bytes = header(*SLOT_SIZES.end()).to_vec();
-    bytes.extend(slot_header(1));
+    bytes.extend(slot_header(version, 1));
     let mut packer = codec::Packer::new();
-    for (key, plain) in frames {
-        let kind = if key { Kind::Key } else { Kind::Delta };
-        let payload = packer.pack(kind, plain)?;
-        bytes.extend(FrameHead::new(1, kind, &payload).to_bytes());
-        bytes.extend(payload);
+    for piece in pieces {
+        let (kind, payload) = match piece {
+            Piece::Key(plain) => (Kind::Key, packer.pack(true, plain)?),
+            Piece::Difference(plain) => (Kind::Change, packer.pack(false, plain)?),
+            Piece::Numbers(numbers) => (Kind::Change, numbers.to_vec()),
+            Piece::Words(words, numbers) => (Kind::Words, with_words(&packer.pack(false, words)?, numbers)),
+        };
+        bytes.extend(frame::frame(version, 1, kind, &payload));
     }
     Ok(bytes)
 }
 
+#[cfg(test)]
+mod day_tests;
 #[cfg(test)]
 mod tests;

@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use nix::fcntl::OFlag;
 
 use super::codec::Unpacker;
-use super::wire::{Delta, Key, Names};
-use super::{FRAME_HEADER, FrameHead, HEADER, Kind, MAGIC, SLOT_HEADER, Session, slot_seq, slot_size};
+use super::frame::{Kind, MOST_HEADER, split, split_words};
+use super::wire::{Delta, Key, Model, Names};
+use super::{HEADER, MAGIC, SLOT_HEADER, Session, Version, slot_seq, slot_size};
 use crate::model::Report;
 
 /// More slots than any file has that a flight recorder writes in a year.
@@ -29,6 +30,13 @@ pub struct Step {
     pub closing: bool,
 }
 
+/// The report before, and what the frames behind it need.
+struct Last {
+    step: Step,
+    names: Names,
+    model: Model,
+}
+
 /// Hands out reports, oldest first.
 #[expect(missing_debug_implementations, reason = "zstd's decoder has none")]
 pub struct Reader {
@@ -38,10 +46,11 @@ pub struct Reader {
     order: Vec<(u32, u64)>,
     next: usize,
     slot: Vec<u8>,
+    version: Version,
     seq: u64,
     at: usize,
     unpacker: Unpacker,
-    last: Option<(Step, Names)>,
+    last: Option<Last>,
     damaged: u64,
 }
 
@@ -91,7 +100,7 @@ impl Reader {
         for index in 0..u32::try_from(slots)? {
             let at = HEADER as u64 + u64::from(index) * u64::from(slot_size);
             file.read_some(&mut bytes, SLOT_HEADER, at)?;
-            order.extend(slot_seq(&bytes).map(|seq| (index, seq)));
+            order.extend(slot_seq(&bytes).map(|(_, seq)| (index, seq)));
         }
         order.sort_by_key(|(_, seq)| *seq);
         Ok(Self {
@@ -100,6 +109,7 @@ impl Reader {
             order,
             next: 0,
             slot: Vec::new(),
+            version: Version::Two,
             seq: 0,
             at: 0,
             unpacker: Unpacker::new(),
@@ -183,8 +193,9 @@ impl Reader {
         let at = HEADER as u64 + u64::from(index) * u64::from(self.slot_size);
         self.file.read_some(&mut self.slot, self.slot_size as usize, at)?;
         // A writer may have begun the slot anew since.
-        if slot_seq(&self.slot) != Some(seq) {
-            self.slot.clear();
+        match slot_seq(&self.slot) {
+            Some((version, now)) if now == seq => self.version = version,
+            _ => self.slot.clear(),
         }
         (self.seq, self.at, self.last) = (seq, SLOT_HEADER, None);
         Ok(())
@@ -204,33 +215,56 @@ impl Reader {
     }
 
     fn whole(&mut self, rest: &[u8]) -> Option<Step> {
-        let head = FrameHead::from_bytes(rest)?;
-        let payload = rest.get(FRAME_HEADER..)?.get(..head.len)?;
-        if head.checksum(self.seq, payload) != head.crc {
-            return None;
-        }
-        let plain = self.unpacker.unpack(head.kind, payload)?;
-        let (step, names) = match head.kind {
-            Kind::Key => {
+        let (kind, payload, behind) = split(self.version, self.seq, rest)?;
+        let last = match (kind, self.version) {
+            (Kind::Key, _) => {
+                let plain = self.unpacker.unpack(true, payload)?;
                 let opened = postcard::from_bytes::<Key>(&plain).ok()?.open()?;
+                let model = Model::new(&opened.report);
                 let (number, report, closing) = (opened.number, opened.report, opened.closing);
-                (Step { session: opened.session, number, report, closing }, opened.names)
+                Last {
+                    step: Step { session: opened.session, number, report, closing },
+                    names: opened.names,
+                    model,
+                }
             }
-            Kind::Delta => {
-                let (before, names) = self.last.take()?;
-                let report = postcard::from_bytes::<Delta>(&plain).ok()?.apply(&before.report, &names)?;
-                (Step { report, number: before.number.wrapping_add(1), closing: false, ..before }, names)
+            (_, Version::One) => {
+                let plain = self.unpacker.unpack(false, payload)?;
+                let last = self.last.take()?;
+                let delta = postcard::from_bytes::<Delta>(&plain).ok()?;
+                let report = delta.apply(&last.step.report, &last.names)?;
+                last.next(report)
+            }
+            (kind, Version::Two) => {
+                let mut last = self.last.take()?;
+                let (words, numbers) = match kind {
+                    Kind::Words => {
+                        let (packed, numbers) = split_words(payload)?;
+                        (Some(self.unpacker.unpack(false, packed)?), numbers)
+                    }
+                    _ => (None, payload),
+                };
+                let report = last.model.read(&last.step.report, words.as_deref(), numbers, &last.names)?;
+                last.next(report)
             }
         };
-        self.at += FRAME_HEADER + head.len;
-        self.last = Some((step.clone(), names));
+        self.at += rest.len() - behind.len();
+        let step = last.step.clone();
+        self.last = Some(last);
         Some(step)
+    }
+}
+
+impl Last {
+    fn next(self, report: Report) -> Self {
+        let number = self.step.number.wrapping_add(1);
+        Self { step: Step { report, number, closing: false, ..self.step }, ..self }
     }
 }
 
 /// A slot that was never filled ends in nothing or zeros.
 fn rest_is_written(rest: &[u8]) -> bool {
-    rest.iter().take(FRAME_HEADER).any(|byte| *byte != 0)
+    rest.iter().take(MOST_HEADER).any(|byte| *byte != 0)
 }
 
 /// Where a recording is.

@@ -11,7 +11,7 @@ use crate::model::ranking::{By, Losses, Top};
 use crate::model::trace::{Detail, Flow as Ends, Invalid, Record, Tcp};
 use crate::model::{Cost, Report, Sample, SourceKind, Table, Tracker};
 
-fn session() -> Session {
+pub(super) fn session() -> Session {
     Session {
         id: 7,
         host: "web-7".into(),
@@ -123,7 +123,9 @@ fn read(path: &std::path::Path) -> Vec<Report> {
 }
 
 fn some_steps(count: usize) -> Vec<Vec<u64>> {
-    (0..count as u64).map(|at| (0..20).map(|row| (at * 31 + row * 7) % (row + 3)).collect()).collect()
+    (0..count as u64)
+        .map(|at| (0..20).map(|row| (at * at * 31 + row * 7) % (row * 500 + 3)).collect())
+        .collect()
 }
 
 #[test]
@@ -233,6 +235,52 @@ fn a_newer_format_is_refused_with_words() {
     assert!(format!("{error:#}").contains("format 9"), "{error:#}");
 }
 
+/// The flood of the page's check, recorded by a ctwatch that wrote version 1.
+fn of_version_1() -> Vec<u8> {
+    std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../xtask/src/page/flood.ctw")).unwrap()
+}
+
+#[test]
+fn version_1_is_read() {
+    let mut reader = Reader::of_bytes(of_version_1()).unwrap();
+    let mut sums = [0; 3];
+    let mut last = None;
+    while let Some(step) = reader.next_step().unwrap() {
+        let of = |event| step.report.flows.iter().map(|flow| flow.counts.get(event)).sum::<u64>();
+        // As that ctwatch printed it.
+        // What ends a run repeats its last report.
+        let new = if step.closing { [0; 3] } else { [1, of(Event::Insert), of(Event::DropTableFull)] };
+        sums = std::array::from_fn(|at| sums[at] + new[at]);
+        last = Some(step.report);
+    }
+    assert_eq!(sums, [11, 3706, 4976]);
+    let total = |flow: &crate::model::Flow| flow.total.get(Event::Insert);
+    assert_eq!(last.unwrap().flows.iter().map(total).sum::<u64>(), 3706);
+}
+
+#[test]
+fn a_file_of_version_1_is_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recording");
+    std::fs::write(&path, of_version_1()).unwrap();
+    let written = reports(&some_steps(20));
+    let mut writer = Writer::open(&path, Limits::default()).unwrap();
+    for report in &written {
+        writer.append(&session(), report, false, SECOND).unwrap();
+    }
+    drop(writer);
+    // An older ctwatch refuses it rather than to read a part of it.
+    assert_eq!(std::fs::read(&path).unwrap()[8], 2);
+    let mut reader = Reader::open(&path).unwrap();
+    let mut kept = Vec::new();
+    while let Some(step) = reader.next_step().unwrap() {
+        kept.push(step.report);
+    }
+    // With the one that closes the old run.
+    assert_eq!(kept.len(), 12 + 20);
+    assert_eq!(kept[12..], written);
+}
+
 #[test]
 fn losses_beyond_the_budget_are_counted() {
     let mut budget = Budget::default();
@@ -294,10 +342,19 @@ proptest! {
 
     /// A stranger gets the checksums right.
     #[test]
-    fn hostile_frames_never_panic(plain in prop::collection::vec(any::<u8>(), 0..400), key: bool) {
+    fn hostile_frames_never_panic(plain in prop::collection::vec(any::<u8>(), 0..400), words in prop::collection::vec(any::<u8>(), 0..40), kind in 0..4) {
         let written = reports(&some_steps(3));
         let whole = postcard::to_stdvec(&wire::Key::new(&session(), &written[2], 2, false)).unwrap();
-        let bytes = sealed([(true, &whole[..]), (key, &plain)]).unwrap();
+        let bytes = sealed([
+            Piece::Key(&whole),
+            match kind {
+                0 => Piece::Key(&plain),
+                1 => Piece::Difference(&plain),
+                2 => Piece::Numbers(&plain),
+                _ => Piece::Words(&words, &plain),
+            },
+        ])
+        .unwrap();
         let mut reader = Reader::of_bytes(bytes).unwrap();
         let first = reader.next_step().unwrap();
         prop_assert_eq!(first.map(|step| step.report), Some(written[2].clone()));

@@ -1,6 +1,8 @@
 //! Reports as they lie in frames: whole in key frames, as differences in the others.
 
+mod change;
 mod losses;
+mod memory;
 mod names;
 mod rows;
 
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Session;
 use crate::model::diff::per_second;
 use crate::model::{CostReport, Flow, Rates, Report, SourceInfo, SourceKind, Table};
+pub(super) use change::Model;
 use losses::LossesWire;
 pub(super) use names::Names;
 use names::sparse;
@@ -53,8 +56,8 @@ pub(super) struct Key {
     losses: Option<LossesWire>,
 }
 
-/// Any other frame: differences to the report before.
-#[derive(Debug, Serialize, Deserialize)]
+/// Any other frame of version 1: differences to the report before.
+#[derive(Debug, Deserialize)]
 pub(super) struct Delta {
     elapsed_ns: u64,
     /// Of the wall clock against the one before and the time that passed.
@@ -104,6 +107,20 @@ const fn parts(flow: FlowType) -> (u32, u8, u8) {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn cost(run_ns: u64, events: u64, elapsed: Duration) -> CostReport {
+    CostReport {
+        cpu_pct: per_second(run_ns, elapsed) / 1e9 * 100.0,
+        events,
+        ns_per_event: run_ns.checked_div(events),
+    }
+}
+
+/// Its reverse, nearly.
+fn run_ns(cost: CostReport, elapsed: Duration) -> u64 {
+    let seconds = cost.cpu_pct / 100.0 * elapsed.as_secs_f64();
+    nanos(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 impl Key {
@@ -216,59 +233,6 @@ impl Key {
 }
 
 impl Delta {
-    /// The difference; reading it again need not give the same report, which the writer checks.
-    pub(super) fn new(before: &Report, now: &Report) -> Option<Self> {
-        let keys = |report: &Report| report.flows.iter().map(|flow| parts(flow.key)).collect::<Vec<_>>();
-        let rows = (keys(before) != keys(now)).then(|| keys(now));
-        let old = carried(before, rows.as_deref());
-        let signed = |a: u64, b: u64| a.wrapping_sub(b).cast_signed();
-        let own = Names::own();
-        let counts = own
-            .cells(&old)
-            .into_iter()
-            .map(|(row, event)| signed(now.flows[row].counts.get(event), old[row].counts.get(event)))
-            .collect();
-        let mut first = Vec::new();
-        for (row, (flow, was)) in now.flows.iter().zip(&old).enumerate() {
-            let new =
-                sparse(&flow.counts).into_iter().filter(|(event, _)| was.total.0[usize::from(*event)] == 0);
-            for (event, count) in new {
-                first.push((u32::try_from(row).ok()?, event, count));
-            }
-        }
-        let alike = before.tables.len() == now.tables.len()
-            && before.tables.iter().zip(&now.tables).all(|(a, b)| {
-                (a.netns, &a.name, a.max, a.count.is_some()) == (b.netns, &b.name, b.max, b.count.is_some())
-            });
-        let entries = before
-            .tables
-            .iter()
-            .zip(&now.tables)
-            .map(|(a, b)| signed(b.count.unwrap_or(0), a.count.unwrap_or(0)))
-            .collect();
-        let expected = before.wall_ns.checked_add(i128::from(nanos(now.elapsed)))?;
-        let run_ns = |cost: CostReport| {
-            let seconds = cost.cpu_pct / 100.0 * now.elapsed.as_secs_f64();
-            nanos(Duration::try_from_secs_f64(seconds).unwrap_or_default())
-        };
-        Some(Self {
-            elapsed_ns: nanos(now.elapsed),
-            drift_ns: i64::try_from(now.wall_ns.checked_sub(expected)?).ok()?,
-            namespaces_left_out: now.namespaces_left_out,
-            lost: now.lost.checked_sub(before.lost)?,
-            cost: now.cost.map(|cost| (run_ns(cost), cost.events)),
-            own_ns: now.own.map(nanos),
-            rows,
-            counts,
-            first,
-            tables: (!alike).then(|| now.tables.iter().map(TableWire::from).collect()),
-            entries: if alike { entries } else { Vec::new() },
-            names: (before.names != now.names).then(|| now.names.clone()),
-            top: tops(now),
-            losses: now.losses.as_ref().map(LossesWire::from),
-        })
-    }
-
     /// The report that follows; `None` where the frame does not fit to the one before.
     pub(super) fn apply(self, before: &Report, names: &Names) -> Option<Report> {
         let elapsed = Duration::from_nanos(self.elapsed_ns);
@@ -316,11 +280,7 @@ impl Delta {
             names: self.names.unwrap_or_else(|| before.names.clone()),
             namespaces_left_out: self.namespaces_left_out,
             lost: before.lost.checked_add(self.lost)?,
-            cost: self.cost.map(|(run_ns, events)| CostReport {
-                cpu_pct: per_second(run_ns, elapsed) / 1e9 * 100.0,
-                events,
-                ns_per_event: run_ns.checked_div(events),
-            }),
+            cost: self.cost.map(|(run_ns, events)| cost(run_ns, events, elapsed)),
             own: self.own_ns.map(Duration::from_nanos),
             top: match self.top {
                 Some(top) => Some(open_tops(top)?),

@@ -11,10 +11,9 @@ use anyhow::Context as _;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use super::codec::Packer;
-use super::wire::{Delta, Key, Names};
-use super::{
-    FRAME_HEADER, FrameHead, HEADER, Kind, SLOT_HEADER, SLOT_SIZES, Session, header, slot_header, slot_size,
-};
+use super::frame::{Kind, MOST_HEADER, frame, with_words};
+use super::wire::{Key, Model};
+use super::{HEADER, SLOT_HEADER, SLOT_SIZES, Session, Version, header, slot_header, slot_size};
 use crate::model::Report;
 use crate::record::Reader;
 
@@ -62,7 +61,8 @@ pub struct Writer {
     seq: u64,
     number: u64,
     packer: Packer,
-    before: Option<Report>,
+    /// The report before and what was learned up to it, unless a key frame must come next.
+    before: Option<(Report, Model)>,
 }
 
 impl Writer {
@@ -116,6 +116,10 @@ impl Writer {
                 "{shown} is larger than --max-size already ({length} bytes); record to another file"
             );
         }
+        if head[..] != header(self.slot_size) {
+            // An older version: what is in it stays as it is, and new slots are of our own.
+            self.file.write_all_at(&header(self.slot_size), 0)?;
+        }
         for (index, seq, first) in Reader::of_file(self.file.try_clone()?)?.slots() {
             self.slots.insert(index, Slot { seq, first: first.map(|wall| (wall, None)) });
             self.seq = self.seq.max(seq);
@@ -133,9 +137,9 @@ impl Writer {
     ) -> anyhow::Result<()> {
         let number = self.number;
         self.number += 1;
-        let written = self.try_append(session, report, number, closing, boot_ns);
-        self.before = written.is_ok().then(|| report.clone());
-        written
+        let model = self.try_append(session, report, number, closing, boot_ns)?;
+        self.before = Some((report.clone(), model));
+        Ok(())
     }
 
     /// The file, to bring what was written to the disk.
@@ -155,27 +159,35 @@ impl Writer {
         number: u64,
         closing: bool,
         boot_ns: u64,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Model> {
+        let before = self.before.take().filter(|_| !closing);
         self.expire(report.wall_ns, boot_ns)?;
-        let delta = self.before.as_ref().filter(|_| !closing).and_then(|before| delta(before, report));
-        if let (Some(plain), Some((slot, offset)), false) = (delta, self.place, self.is_old(boot_ns)) {
-            let packed = self.packer.pack(Kind::Delta, &plain)?;
-            if self.fits(offset, packed.len()) {
-                return self.write(slot, offset, Kind::Delta, &packed);
+        if let (Some((before, mut model)), Some((slot, offset)), false) =
+            (before, self.place, self.is_old(boot_ns))
+            && let Some((words, numbers)) = model.write(&before, report)
+        {
+            let (kind, payload) = match words {
+                Some(words) => (Kind::Words, with_words(&self.packer.pack(false, &words)?, &numbers)),
+                None => (Kind::Change, numbers),
+            };
+            if self.fits(offset, payload.len()) {
+                self.write(slot, offset, kind, &payload)?;
+                return Ok(model);
             }
         }
-        let packed = self.key(session, report, number, closing)?;
+        let (packed, model) = self.key(session, report, number, closing)?;
         let (slot, offset) = match self.place {
             Some((slot, offset)) if self.fits(offset, packed.len()) && !self.is_old(boot_ns) => {
                 (slot, offset)
             }
             _ => self.begin(report.wall_ns, boot_ns)?,
         };
-        self.write(slot, offset, Kind::Key, &packed)
+        self.write(slot, offset, Kind::Key, &packed)?;
+        Ok(model)
     }
 
     fn fits(&self, offset: usize, length: usize) -> bool {
-        offset + FRAME_HEADER + length <= self.slot_size as usize
+        offset + MOST_HEADER + length <= self.slot_size as usize
     }
 
     /// A key frame that fits into a slot: what is too much of single losses and rankings is left out.
@@ -185,13 +197,13 @@ impl Writer {
         report: &Report,
         number: u64,
         closing: bool,
-    ) -> anyhow::Result<Vec<u8>> {
+    ) -> anyhow::Result<(Vec<u8>, Model)> {
         let mut report = report.clone();
         loop {
             let plain = postcard::to_stdvec(&Key::new(session, &report, number, closing))?;
-            let packed = self.packer.pack(Kind::Key, &plain)?;
+            let packed = self.packer.pack(true, &plain)?;
             if self.fits(SLOT_HEADER, packed.len()) {
-                return Ok(packed);
+                return Ok((packed, Model::new(&report)));
             }
             if let Some(losses) = report.losses.as_mut().filter(|losses| !losses.events.is_empty()) {
                 losses.more = losses.more.saturating_add(losses.events.len() as u64);
@@ -245,7 +257,7 @@ impl Writer {
         let oldest = || self.slots.iter().min_by_key(|(_, slot)| slot.seq).map(|(index, _)| *index);
         let index = free.or_else(oldest).context("no slot fits below --max-size")?;
         self.seq += 1;
-        if let Err(error) = self.write_at(&slot_header(self.seq), index, 0) {
+        if let Err(error) = self.write_at(&slot_header(Version::Two, self.seq), index, 0) {
             // A slot that could not be begun is free again.
             self.place = None;
             self.slots.remove(&index);
@@ -257,9 +269,7 @@ impl Writer {
     }
 
     fn write(&mut self, slot: u32, offset: usize, kind: Kind, packed: &[u8]) -> anyhow::Result<()> {
-        let head = FrameHead::new(self.seq, kind, packed);
-        let mut frame = head.to_bytes().to_vec();
-        frame.extend_from_slice(packed);
+        let frame = frame(Version::Two, self.seq, kind, packed);
         self.write_at(&frame, slot, offset)?;
         self.place = Some((slot, offset + frame.len()));
         Ok(())
@@ -269,11 +279,4 @@ impl Writer {
         let at = HEADER as u64 + u64::from(slot) * u64::from(self.slot_size) + offset as u64;
         self.file.write_all_at(bytes, at).context("cannot write to the recording")
     }
-}
-
-/// A delta that gives back exactly this report, where there is one.
-fn delta(before: &Report, report: &Report) -> Option<Vec<u8>> {
-    let delta = Delta::new(before, report)?;
-    let plain = postcard::to_stdvec(&delta).ok()?;
-    (delta.apply(before, &Names::own()).as_ref() == Some(report)).then_some(plain)
 }

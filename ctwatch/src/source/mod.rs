@@ -135,12 +135,17 @@ pub fn now() -> anyhow::Result<(i128, u64)> {
         best = best.min(read()?);
     }
     let (apart, wall, before) = best;
-    Ok((wall.into(), before + apart / 2))
+    Ok((micros(wall).into(), micros(before + apart / 2)))
+}
+
+/// Whole microseconds: finer than anything shown, and the rest would be noise that recordings have to keep.
+const fn micros(ns: u64) -> u64 {
+    ns / 1000 * 1000
 }
 
 /// Processor time of this process and of its keeper since they started, nanoseconds.
 fn own_time() -> Option<u64> {
-    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok().map(|own| own + keeper::own_ns())
+    clock(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok().map(|own| micros(own + keeper::own_ns()))
 }
 
 /// The same of the calling thread alone; 0 where it cannot be read.

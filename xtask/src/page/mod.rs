@@ -15,6 +15,7 @@ use self::browser::{Browser, Window};
 use crate::step::{self, Step, say};
 use crate::{build, packages, paths};
 
+/// Of version 1 of the format. It stays so: what was recorded then must be read.
 const RECORDING: &str = "xtask/src/page/flood.ctw";
 const LOOK: &str = include_str!("look.js");
 /// A phone and a screen.

@@ -2,7 +2,7 @@
 //! counter as the witness.
 
 pub(super) mod calm;
-pub(super) mod router;
+mod router;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
