@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Serialize, Serializer};
 
@@ -16,6 +17,49 @@ const LONGEST_RULE: usize = 2000;
 const LONGEST_MODULE: usize = 55;
 /// XT_EXTENSION_MAXNAMELEN holds the 0 too.
 const LONGEST_XT_CHAIN: usize = 28;
+
+/// What rules match by that means the same in a command, in nft and in iptables.
+const MATCHES: [&str; 39] = [
+    "ip",
+    "ip6",
+    "saddr",
+    "daddr",
+    "oifname",
+    "iifname",
+    "oif",
+    "iif",
+    "tcp",
+    "udp",
+    "sctp",
+    "dccp",
+    "th",
+    "sport",
+    "dport",
+    "meta",
+    "l4proto",
+    "nfproto",
+    "ipv4",
+    "ipv6",
+    "protocol",
+    "ct",
+    "state",
+    "new",
+    "{",
+    "}",
+    "!=",
+    "!",
+    "-p",
+    "-s",
+    "-d",
+    "-o",
+    "-i",
+    "-m",
+    "--sport",
+    "--dport",
+    "--sports",
+    "--dports",
+    "multiport",
+];
 
 /// Runs in the namespace and looks where it is before it does anything: the way in may lead to another one by now. `$0` is
 /// the inode.
@@ -45,6 +89,12 @@ impl From<&'static str> for Arg {
 impl From<u64> for Arg {
     fn from(number: u64) -> Self {
         Self(number.to_string().into())
+    }
+}
+
+impl From<IpAddr> for Arg {
+    fn from(address: IpAddr) -> Self {
+        Self(address.to_string().into())
     }
 }
 
@@ -87,6 +137,29 @@ impl Arg {
             Ok(Self(format!("-A {text}").into()))
         } else {
             Err(Refused("the rule's text is too long, or has characters that are not plain ASCII"))
+        }
+    }
+
+    /// A word of what a rule matches, as nft or iptables prints it: one of a few keywords, a number, an address, a network,
+    /// a range or list of these, or an interface's name in quotes.
+    pub fn match_word(word: &str) -> Result<Self, Refused> {
+        if let Some(known) = MATCHES.into_iter().find(|known| word == *known) {
+            return Ok(known.into());
+        }
+        if let Some(name) = word.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+            return Ok(Self::joined(["\"".into(), Self::nft_name(name)?, "\"".into()]));
+        }
+        let one = |value: &str| value.parse::<u32>().is_ok() || value.parse::<IpAddr>().is_ok();
+        let value = |value: &str| match value.split_once(['/', '-', ':']) {
+            _ if one(value) => true,
+            Some((first, rest)) if one(first) && one(rest) => true,
+            // A network of IPv6, whose address has colons.
+            _ => value.split_once('/').is_some_and(|(address, bits)| one(address) && one(bits)),
+        };
+        if word.len() <= LONGEST_NAME && word.strip_suffix(',').unwrap_or(word).split(',').all(value) {
+            Ok(Self(word.to_owned().into()))
+        } else {
+            Err(Refused("it matches by something that is not put into a command unread"))
         }
     }
 

@@ -1,6 +1,7 @@
 //! What doctor knows of a machine: plain data, captured once, kept as test data and sent with bug reports.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
@@ -341,6 +342,26 @@ pub struct TableView {
     pub groups: Vec<Group>,
     /// By protocol and destination port of the original direction, largest first, the first few.
     pub ports: Vec<Port>,
+    /// Sources that rules gave, by destination: those that use the largest part of their ports first, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub translated: Vec<Translated>,
+}
+
+/// Flows that source NAT gave one address, to one destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translated {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// The address that they were given.
+    pub src: IpAddr,
+    /// First and last port that a rule may give.
+    pub ports: (u16, u16),
+    /// The destination's address …
+    pub dst: IpAddr,
+    /// … and port.
+    pub dport: u16,
+    /// How many of the ports are in use.
+    pub used: u64,
 }
 
 /// Packets that wait somewhere.

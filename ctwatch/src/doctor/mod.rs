@@ -11,6 +11,7 @@ pub mod finding;
 pub mod gather;
 pub mod latency;
 pub mod mask;
+pub mod nat;
 pub mod recorded;
 pub mod remedies;
 pub mod text;

@@ -17,7 +17,10 @@ const FAILED: [Event; 3] = [Event::FailedClash, Event::FailedDying, Event::Faile
 pub fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for namespace in &facts.namespaces {
-        findings.extend(insert_failed(facts, namespace));
+        // Flows that find no port are no races, and have a finding of their own.
+        if super::snat::exhausted(namespace).is_none() {
+            findings.extend(insert_failed(facts, namespace));
+        }
         findings.extend(no_memory(facts, namespace));
     }
     if let Some(own) = facts.namespaces.first() {

@@ -12,6 +12,7 @@ mod occupancy;
 mod overflowed;
 mod presence;
 mod probes;
+mod snat;
 mod timeouts;
 
 use super::facts::{Facts, Filler, Namespace};
@@ -21,11 +22,12 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 13] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 14] = [
     held::check,
     occupancy::check,
     overflowed::check,
     configured::check,
+    snat::check,
     expectations::check,
     left_out::check,
     latency::check,

@@ -1,5 +1,5 @@
 //! Findings of machines captured in guests and namespaces (`tests/machines`), as snapshots: the judgement and the text.
-//! Four were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `limit-not-applied`.
+//! Five were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `limit-not-applied`, `snat-exhausted`.
 
 use std::fs;
 
@@ -46,6 +46,25 @@ fn text_about_captured_machines() {
         snapshot(&name, &plain(&diagnosis, Style::default()));
         snapshot(&format!("{name}.all"), &plain(&diagnosis, Style { all: true, color: false }));
     }
+}
+
+#[test]
+fn source_nat_is_exhausted_only_where_flows_failed_and_hardly_a_port_is_left() {
+    let found = |change: fn(&mut Namespace)| {
+        let mut facts = machine("snat-exhausted");
+        change(&mut facts.namespaces[0]);
+        let findings = diagnose(&facts).findings;
+        let has = |id| findings.iter().any(|finding| finding.id == id);
+        (has("snat-exhausted"), has("insert-failed"))
+    };
+    assert_eq!(found(|_| {}), (true, false));
+    assert_eq!(found(|namespace| namespace.table.translated[0].used = 7), (false, true));
+    let no_failure = |namespace: &mut Namespace| {
+        for stats in [&mut namespace.stats, &mut namespace.stats_after] {
+            stats.insert("insert_failed".into(), 0);
+        }
+    };
+    assert_eq!(found(no_failure), (false, false));
 }
 
 #[test]

@@ -3,22 +3,26 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use ctwatch_ebpf::loss::has_ports;
 
-use crate::doctor::facts::{Group, Port, TableView};
+use crate::doctor::facts::{Group, Port, TableView, Translated};
+use crate::doctor::nat::{self, Sources};
 use crate::doctor::timeouts::{self, TIMEOUTS, Timeout};
 use crate::model::held::{Reading, held};
 use crate::model::state::State;
-use crate::source::netlink::entry::{self, L4, status};
+use crate::source::netlink::entry::{self, L4, Tuple, status};
 use crate::source::netlink::message::CT_GET;
 use crate::source::netlink::socket::{Dumped, Requests};
 use crate::source::netlink::statistics;
 
 /// How many ports are kept.
 const PORTS: usize = 10;
+/// How many sources and destinations are counted at once, some 6 MB of them.
+const MOST_TRANSLATED: usize = 1 << 16;
 
 /// What one entry says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +48,15 @@ pub struct Collector {
     cuts: BTreeMap<&'static str, Cut>,
     groups: BTreeMap<(u8, String), Group>,
     ports: BTreeMap<(u8, u16), Port>,
+    /// What rules may give as sources.
+    sources: Vec<Sources>,
+    /// Ports in use, by protocol, source, its range of ports, and destination.
+    translated: BTreeMap<Given, u64>,
     total: u64,
 }
+
+/// Protocol, source, the range of its ports, and destination.
+type Given = (u8, IpAddr, (u16, u16), SocketAddr);
 
 /// Which entries a shorter timeout would have ended, by the seconds that each has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +99,55 @@ impl Collector {
     /// With the timeouts in force, by the sysctl's full name, and whether rules give some entries others.
     pub fn new(sysctls: &BTreeMap<String, u64>, policies: bool) -> Self {
         let cuts = TIMEOUTS.iter().filter_map(|timeout| Cut::new(timeout, sysctls, policies));
-        Self { cuts: cuts.collect(), groups: BTreeMap::new(), ports: BTreeMap::new(), total: 0 }
+        Self {
+            cuts: cuts.collect(),
+            groups: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            sources: Vec::new(),
+            translated: BTreeMap::new(),
+            total: 0,
+        }
+    }
+
+    /// Counts the ports that these give.
+    #[must_use]
+    pub fn with_sources(mut self, sources: Vec<Sources>) -> Self {
+        self.sources = sources;
+        self
+    }
+
+    /// Counts the port that an entry's answers go to, once for each range that has it: a port is taken whichever rule gave
+    /// it. A source that stayed as it was counts where a rule names its address.
+    fn add_translated(&mut self, original: &Tuple, reply: &Tuple) {
+        let (L4::Ports { src, .. }, L4::Ports { src: dport, dst: given }) = (original.l4, reply.l4) else {
+            return;
+        };
+        let changed = original.src != reply.dst || src != given;
+        let mut counted: Vec<(u16, u16)> = Vec::new();
+        for sources in &self.sources {
+            let concerned = changed || sources.addresses.is_some();
+            if !concerned || !sources.gives(reply.dst, given) || counted.contains(&sources.ports) {
+                continue;
+            }
+            counted.push(sources.ports);
+            let key = (original.proto, reply.dst, sources.ports, SocketAddr::new(reply.src, dport));
+            if self.translated.len() < MOST_TRANSLATED || self.translated.contains_key(&key) {
+                *self.translated.entry(key).or_default() += 1;
+            }
+        }
+    }
+
+    /// The first few by the part of their ports that is in use.
+    fn fullest(&self) -> Vec<Translated> {
+        let flows = |(key, used): (&Given, &u64)| {
+            let (proto, src, ports, to) = *key;
+            Translated { proto, src, ports, dst: to.ip(), dport: to.port(), used: *used }
+        };
+        let mut fullest: Vec<Translated> = self.translated.iter().map(flows).collect();
+        let part = |flows: &Translated| flows.used.saturating_mul(1 << 20) / nat::ports(flows.ports);
+        fullest.sort_by_key(|flows| std::cmp::Reverse(part(flows)));
+        fullest.truncate(PORTS);
+        fullest
     }
 
     /// Counts one entry.
@@ -125,12 +184,14 @@ impl Collector {
 
     /// The sums, read from there.
     pub fn finish(self, from: &str) -> TableView {
+        let translated = self.fullest();
         let mut groups: Vec<Group> = self.groups.into_values().collect();
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         let mut ports: Vec<Port> = self.ports.into_values().collect();
         ports.sort_by_key(|port| std::cmp::Reverse(port.count));
         ports.truncate(PORTS);
         TableView {
+            translated,
             unseen: None,
             from: from.to_owned(),
             total: self.total,
@@ -168,6 +229,9 @@ pub fn from_netlink(mut collector: Collector) -> io::Result<TableView> {
     let before = statistics::entries(&mut requests).ok();
     let dumped = requests.dump(CT_GET, 0, |message| {
         if let Some(entry) = entry::Entry::parse(message) {
+            if let Some(reply) = &entry.reply {
+                collector.add_translated(&entry.original, reply);
+            }
             collector.add(Entry {
                 proto: entry.original.proto,
                 state: entry.state.and_then(|number| state_name(entry.original.proto, number)),

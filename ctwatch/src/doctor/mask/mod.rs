@@ -13,7 +13,7 @@ use self::names::Masks;
 pub use self::recorded::Recorded;
 use super::facts::{
     Configured, Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule,
-    RuleKind, TableView, Waiting,
+    RuleKind, TableView, Translated, Waiting,
 };
 use super::gather::system::{FILTERS, PROGRAMS};
 use super::latency::Latency;
@@ -166,7 +166,12 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
     mask_listing(nft, false, masks);
     mask_listing(iptables, true, masks);
     mask_listing(ip6tables, true, masks);
-    let TableView { unseen: _, from: _, total: _, counted: _, held: _, groups, ports: _ } = table;
+    let TableView { unseen: _, from: _, total: _, counted: _, held: _, groups, ports: _, translated } = table;
+    for Translated { proto: _, src, ports: _, dst, dport: _, used: _ } in translated {
+        for address in [src, dst] {
+            *address = masks.address(*address);
+        }
+    }
     for Group { state, proto: _, count: _, unreplied: _, assured: _, left: _ } in groups {
         let tracked = state.bytes().all(|byte| byte.is_ascii_uppercase() || b"_0123456789".contains(&byte));
         if !tracked && !["unreplied", "replied", "assured"].contains(&state.as_str()) {

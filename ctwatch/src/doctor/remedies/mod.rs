@@ -5,6 +5,7 @@ pub mod invalid;
 pub mod limit;
 pub mod notrack;
 pub mod resolver;
+pub mod snat;
 pub mod switch_off;
 pub mod timeouts;
 
@@ -14,10 +15,12 @@ use crate::kernel::facts::Presence;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 12] = [
+pub const IDS: [&str; 14] = [
     "raise-limit",
     "more-buckets",
     "apply-configured",
+    "wider-range",
+    "more-addresses",
     "raise-expectations",
     "shorter-timeout",
     "notrack-nft",

@@ -6,7 +6,7 @@ use crate::doctor::finding::Remedy;
 use crate::model::protocol;
 
 const TABLE: &str = "ctwatch_notrack";
-const NFT_FILE: &str = "/etc/nftables.conf";
+pub(super) const NFT_FILE: &str = "/etc/nftables.conf";
 
 /// What is left out of tracking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

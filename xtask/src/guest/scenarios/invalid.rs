@@ -2,7 +2,7 @@
 //! counter as the witness.
 
 pub(super) mod calm;
-mod router;
+pub(super) mod router;
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

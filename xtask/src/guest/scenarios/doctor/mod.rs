@@ -9,6 +9,7 @@ mod off;
 mod past;
 mod resolver;
 mod settings;
+mod snat;
 
 use std::fs;
 use std::io::Write;
@@ -42,6 +43,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::shorter_timeout", settings::shorter_timeout),
     scenario("doctor::limit_not_applied", settings::limit_not_applied),
     scenario("doctor::bridge", settings::bridge),
+    scenario("doctor::snat_exhausted", snat::exhausted),
     scenario("doctor::chains", settings::chains),
     scenario("doctor::more_buckets", settings::more_buckets),
     scenario("doctor::resolver", resolver::one_query_at_a_time),

@@ -19,14 +19,14 @@ const RULES: &str = "table inet watched {
 ";
 
 /// The router's namespace, and the one of everybody else.
-pub(super) struct Router {
+pub(in super::super) struct Router {
     router: Space,
     outside: Space,
 }
 
 impl Router {
     /// A router with an empty table.
-    pub(super) fn new() -> anyhow::Result<Self> {
+    pub(in super::super) fn new() -> anyhow::Result<Self> {
         modules::load()?;
         // Limit and buckets are one for all namespaces: an earlier scenario may have left few.
         state::fresh(&Space::init())?;
@@ -72,7 +72,7 @@ impl Router {
         Ok(made)
     }
 
-    pub(super) fn inode(&self) -> u64 {
+    pub(in super::super) fn inode(&self) -> u64 {
         self.router.inode
     }
 
@@ -82,12 +82,12 @@ impl Router {
     }
 
     /// Other rules.
-    pub(super) fn rules(&self, rules: &str) -> anyhow::Result<()> {
+    pub(in super::super) fn rules(&self, rules: &str) -> anyhow::Result<()> {
         state::rules(&self.router, rules)
     }
 
     /// Sends packets from outside, until the router has taken in the last.
-    pub(super) fn send(&self, packets: &[Crafted]) -> anyhow::Result<()> {
+    pub(in super::super) fn send(&self, packets: &[Crafted]) -> anyhow::Result<()> {
         self.outside.enter(|| {
             let sender = Sender::new()?;
             packets.chunks(backlog::BATCH).try_for_each(|batch| {
@@ -122,6 +122,16 @@ impl Router {
         let stats = Stats::read(&self.router)?;
         let get = |name| stats.get(name).with_context(|| format!("no {name} in conntrack -S: {stats}"));
         Ok(get("invalid")? + get("error")?)
+    }
+
+    /// Failed inserts by the kernel's counter.
+    pub(in super::super) fn failed(&self) -> anyhow::Result<u64> {
+        Stats::read(&self.router)?.get("insert_failed").context("no insert_failed in conntrack -S")
+    }
+
+    /// A command to run on the router.
+    pub(in super::super) fn command(&self, program: &str) -> std::process::Command {
+        self.router.command(program)
     }
 
     /// Invalid packets by the rule.

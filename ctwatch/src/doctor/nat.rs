@@ -1,0 +1,138 @@
+//! Rules that give flows another source, and how many ports each may give.
+
+use std::net::IpAddr;
+
+use super::facts::{Namespace, Rule};
+
+/// Rules looked at in one namespace.
+const MOST_RULES: usize = 64;
+/// What the kernel takes where a rule names no ports, for source ports from 1024 on (`nf_nat_l4proto_unique_tuple`, 5.10 to
+/// 7.3).
+pub const USUAL: (u16, u16) = (1024, u16::MAX);
+
+/// What a rule may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// First and last address; `None` where it is that of the interface.
+    pub addresses: Option<(IpAddr, IpAddr)>,
+    /// First and last port.
+    pub ports: (u16, u16),
+}
+
+impl Sources {
+    /// Whether it may have given this source.
+    pub fn gives(&self, address: IpAddr, port: u16) -> bool {
+        let fits = self.addresses.is_none_or(|(first, last)| (first..=last).contains(&address));
+        fits && (self.ports.0..=self.ports.1).contains(&port)
+    }
+}
+
+/// How many ports a range has.
+pub fn ports((first, last): (u16, u16)) -> u64 {
+    u64::from(last).saturating_sub(first.into()) + 1
+}
+
+/// The rules of a namespace that give sources.
+pub fn rules(namespace: &Namespace) -> Vec<(&Rule, Sources)> {
+    let rules = namespace.rules().filter_map(|rule| Some((rule, sources(&rule.text)?)));
+    rules.take(MOST_RULES).collect()
+}
+
+/// `… snat to 192.0.2.1-192.0.2.9:1024-2047`, `… masquerade to :1024-2047`, `… -j SNAT --to-source 192.0.2.1:1024-2047`,
+/// `… -j MASQUERADE --to-ports 1024-2047`. `None` for other rules, and where a map has the addresses.
+fn sources(text: &str) -> Option<Sources> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let behind = |word: &str| {
+        let at = words.iter().position(|one| *one == word)?;
+        Some(&words[at + 1..])
+    };
+    if let Some(rest) = behind("snat") {
+        let rest = rest.strip_prefix(&["ip"]).or_else(|| rest.strip_prefix(&["ip6"])).unwrap_or(rest);
+        return target(rest.strip_prefix(&["to"])?.first()?);
+    }
+    if let Some(rest) = behind("--to-source") {
+        return target(rest.first()?);
+    }
+    let ports = if let Some(rest) = behind("masquerade") {
+        rest.strip_prefix(&["to"]).and_then(|rest| rest.first()?.strip_prefix(':'))
+    } else if behind("MASQUERADE").is_some() {
+        behind("--to-ports").and_then(|rest| rest.first().copied())
+    } else {
+        return None;
+    };
+    Some(Sources { addresses: None, ports: ports.map_or(Some(USUAL), range)? })
+}
+
+/// `192.0.2.1`, `192.0.2.1-192.0.2.9:1024-2047`, `[2001:db8::1]:1024-2047`.
+fn target(text: &str) -> Option<Sources> {
+    let (addresses, ports) = match text.rsplit_once(':') {
+        // A colon in an IPv6 address ends no address.
+        Some((addresses, ports)) if addresses.ends_with(']') || !addresses.contains(':') => {
+            (addresses, range(ports)?)
+        }
+        _ => (text, USUAL),
+    };
+    let address = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+    let (first, last) = addresses.split_once('-').unwrap_or((addresses, addresses));
+    Some(Sources { addresses: Some((address(first)?, address(last)?)), ports })
+}
+
+/// `1024-2047`, `1024`.
+fn range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_of_rules_of_both_interfaces() {
+        let at = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (text, first, last, ports) in [
+            (
+                "ip saddr 10.0.0.0/8 counter packets 1 bytes 2 snat to 192.0.2.1:1024-1031",
+                "192.0.2.1",
+                "192.0.2.1",
+                (1024, 1031),
+            ),
+            ("snat ip to 192.0.2.1-192.0.2.9:7 fully-random", "192.0.2.1", "192.0.2.9", (7, 7)),
+            ("snat to 192.0.2.1", "192.0.2.1", "192.0.2.1", USUAL),
+            ("snat ip6 to [2001:db8::1]:1024-1031", "2001:db8::1", "2001:db8::1", (1024, 1031)),
+            ("snat to 2001:db8::1", "2001:db8::1", "2001:db8::1", USUAL),
+            (
+                "POSTROUTING -p tcp -j SNAT --to-source 192.0.2.1:1024-1031 --random",
+                "192.0.2.1",
+                "192.0.2.1",
+                (1024, 1031),
+            ),
+        ] {
+            let expected = Sources { addresses: Some((at(first), at(last))), ports };
+            assert_eq!(sources(text), Some(expected), "{text}");
+        }
+        for (text, ports) in [
+            ("oifname \"eth0\" masquerade", USUAL),
+            ("masquerade to :1024-1031", (1024, 1031)),
+            ("POSTROUTING -p tcp -j MASQUERADE --to-ports 1024-1031", (1024, 1031)),
+            ("POSTROUTING -o eth0 -j MASQUERADE", USUAL),
+        ] {
+            assert_eq!(sources(text), Some(Sources { addresses: None, ports }), "{text}");
+        }
+        for text in
+            ["dnat to 192.0.2.1:80", "snat to ip saddr map @clients", "snat to 192.0.2.1:9-8", "", "snat"]
+        {
+            assert_eq!(sources(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_inside_of_both_ranges() {
+        let sources = sources("snat to 192.0.2.1-192.0.2.9:1024-1031").unwrap();
+        let gives = |address: &str, port| sources.gives(address.parse().unwrap(), port);
+        assert!(gives("192.0.2.1", 1024) && gives("192.0.2.9", 1031));
+        assert!(!gives("192.0.2.10", 1024) && !gives("192.0.2.1", 1032) && !gives("::1", 1024));
+        assert_eq!((ports(sources.ports), ports((0, u16::MAX))), (8, 65_536));
+    }
+}
