@@ -23,7 +23,7 @@ macro_rules! topic {
 }
 
 /// Every finding there is.
-pub const TOPICS: [Topic; 31] = [
+pub const TOPICS: [Topic; 32] = [
     topic!("table-full", "the table is full: new flows are refused, live ones thrown out"),
     topic!("table-near-full", "the table is close to its limit"),
     topic!("table-filling", "the table grows towards its limit"),
@@ -42,6 +42,7 @@ pub const TOPICS: [Topic; 31] = [
     topic!("namespaces-left-out", "network namespaces that were not looked at"),
     topic!("table-unreadable", "the table's count could not be read"),
     topic!("snat-exhausted", "source NAT has no port left for one more flow"),
+    topic!("stale-nat", "entries that send flows where nobody is"),
     topic!("insert-failed", "packets lost in races for one entry"),
     topic!("no-memory", "flows refused for want of memory"),
     topic!("clash-resolve", "races that cost nothing"),

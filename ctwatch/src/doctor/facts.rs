@@ -345,6 +345,32 @@ pub struct TableView {
     /// Sources that rules gave, by destination: those that use the largest part of their ports first, the first few.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub translated: Vec<Translated>,
+    /// Flows that are sent where no rule leads, or where no machine answers: most without an answer first, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<Stale>,
+}
+
+/// Flows whose destination was changed to one that nobody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale {
+    /// L4 protocol number.
+    pub proto: u8,
+    /// The destination's address as clients have it …
+    pub dst: IpAddr,
+    /// … and port.
+    pub dport: u16,
+    /// The address to which the entries send it …
+    pub to: IpAddr,
+    /// … and port.
+    pub port: u16,
+    /// How many entries.
+    pub count: u64,
+    /// Those that never got an answer.
+    pub unanswered: u64,
+    /// Whether a rule leads there, or may.
+    pub ruled: bool,
+    /// Whether it is a neighbour that the kernel asked for its address in vain.
+    pub silent: bool,
 }
 
 /// Flows that source NAT gave one address, to one destination.

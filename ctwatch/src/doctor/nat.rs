@@ -1,8 +1,8 @@
-//! Rules that give flows another source, and how many ports each may give.
+//! Rules that give flows another source, and how many ports each may give; and where rules lead flows.
 
 use std::net::IpAddr;
 
-use super::facts::{Namespace, Rule};
+use super::facts::{Listing, ListingState, Namespace, Rule};
 
 /// Rules looked at in one namespace.
 const MOST_RULES: usize = 64;
@@ -10,11 +10,14 @@ const MOST_RULES: usize = 64;
 /// 7.3).
 pub const USUAL: (u16, u16) = (1024, u16::MAX);
 
+/// First and last of a range of addresses.
+pub type Addresses = (IpAddr, IpAddr);
+
 /// What a rule may give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sources {
     /// First and last address; `None` where it is that of the interface.
-    pub addresses: Option<(IpAddr, IpAddr)>,
+    pub addresses: Option<Addresses>,
     /// First and last port.
     pub ports: (u16, u16),
 }
@@ -84,6 +87,42 @@ fn range(text: &str) -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
+/// Where the rules of a namespace lead flows; `None` where that cannot be known from them: some were not read, or a rule
+/// names a map or the interface's address, or IPVS leads flows without rules.
+pub fn targets(namespace: &Namespace) -> Option<Vec<Addresses>> {
+    let unread = |listing: &&Listing| {
+        matches!(listing.state, ListingState::Unreadable(_)) || listing.left_out > 0 || listing.cut
+    };
+    if namespace.ipvs_conntrack || namespace.listings().iter().any(unread) {
+        return None;
+    }
+    let mut targets = Vec::new();
+    for rule in namespace.rules() {
+        let needs = |names: &[&str]| rule.needs.iter().any(|need| names.contains(&need.as_str()));
+        if needs(&["redirect", "REDIRECT", "NETMAP"]) {
+            return None;
+        }
+        if needs(&["dnat", "DNAT"]) {
+            targets.extend(targets_of(&rule.text)?);
+        }
+    }
+    Some(targets)
+}
+
+/// `… dnat to 10.9.0.1-10.9.0.9:53`, `… dnat to numgen inc mod 2 map { 0 : 10.9.0.1, 1 : 10.9.0.2 }`,
+/// `… -j DNAT --to-destination 10.9.0.1:53`. Keys of a map that are addresses are taken for targets, too.
+fn targets_of(text: &str) -> Option<Vec<Addresses>> {
+    let (_, rest) = ["dnat ", "--to-destination "].iter().find_map(|word| text.split_once(word))?;
+    // A map by name, a network, and a map of which the end is on another line.
+    let unclear = |char: char| ['@', '/'].contains(&char);
+    if rest.contains(unclear) || rest.contains('{') != rest.contains('}') {
+        return None;
+    }
+    let words = rest.split([' ', ',', '{', '}']);
+    let found: Vec<Addresses> = words.filter_map(|word| target(word)?.addresses).collect();
+    (!found.is_empty()).then_some(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,5 +173,57 @@ mod tests {
         assert!(gives("192.0.2.1", 1024) && gives("192.0.2.9", 1031));
         assert!(!gives("192.0.2.10", 1024) && !gives("192.0.2.1", 1032) && !gives("::1", 1024));
         assert_eq!((ports(sources.ports), ports((0, u16::MAX))), (8, 65_536));
+    }
+
+    #[test]
+    fn targets_are_those_that_rules_name() {
+        let targets = |text| {
+            let shown = |(first, last): &Addresses| format!("{first}-{last}");
+            targets_of(text).map(|found| found.iter().map(shown).collect::<Vec<_>>().join(" "))
+        };
+        for (text, expected) in [
+            ("udp dport 5353 dnat to 10.9.0.77:53", "10.9.0.77-10.9.0.77"),
+            ("dnat ip to 10.9.0.1-10.9.0.9:53 persistent", "10.9.0.1-10.9.0.9"),
+            ("dnat ip6 to [fd00::1]:53", "fd00::1-fd00::1"),
+            (
+                "dnat to numgen inc mod 2 map { 0 : 10.9.0.1, 1 : 10.9.0.2 }",
+                "10.9.0.1-10.9.0.1 10.9.0.2-10.9.0.2",
+            ),
+            ("PREROUTING -p udp -j DNAT --to-destination 10.9.0.77:53", "10.9.0.77-10.9.0.77"),
+        ] {
+            assert_eq!(targets(text).as_deref(), Some(expected), "{text}");
+        }
+        for text in [
+            "dnat to ip saddr map @backends",
+            "dnat ip prefix to 10.9.0.0/24",
+            "dnat to numgen inc mod 2 map { 0 : 10.9.0.1,",
+            "xt target \"DNAT\"",
+            "prerouting",
+        ] {
+            assert_eq!(targets(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn rules_that_were_not_read_may_lead_anywhere() {
+        let rule = |need: &str, text: &str| Rule {
+            kind: crate::doctor::facts::RuleKind::Rule,
+            family: "ip".into(),
+            table: "nat".into(),
+            chain: "pre".into(),
+            handle: Some(4),
+            number: None,
+            text: text.into(),
+            needs: vec![need.into()],
+        };
+        let mut namespace = Namespace::default();
+        assert_eq!(targets(&namespace), Some(Vec::new()));
+        namespace.nft.rules.push(rule("dnat", "dnat to 10.9.0.77"));
+        assert_eq!(targets(&namespace).map(|found| found.len()), Some(1));
+        namespace.iptables.left_out = 1;
+        assert_eq!(targets(&namespace), None);
+        namespace.iptables.left_out = 0;
+        namespace.nft.rules.push(rule("redirect", "redirect to :8080"));
+        assert_eq!(targets(&namespace), None);
     }
 }

@@ -4,12 +4,16 @@ use ctwatch_ebpf::loss::Tuple;
 
 /// Bits of an entry's status (uapi/linux/netfilter/nf_conntrack_common.h).
 pub mod status {
+    /// A helper expected it.
+    pub const EXPECTED: u32 = 1 << 0;
     /// A packet came in both directions.
     pub const SEEN_REPLY: u32 = 1 << 1;
     /// `early_drop` passes it by.
     pub const ASSURED: u32 = 1 << 2;
     /// It is in the table.
     pub const CONFIRMED: u32 = 1 << 3;
+    /// Its destination is another than the client's.
+    pub const DST_NAT: u32 = 1 << 5;
     /// It lost a clash and lives by its reply direction only (5.9).
     pub const NAT_CLASH: u32 = 1 << 12;
     /// A flow table forwards it; `early_drop` passes it by too.

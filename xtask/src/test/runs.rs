@@ -61,7 +61,7 @@ const BY_NETLINK: [&str; 5] =
     ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
 
 /// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 35] = [
+const ANYWHERE: [&str; 36] = [
     AS_ROOT,
     WITH_PROMETHEUS,
     "export::namespaces",
@@ -97,6 +97,7 @@ const ANYWHERE: [&str; 35] = [
     "attacker::many_namespaces",
     "invalid::filters",
     "doctor::no_alarm",
+    "doctor::stale_nat_neighbour",
 ];
 
 /// Of these, what the source can change: once by netlink too.

@@ -13,6 +13,7 @@ mod overflowed;
 mod presence;
 mod probes;
 mod snat;
+mod stale;
 mod timeouts;
 
 use super::facts::{Facts, Filler, Namespace};
@@ -22,12 +23,13 @@ use crate::kernel::facts::Presence;
 use ctwatch_ebpf::Event;
 
 /// Every check, in the order in which equally bad findings are told.
-const CHECKS: [fn(&Facts) -> Vec<Finding>; 14] = [
+const CHECKS: [fn(&Facts) -> Vec<Finding>; 15] = [
     held::check,
     occupancy::check,
     overflowed::check,
     configured::check,
     snat::check,
+    stale::check,
     expectations::check,
     left_out::check,
     latency::check,

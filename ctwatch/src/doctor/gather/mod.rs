@@ -13,6 +13,7 @@ pub mod places;
 pub mod rules;
 pub mod system;
 pub mod table;
+mod translations;
 pub mod waiting;
 pub mod written;
 

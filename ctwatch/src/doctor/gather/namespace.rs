@@ -13,9 +13,9 @@ use super::budget::Budget;
 use super::places::Place;
 use super::system::Kernel;
 use super::table::Collector;
+use super::translations::Translations;
 use super::{rules, table, waiting};
 use crate::doctor::facts::{Namespace, TableView};
-use crate::doctor::nat;
 use crate::source::netlink::message::{CT_GET_STATS_CPU, EXPECT_GET};
 use crate::source::netlink::socket::Requests;
 use crate::source::proc_stat::Statistics;
@@ -135,8 +135,10 @@ fn stats_by_netlink() -> io::Result<BTreeMap<String, u64>> {
 }
 
 fn look_into_table(namespace: &Namespace, kernel: Kernel) -> TableView {
-    let sources = || nat::rules(namespace).into_iter().map(|(_, sources)| sources).collect();
-    let collector = || Collector::new(&namespace.sysctls, namespace.has_policies()).with_sources(sources());
+    let collector = || {
+        let translations = Translations::new(namespace);
+        Collector::new(&namespace.sysctls, namespace.has_policies()).with_translations(translations)
+    };
     let by_netlink = kernel.ctnetlink.then(|| table::from_netlink(collector())).and_then(Result::ok);
     if let Some(view) = by_netlink {
         return view;

@@ -3,26 +3,23 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use ctwatch_ebpf::loss::has_ports;
 
-use crate::doctor::facts::{Group, Port, TableView, Translated};
-use crate::doctor::nat::{self, Sources};
+use super::translations::Translations;
+use crate::doctor::facts::{Group, Port, TableView};
 use crate::doctor::timeouts::{self, TIMEOUTS, Timeout};
 use crate::model::held::{Reading, held};
 use crate::model::state::State;
-use crate::source::netlink::entry::{self, L4, Tuple, status};
+use crate::source::netlink::entry::{self, L4, status};
 use crate::source::netlink::message::CT_GET;
 use crate::source::netlink::socket::{Dumped, Requests};
 use crate::source::netlink::statistics;
 
 /// How many ports are kept.
 const PORTS: usize = 10;
-/// How many sources and destinations are counted at once, some 6 MB of them.
-const MOST_TRANSLATED: usize = 1 << 16;
 
 /// What one entry says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,15 +45,9 @@ pub struct Collector {
     cuts: BTreeMap<&'static str, Cut>,
     groups: BTreeMap<(u8, String), Group>,
     ports: BTreeMap<(u8, u16), Port>,
-    /// What rules may give as sources.
-    sources: Vec<Sources>,
-    /// Ports in use, by protocol, source, its range of ports, and destination.
-    translated: BTreeMap<Given, u64>,
+    translations: Translations,
     total: u64,
 }
-
-/// Protocol, source, the range of its ports, and destination.
-type Given = (u8, IpAddr, (u16, u16), SocketAddr);
 
 /// Which entries a shorter timeout would have ended, by the seconds that each has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,51 +94,16 @@ impl Collector {
             cuts: cuts.collect(),
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
-            sources: Vec::new(),
-            translated: BTreeMap::new(),
+            translations: Translations::default(),
             total: 0,
         }
     }
 
-    /// Counts the ports that these give.
+    /// Counts translated flows, too.
     #[must_use]
-    pub fn with_sources(mut self, sources: Vec<Sources>) -> Self {
-        self.sources = sources;
+    pub fn with_translations(mut self, translations: Translations) -> Self {
+        self.translations = translations;
         self
-    }
-
-    /// Counts the port that an entry's answers go to, once for each range that has it: a port is taken whichever rule gave
-    /// it. A source that stayed as it was counts where a rule names its address.
-    fn add_translated(&mut self, original: &Tuple, reply: &Tuple) {
-        let (L4::Ports { src, .. }, L4::Ports { src: dport, dst: given }) = (original.l4, reply.l4) else {
-            return;
-        };
-        let changed = original.src != reply.dst || src != given;
-        let mut counted: Vec<(u16, u16)> = Vec::new();
-        for sources in &self.sources {
-            let concerned = changed || sources.addresses.is_some();
-            if !concerned || !sources.gives(reply.dst, given) || counted.contains(&sources.ports) {
-                continue;
-            }
-            counted.push(sources.ports);
-            let key = (original.proto, reply.dst, sources.ports, SocketAddr::new(reply.src, dport));
-            if self.translated.len() < MOST_TRANSLATED || self.translated.contains_key(&key) {
-                *self.translated.entry(key).or_default() += 1;
-            }
-        }
-    }
-
-    /// The first few by the part of their ports that is in use.
-    fn fullest(&self) -> Vec<Translated> {
-        let flows = |(key, used): (&Given, &u64)| {
-            let (proto, src, ports, to) = *key;
-            Translated { proto, src, ports, dst: to.ip(), dport: to.port(), used: *used }
-        };
-        let mut fullest: Vec<Translated> = self.translated.iter().map(flows).collect();
-        let part = |flows: &Translated| flows.used.saturating_mul(1 << 20) / nat::ports(flows.ports);
-        fullest.sort_by_key(|flows| std::cmp::Reverse(part(flows)));
-        fullest.truncate(PORTS);
-        fullest
     }
 
     /// Counts one entry.
@@ -184,7 +140,7 @@ impl Collector {
 
     /// The sums, read from there.
     pub fn finish(self, from: &str) -> TableView {
-        let translated = self.fullest();
+        let (translated, stale) = (self.translations.fullest(), self.translations.stale());
         let mut groups: Vec<Group> = self.groups.into_values().collect();
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         let mut ports: Vec<Port> = self.ports.into_values().collect();
@@ -192,6 +148,7 @@ impl Collector {
         ports.truncate(PORTS);
         TableView {
             translated,
+            stale,
             unseen: None,
             from: from.to_owned(),
             total: self.total,
@@ -229,9 +186,7 @@ pub fn from_netlink(mut collector: Collector) -> io::Result<TableView> {
     let before = statistics::entries(&mut requests).ok();
     let dumped = requests.dump(CT_GET, 0, |message| {
         if let Some(entry) = entry::Entry::parse(message) {
-            if let Some(reply) = &entry.reply {
-                collector.add_translated(&entry.original, reply);
-            }
+            collector.translations.add(&entry);
             collector.add(Entry {
                 proto: entry.original.proto,
                 state: entry.state.and_then(|number| state_name(entry.original.proto, number)),

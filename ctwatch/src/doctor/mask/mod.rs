@@ -13,7 +13,7 @@ use self::names::Masks;
 pub use self::recorded::Recorded;
 use super::facts::{
     Configured, Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule,
-    RuleKind, TableView, Translated, Waiting,
+    RuleKind, Stale, TableView, Translated, Waiting,
 };
 use super::gather::system::{FILTERS, PROGRAMS};
 use super::latency::Latency;
@@ -166,7 +166,14 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
     mask_listing(nft, false, masks);
     mask_listing(iptables, true, masks);
     mask_listing(ip6tables, true, masks);
-    let TableView { unseen: _, from: _, total: _, counted: _, held: _, groups, ports: _, translated } = table;
+    let TableView { unseen: _, from: _, total: _, counted: _, held: _, groups, ports: _, translated, stale } =
+        table;
+    for Stale { proto: _, dst, dport: _, to, port: _, count: _, unanswered: _, ruled: _, silent: _ } in stale
+    {
+        for address in [dst, to] {
+            *address = masks.address(*address);
+        }
+    }
     for Translated { proto: _, src, ports: _, dst, dport: _, used: _ } in translated {
         for address in [src, dst] {
             *address = masks.address(*address);

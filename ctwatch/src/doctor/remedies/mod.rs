@@ -6,21 +6,24 @@ pub mod limit;
 pub mod notrack;
 pub mod resolver;
 pub mod snat;
+pub mod stale;
 pub mod switch_off;
 pub mod timeouts;
 
 use super::command::{Arg, Call, Command, Place};
 use super::facts::Facts;
 use crate::kernel::facts::Presence;
+use crate::model::protocol;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 14] = [
+pub const IDS: [&str; 15] = [
     "raise-limit",
     "more-buckets",
     "apply-configured",
     "wider-range",
     "more-addresses",
+    "delete-entries",
     "raise-expectations",
     "shorter-timeout",
     "notrack-nft",
@@ -31,6 +34,12 @@ pub const IDS: [&str; 14] = [
     "tcp-loose",
     "switch-off",
 ];
+
+/// A protocol that has ports, by the name that nft, iptables and conntrack know.
+fn with_ports(number: u8) -> Option<&'static str> {
+    let name = protocol::name(number);
+    ["tcp", "udp", "sctp", "dccp", "udplite"].into_iter().find(|known| name == *known)
+}
 
 /// Where commands that are only for one boot are repeated from at the next.
 const SYSCTL_DIRECTORY: &str = "/etc/sysctl.d";

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use super::notrack::NFT_FILE;
+use super::with_ports;
 use crate::doctor::command::{Arg, Call, Command, Place, Refused};
 use crate::doctor::facts::{Namespace, Rule, RuleKind, Translated};
 use crate::doctor::finding::Remedy;
 use crate::doctor::nat::{Sources, USUAL, ports};
 use crate::doctor::text::thousands;
-use crate::model::protocol;
 
 const TABLE: &str = "ctwatch_snat";
 /// Flags of a translation that stay.
@@ -109,10 +109,7 @@ fn nft(
         (IpAddr::V4(_), Some(_)) => ("ip", &["snat", "ip", "to"]),
         (IpAddr::V6(_), Some(_)) => ("ip6", &["snat", "ip6", "to"]),
     };
-    let proto = ["tcp", "udp", "sctp", "dccp", "udplite"];
-    let named = protocol::name(full.proto);
-    let proto =
-        proto.into_iter().find(|known| named == *known).ok_or(Refused("its protocol has no ports"))?;
+    let proto = with_ports(full.proto).ok_or(Refused("its protocol has no ports"))?;
     let nft = || Call::new("nft").at(place);
     let chain = "{ type nat hook postrouting priority -150; }";
     let commands = vec![

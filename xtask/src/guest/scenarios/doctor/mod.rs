@@ -44,6 +44,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::limit_not_applied", settings::limit_not_applied),
     scenario("doctor::bridge", settings::bridge),
     scenario("doctor::snat_exhausted", snat::exhausted),
+    scenario("doctor::stale_nat", snat::stale),
+    scenario("doctor::stale_nat_neighbour", snat::stale_neighbour),
     scenario("doctor::chains", settings::chains),
     scenario("doctor::more_buckets", settings::more_buckets),
     scenario("doctor::resolver", resolver::one_query_at_a_time),
