@@ -11,7 +11,7 @@ use ctwatch::doctor::gather::{rules, system};
 use ctwatch::doctor::recorded::Recorded;
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
-use ctwatch::kernel::{arch, kallsyms, kcore};
+use ctwatch::kernel::{arch, kallsyms, kcore, module_symbols};
 use ctwatch::model::compare::compare;
 use ctwatch::model::incident::Incident;
 use ctwatch::record::{self, Piece, Reader};
@@ -112,12 +112,15 @@ pub fn kallsyms(data: &[u8]) {
     let _ = (symbols.has("early_drop"), symbols.names("early_drop").count());
 }
 
-/// The headers of `/proc/kcore`: the file's own, then those of its parts.
+/// The headers of `/proc/kcore`: the file's own, then those of its parts. And a module's symbols, read from there.
 pub fn kcore(data: &[u8]) {
     let Some((header, parts)) = data.split_first_chunk::<64>() else { return };
     let _ = kcore::table(header);
     for (start, end) in [(0, 1), (0x1000, 0x1000), (u64::MAX - 1, u64::MAX), (1 << 63, u64::MAX), (9, 3)] {
         let _ = kcore::place(parts, start, end);
+    }
+    for function in module_symbols::functions(parts, header, data) {
+        assert!(!function.name.is_empty(), "each has a name");
     }
 }
 

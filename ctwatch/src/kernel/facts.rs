@@ -10,6 +10,7 @@ use super::{
     held,
     hooks::functions,
     kallsyms::{self, Newcomer, Symbols},
+    module_symbols::{self, Layout},
     preemption,
 };
 
@@ -204,12 +205,10 @@ impl Facts {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|text| lockdown(&text)),
-            symbols: held::kallsyms()
-                .and_then(|file| kallsyms::read(io::BufReader::with_capacity(KALLSYMS_BUFFER, file)))
-                .unwrap_or_default(),
             ..Self::default()
         };
-        facts.read_btf(Path::new("/sys/kernel/btf"));
+        let layout = facts.read_btf(Path::new("/sys/kernel/btf"));
+        facts.symbols = symbols(layout.filter(|_| facts.conntrack == Presence::Module));
         if let Some(found) = preemption::read(&facts.release, facts.symbols.preemption_variable()) {
             facts.preemption = Some(found.mode);
             facts.preemption_from = Some(found.from.to_owned());
@@ -237,15 +236,17 @@ impl Facts {
         self.conntrack == Presence::Module && function >= self.vmlinux_types
     }
 
-    fn read_btf(&mut self, directory: &Path) {
-        if let Err(why) = self.read_vmlinux(directory) {
+    /// Gives where a module's symbols lie as well, where this kernel's types say it.
+    fn read_btf(&mut self, directory: &Path) -> Option<Layout> {
+        self.read_vmlinux(directory).unwrap_or_else(|why| {
             self.btf = Availability::Unreadable(why);
-        }
+            None
+        })
     }
 
-    fn read_vmlinux(&mut self, directory: &Path) -> Result<(), String> {
+    fn read_vmlinux(&mut self, directory: &Path) -> Result<Option<Layout>, String> {
         let path = directory.join("vmlinux");
-        let Some(bytes) = blob(&path)? else { return Ok(()) };
+        let Some(bytes) = blob(&path)? else { return Ok(None) };
         let wanted = wanted();
         let base = parsed(&path, &bytes, None, &wanted)?;
         self.btf = Availability::Present;
@@ -263,7 +264,7 @@ impl Facts {
             Err(why) => Availability::Unreadable(why.clone()),
         };
         self.note(module.ok().flatten().as_ref().unwrap_or(&base));
-        Ok(())
+        Ok(Layout::of(&base))
     }
 
     fn note(&mut self, btf: &Btf<'_>) {
@@ -296,13 +297,28 @@ impl Facts {
     }
 }
 
+/// Functions and callers: the short way where `layout` leads to the module's own symbols, else from `/proc/kallsyms`.
+fn symbols(layout: Option<Layout>) -> Symbols {
+    let short = |layout| kallsyms::gather(&module_symbols::read(&layout).ok()?, held::image().ok()?);
+    let text = || {
+        let text = io::BufReader::with_capacity(KALLSYMS_BUFFER, held::kallsyms().ok()?);
+        kallsyms::read(text).ok()
+    };
+    layout.and_then(short).or_else(text).unwrap_or_default()
+}
+
 /// An entry's extensions, their numbers, and the one that holds when the entry came in.
 const TIMES: [&str; 3] = ["nf_ct_ext", "nf_ct_ext_id", "nf_conn_tstamp"];
 
 /// The structures, enumerations and functions that are looked for in BTF.
 fn wanted() -> Vec<&'static str> {
     let structures = OFFSETS.into_iter().chain(OPTIONAL_OFFSETS).map(|(_, structure, _)| structure);
-    let mut names: Vec<&str> = structures.chain(TIMES).chain([STATISTICS]).chain(functions()).collect();
+    let mut names: Vec<&str> = structures
+        .chain(TIMES)
+        .chain([STATISTICS])
+        .chain(module_symbols::STRUCTURES)
+        .chain(functions())
+        .collect();
     names.sort_unstable();
     names.dedup();
     names

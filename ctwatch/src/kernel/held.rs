@@ -2,11 +2,13 @@
 //!
 //! The kernel checks rights to these files when they are opened, not when they are read: `kallsyms_open` asks for
 //! CAP_SYSLOG, `open_kcore` for CAP_SYS_RAWIO (5.10 to 7.3). So both rights can be given up, and a module that is loaded
-//! again later can still be looked at.
+//! again later can still be looked at. The kernel image does not change, so its symbols are looked up here.
 
 use std::fs::{self, File};
 use std::io::{self, Seek as _};
 use std::sync::OnceLock;
+
+use super::kallsyms::{self, Image};
 
 static HELD: OnceLock<Held> = OnceLock::new();
 
@@ -16,12 +18,17 @@ struct Held {
     kallsyms: Option<File>,
     kcore: Option<File>,
     preemption: Option<String>,
+    modules: Option<Vec<(String, File)>>,
+    image: Option<Image>,
 }
 
 const STATUS: &str = "/proc/self/status";
 const KALLSYMS: &str = "/proc/kallsyms";
 const KCORE: &str = "/proc/kcore";
 const PREEMPTION: &str = "/sys/kernel/debug/sched/preempt";
+const MODULES: &str = "/sys/module";
+/// The section that is a module's `struct module`, in whose file sysfs shows its address (`module_sect_read`, 5.10 to 7.3).
+const THIS_MODULE: &str = "sections/.gnu.linkonce.this_module";
 
 /// Opens what may be opened. To be called before rights are given up; a second call changes nothing.
 pub fn open(memory: bool) {
@@ -32,7 +39,43 @@ pub fn open(memory: bool) {
         kcore: file(KCORE),
         // As text: an open file would keep debugfs from being unmounted.
         preemption: memory.then(|| fs::read_to_string(PREEMPTION).ok()).flatten(),
+        modules: memory.then(|| open_modules().ok()).flatten(),
+        image: memory.then(|| Image::look_up().ok()).flatten(),
     });
+}
+
+fn open_modules() -> io::Result<Vec<(String, File)>> {
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(MODULES)? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        let section = format!("{MODULES}/{name}/{THIS_MODULE}");
+        // What is built in has no sections.
+        if kallsyms::is_ours(&name) && fs::exists(&section)? {
+            modules.push((name, File::open(section)?));
+        }
+    }
+    modules.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(modules)
+}
+
+/// The modules of connection tracking that were loaded at the start, each with the file that shows where its
+/// `struct module` lies. Reading that of a module that has gone is an error.
+pub(super) fn modules() -> io::Result<Vec<(String, File)>> {
+    let Some(held) = HELD.get() else { return open_modules() };
+    let modules = held.modules.iter().flatten().map(|(name, file)| {
+        let mut file = file.try_clone()?;
+        file.rewind()?;
+        Ok((name.clone(), file))
+    });
+    modules.collect()
+}
+
+/// Symbols of the kernel image.
+pub(super) fn image() -> io::Result<Image> {
+    match HELD.get() {
+        Some(held) => held.image.ok_or_else(|| io::ErrorKind::PermissionDenied.into()),
+        None => Image::look_up(),
+    }
 }
 
 /// `/proc/self/status` as it was at the start.

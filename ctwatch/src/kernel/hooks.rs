@@ -37,11 +37,11 @@ pub(super) const REMOVAL: Function =
     Function { softirqs_off: true, ..function(&["__nf_ct_delete_from_lists", "nf_ct_delete_from_lists"], 1) };
 const RESOLVE_CLASH: Function = function(&["nf_ct_resolve_clash"], 3);
 pub(super) const WALK: Function = function(&["nf_ct_iterate_cleanup_net"], 2);
-const FLOOR: Function = function(&[arch::GETPPID], 1);
+pub(super) const FLOOR: Function = function(&[arch::GETPPID], 1);
 const IN: Function = function(&["nf_conntrack_in"], 2);
 const LOG_INVALID: Function = function(&["nf_l4proto_log_invalid"], 5);
 const LOG_INVALID_OF_FLOW: Function = function(&["nf_ct_l4proto_log_invalid"], 5);
-const RECEIVE: Function = function(&["net_rx_action"], 0);
+pub(super) const RECEIVE: Function = function(&["net_rx_action"], 0);
 
 /// Ways of attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

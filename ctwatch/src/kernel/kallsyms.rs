@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     arch,
-    hooks::{self, ALLOC, RATELIMIT, REMOVAL},
-    kcore,
+    hooks::{self, ALLOC, FLOOR, RATELIMIT, RECEIVE, REMOVAL},
+    kcore, lookup,
+    module_symbols::{Function, Module},
 };
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
@@ -109,44 +110,162 @@ pub fn base_name(symbol: &str) -> &str {
     symbol.split_once('.').map_or(symbol, |(base, _)| base)
 }
 
+/// Symbols of the kernel image that are of use where connection tracking is a module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Image {
+    functions: [u64; 3],
+    preemption: u64,
+}
+
+impl Image {
+    const FUNCTIONS: [&str; 3] = [RATELIMIT.name(), RECEIVE.name(), FLOOR.name()];
+
+    /// Asks the kernel for them. An error where it does not show any address.
+    pub(super) fn look_up() -> io::Result<Self> {
+        let [ratelimit, receive, floor] = Self::FUNCTIONS;
+        let [ratelimit, receive, floor, preemption] =
+            lookup::addresses([ratelimit, receive, floor, PREEMPTION])?;
+        if ratelimit == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { functions: [ratelimit, receive, floor], preemption })
+    }
+}
+
+/// The variable with the preemption mode (kernel/sched/core.c, 5.12 to 7.3).
+const PREEMPTION: &str = "preempt_dynamic_mode";
+
+/// Whether a module is part of connection tracking, which is built in or lives in its own modules; a function of the same
+/// name in another module is somebody else's.
+pub(super) fn is_ours(module: &str) -> bool {
+    module.starts_with("nf_conntrack") || module == "nf_nat"
+}
+
+/// The same as [`read`] finds, from the modules' own tables and what the kernel was asked for. `None` where the module of
+/// connection tracking is not among them.
+pub(super) fn gather(modules: &[Module], image: Image) -> Option<Symbols> {
+    modules.iter().find(|module| module.name == "nf_conntrack")?;
+    let mut found = Search::new();
+    for (name, address) in Image::FUNCTIONS.into_iter().zip(image.functions) {
+        if address != 0 {
+            found.pass(address);
+            found.note(address, name, None);
+        }
+    }
+    for module in modules {
+        let mut end = 0;
+        for Function { address, size, name } in module.functions() {
+            end = end.max(address.saturating_add(size));
+            found.pass(address);
+            if found.may_want(name)
+                && let Ok(name) = str::from_utf8(name)
+            {
+                found.note(address, name, Some(&module.name));
+            }
+        }
+        // Nothing follows the last one in this table.
+        found.starts.push(end);
+    }
+    found.symbols.preemption = image.preemption;
+    Some(found.end())
+}
+
 /// Reads the text of `/proc/kallsyms`, line by line: it has some 10 MB.
 pub fn read(mut text: impl BufRead) -> io::Result<Symbols> {
-    let watched = hooks::functions();
-    let prefixes = prefixes(&watched);
-    let mut starts = Vec::new();
-    let mut found = Symbols { hidden: true, ..Symbols::default() };
-    let mut callers = Vec::new();
+    let mut found = Search::new();
     let mut line = Vec::new();
     while text.read_until(b'\n', &mut line)? > 0 {
         if let Some((address, name)) = function(&line) {
-            found.hidden &= address == 0;
-            starts.push(address);
-            if name.first_chunk().is_some_and(|prefix| prefixes.contains(prefix))
+            found.pass(address);
+            if found.may_want(name)
                 && let Ok(name) = str::from_utf8(name)
             {
-                note(address, name, &watched, &mut found, &mut callers);
+                let mut words = name.split_ascii_whitespace();
+                let symbol = words.next().unwrap_or_default();
+                found.note(address, symbol, words.next().map(|module| module.trim_matches(['[', ']'])));
             }
         }
         if let Some(address) = preemption_variable(&line) {
-            found.preemption = address;
+            found.symbols.preemption = address;
         }
         line.clear();
     }
-    callers.sort();
-    found.watched.sort();
-    found.watched.dedup();
-    let next = |start: u64| starts.iter().copied().filter(|other| *other > start).min().unwrap_or(u64::MAX);
-    found.callers = callers
-        .into_iter()
-        .filter(|(.., start)| *start != 0)
-        .map(|(rank, symbol, start)| CallerText {
-            symbol,
-            caller: CALLER_NAMES[rank].1,
-            start,
-            end: next(start),
-        })
-        .collect();
-    Ok(found)
+    Ok(found.end())
+}
+
+/// What was found among the symbols so far.
+struct Search {
+    watched: BTreeSet<&'static str>,
+    prefixes: Vec<[u8; 4]>,
+    /// Where functions begin, all of them.
+    starts: Vec<u64>,
+    symbols: Symbols,
+    /// Rank, symbol and address.
+    callers: Vec<(usize, String, u64)>,
+}
+
+impl Search {
+    fn new() -> Self {
+        let watched = hooks::functions();
+        Self {
+            prefixes: prefixes(&watched),
+            watched,
+            starts: Vec::new(),
+            symbols: Symbols { hidden: true, ..Symbols::default() },
+            callers: Vec::new(),
+        }
+    }
+
+    /// A function, whatever it is called.
+    fn pass(&mut self, address: u64) {
+        self.symbols.hidden &= address == 0;
+        self.starts.push(address);
+    }
+
+    /// Whether a function may be one that is looked for, by the first bytes of its name.
+    fn may_want(&self, name: &[u8]) -> bool {
+        name.first_chunk().is_some_and(|prefix| self.prefixes.contains(prefix))
+    }
+
+    /// Keeps a function that is looked for, with its address.
+    fn note(&mut self, address: u64, symbol: &str, module: Option<&str>) {
+        if module.is_some_and(|module| !is_ours(module)) {
+            return;
+        }
+        let base = base_name(symbol);
+        if self.watched.contains(base) && !symbol.split('.').any(|part| part == "cold") {
+            self.symbols.watched.push(symbol.to_owned());
+        }
+        if symbol == REMOVAL.name() {
+            self.symbols.removal = address;
+        } else if symbol == RATELIMIT.name() {
+            self.symbols.ratelimit = address;
+        }
+        if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
+            self.callers.push((rank, symbol.to_owned(), address));
+        }
+    }
+
+    /// All of it. A function ends where the next one begins.
+    fn end(self) -> Symbols {
+        let Self { starts, mut symbols, mut callers, .. } = self;
+        callers.sort();
+        symbols.watched.sort();
+        symbols.watched.dedup();
+        let next =
+            |start: u64| starts.iter().copied().filter(|other| *other > start).min().unwrap_or(u64::MAX);
+        symbols.callers = callers
+            .into_iter()
+            .filter(|(.., start)| *start != 0)
+            .map(|(rank, symbol, start)| CallerText {
+                symbol,
+                caller: CALLER_NAMES[rank].1,
+                start,
+                end: next(start),
+            })
+            .collect();
+        symbols
+    }
 }
 
 /// How the names begin that are looked for: enough to pass over nearly all others at once.
@@ -172,40 +291,11 @@ fn function(line: &[u8]) -> Option<(u64, &[u8])> {
     }
 }
 
-/// The address of `preempt_dynamic_mode`. Its kind differs: data, or text where its section lies there (7.3).
+/// The address of [`PREEMPTION`]. Its kind differs: data, or text where its section lies there (7.3).
 fn preemption_variable(line: &[u8]) -> Option<u64> {
     let line = line.trim_ascii_end().strip_suffix(b" preempt_dynamic_mode")?;
     let digits = str::from_utf8(line.get(..line.iter().position(|byte| *byte == b' ')?)?).ok()?;
     u64::from_str_radix(digits, 16).ok()
-}
-
-/// Keeps a function that is looked for, with its address; `line` is its name and its module.
-fn note(
-    address: u64,
-    line: &str,
-    watched: &BTreeSet<&str>,
-    found: &mut Symbols,
-    callers: &mut Vec<(usize, String, u64)>,
-) {
-    let mut words = line.split_ascii_whitespace();
-    let Some(symbol) = words.next() else { return };
-    // Tracking is built in or lives in its own modules; a function of the same name in another
-    // module is somebody else's.
-    if words.next().is_some_and(|module| !module.starts_with("[nf_conntrack") && module != "[nf_nat]") {
-        return;
-    }
-    let base = base_name(symbol);
-    if watched.contains(base) && !symbol.split('.').any(|part| part == "cold") {
-        found.watched.push(symbol.to_owned());
-    }
-    if symbol == REMOVAL.name() {
-        found.removal = address;
-    } else if symbol == RATELIMIT.name() {
-        found.ratelimit = address;
-    }
-    if let Some(rank) = CALLER_NAMES.iter().position(|(name, _)| *name == base) {
-        callers.push((rank, symbol.to_owned(), address));
-    }
 }
 
 impl Symbols {

@@ -7,6 +7,8 @@ pub mod held;
 pub mod hooks;
 pub mod kallsyms;
 pub mod kcore;
+mod lookup;
+pub mod module_symbols;
 pub mod obstacles;
 pub mod plan;
 mod plan_kprobe;

@@ -32,6 +32,8 @@ const EXPECTED: &[Skip] = &[
     Skip { scenario: "clash::chaintoolong", kernels: OLD, sources: &[] },
     Skip { scenario: "doctor::chains", kernels: OLD, sources: &[] },
     Skip { scenario: "clash::unforeseen", kernels: OLD, sources: PROBES },
+    // Programs look up no symbols before 5.16.
+    Skip { scenario: "hidden_code::symbols", kernels: OLD, sources: PROBES },
     Skip { scenario: "invalid::traced", kernels: &[], sources: NETLINK },
     // The netlink source waits for nothing, and looks at no stack.
     Skip { scenario: "clash::unforeseen", kernels: &[], sources: NETLINK },

@@ -1,5 +1,7 @@
 //! The same counts where the kernel's machine code cannot be read, as in a container whose `/proc/kcore` is masked:
-//! other hooks do then what the code would have told.
+//! other hooks do then what the code would have told. And the same symbols, which are read another way then.
+
+use std::fs;
 
 use anyhow::Context as _;
 use nix::mount::{MsFlags, mount, umount};
@@ -17,26 +19,82 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("hidden_code::flush", || hidden(causes::flush)),
     scenario("hidden_code::timeout", || hidden(causes::timeout)),
     scenario("hidden_code::trace", || hidden(|| trace::burst("auto"))),
+    scenario("hidden_code::symbols", symbols),
 ];
 
 const CODE: &str = "/proc/kcore";
+const SYMBOLS: &str = "/proc/kallsyms";
 
-/// Nothing is where the kernel's memory was, until this is dropped.
-struct Hidden;
+/// Nothing is where this file was, until this is dropped.
+struct Hidden(&'static str);
 
 impl Hidden {
-    fn hide() -> anyhow::Result<Self> {
+    fn hide(file: &'static str) -> anyhow::Result<Self> {
         let nothing: Option<&str> = None;
-        mount(Some("/dev/null"), CODE, nothing, MsFlags::MS_BIND, nothing).context("hide /proc/kcore")?;
-        Ok(Self)
+        mount(Some("/dev/null"), file, nothing, MsFlags::MS_BIND, nothing)
+            .with_context(|| format!("hide {file}"))?;
+        Ok(Self(file))
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
         // What fails here fails again, and is told, where the next one hides it.
-        let _ = umount(CODE);
+        let _ = umount(self.0);
     }
+}
+
+/// What ctwatch knows of this kernel.
+fn facts() -> anyhow::Result<serde_json::Value> {
+    let facts = checked(std::process::Command::new(ctwatch::program()).arg("facts"))?;
+    serde_json::from_str(&facts).context("ctwatch facts")
+}
+
+/// The modules' own tables, read while `/proc/kallsyms` is hidden, have the same symbols as its text, read while kernel
+/// memory is. That text is the witness of where functions end.
+fn symbols() -> anyhow::Result<()> {
+    if ctwatch::source() == "netlink" {
+        return Err(Skip("the netlink source needs no symbols".to_owned()).into());
+    }
+    super::super::modules::load()?;
+    let text = fs::read_to_string(SYMBOLS).context(SYMBOLS)?;
+    let functions: Vec<(u64, &str)> = text.lines().filter_map(function).collect();
+    if !functions.iter().any(|(_, name)| *name == "bpf_kallsyms_lookup_name") {
+        return Err(Skip("programs look up no symbols on this kernel (before 5.16)".to_owned()).into());
+    }
+    let by_text = {
+        let _hidden = Hidden::hide(CODE)?;
+        facts()?
+    };
+    let by_tables = {
+        let _hidden = Hidden::hide(SYMBOLS)?;
+        facts()?
+    };
+    equal("symbols", &by_tables["symbols"], &by_text["symbols"])?;
+    let callers = by_tables["symbols"]["callers"].as_array().context("callers")?;
+    anyhow::ensure!(callers.len() > 5, "{callers:?}");
+    for caller in callers {
+        let symbol = caller["symbol"].as_str().context("a symbol")?;
+        let number = |name: &str| caller[name].as_u64().context("an address");
+        let size = number("end")? - number("start")?;
+        let begins = functions.iter().filter(|(_, name)| *name == symbol).map(|(address, _)| *address);
+        let sizes: Vec<u64> = begins
+            .filter_map(|begin| {
+                functions.iter().map(|(next, _)| *next).filter(|next| *next > begin).min()?.checked_sub(begin)
+            })
+            .collect();
+        anyhow::ensure!(sizes.contains(&size), "{symbol} has {size} bytes, in {SYMBOLS} {sizes:?}");
+    }
+    Ok(())
+}
+
+/// Address and name of a function, from its line in `/proc/kallsyms`.
+fn function(line: &str) -> Option<(u64, &str)> {
+    let mut words = line.split_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok()?;
+    let kind = words.next()?;
+    let name = words.next()?;
+    ["t", "T", "w", "W"].contains(&kind).then_some((address, name))
 }
 
 fn hidden(scenario: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -44,9 +102,8 @@ fn hidden(scenario: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
         return Err(Skip("the netlink source reads no code".to_owned()).into());
     }
     super::super::modules::load()?;
-    let _hidden = Hidden::hide()?;
-    let facts = checked(std::process::Command::new(ctwatch::program()).arg("facts"))?;
-    let facts: serde_json::Value = serde_json::from_str(&facts).context("ctwatch facts")?;
+    let _hidden = Hidden::hide(CODE)?;
+    let facts = facts()?;
     equal(
         "what the code tells",
         (&facts["newcomer"], &facts["delete_frame"]),
