@@ -34,6 +34,8 @@ pub(super) struct Browser {
 pub(super) struct Window {
     pub(super) width: u32,
     pub(super) dark: bool,
+    /// Whether the page's scripts run.
+    pub(super) script: bool,
 }
 
 impl Browser {
@@ -98,6 +100,8 @@ impl Browser {
         let scheme = if window.dark { "dark" } else { "light" };
         let scheme = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.call(session, "Emulation.setEmulatedMedia", scheme)?;
+        let off = json!({"value": !window.script});
+        self.call(session, "Emulation.setScriptExecutionDisabled", off)?;
         self.events.clear();
         let url = format!("file://{}", page.display());
         let began = self.call(session, "Page.navigate", json!({"url": url}))?;

@@ -1,5 +1,5 @@
-// Runs in the opened page, with the width of the window; gives what is wrong with it.
-(width => {
+// Runs in the opened page, with the width of the window and whether the page's script ran; gives what is wrong with it.
+((width, scripted) => {
   const wrong = [];
   const wide = Math.max(document.documentElement.scrollWidth, document.body.scrollWidth);
   if (wide > width) {
@@ -33,7 +33,7 @@
     const seen = ratio(color, behind(element));
     if (!(seen >= least)) wrong.push(`contrast of ${what} is ${seen.toFixed(1)}, less than ${least}`);
   };
-  for (const element of document.querySelectorAll('h1,h2,h3,p,li,th,td,pre,.key')) {
+  for (const element of document.querySelectorAll('h1,h2,h3,p,li,th,td,pre,.key,.tools *')) {
     readable(element, getComputedStyle(element).color, 4.5, `"${element.textContent.slice(0, 40)}"`);
   }
 
@@ -73,5 +73,47 @@
     });
     if (!figure.querySelector('tbody td')) wrong.push(`${name} has no numbers`);
   });
+
+  if (!scripted) {
+    if (document.querySelector('.tools')) wrong.push('there are tools without the script');
+    return wrong;
+  }
+  const shapes = () => [...document.querySelectorAll('polyline,polygon')].map(shape => shape.getAttribute('points')).join(';');
+  const labels = () => [...document.querySelectorAll('svg text')].map(text => text.textContent).join(';');
+  const state = () => shapes() + labels();
+  const [lines, times] = [shapes(), labels()];
+  const before = state();
+  for (const figure of figures) {
+    const press = title => figure.querySelector(`[title="${title}"]`)?.click();
+    press('Zoom in');
+    const near = state();
+    if (shapes() === lines || labels() === times) wrong.push('zooming in changes nothing');
+    press('Later');
+    if (state() === near) wrong.push('going on in time changes nothing');
+    for (const svg of document.querySelectorAll('svg')) {
+      const [left, right] = [Number(svg.dataset.left) - 8, Number(svg.dataset.right) + 8];
+      const drawn = [...svg.querySelectorAll('polyline,polygon')].flatMap(shape => [...shape.points]);
+      if (drawn.some(point => !(left <= point.x && point.x <= right))) wrong.push('a zoomed line leaves its chart');
+    }
+    press('Earlier');
+    press('Zoom out');
+    if (state() !== before) wrong.push('zooming out does not undo it');
+    press('Zoom in');
+    press('The whole time');
+    if (state() !== before) wrong.push('the whole time is not shown again');
+  }
+  const filters = [...document.querySelectorAll('input')];
+  if (filters.length === 0) wrong.push('there is no filter');
+  for (const input of filters) {
+    const rows = [...input.parentElement.nextElementSibling.querySelectorAll('tbody tr')];
+    const wanted = rows.at(-1).cells[0].textContent;
+    for (const text of [wanted.toUpperCase(), 'in no row of any table', '']) {
+      input.value = text;
+      input.dispatchEvent(new Event('input'));
+      const right = rows.filter(row => row.textContent.toLowerCase().includes(text.toLowerCase())).length;
+      const shown = rows.filter(row => row.getBoundingClientRect().height > 0).length;
+      if (shown !== right) wrong.push(`a filter shows ${shown} rows, and ${right} have "${text}"`);
+    }
+  }
   return wrong;
 })

@@ -32,7 +32,7 @@ struct Broken {
 const POLICY: &str = "<meta http-equiv=Content-Security-Policy";
 const NO_POLICY: &str = "<meta name=none";
 
-const BROKEN: [Broken; 7] = [
+const BROKEN: [Broken; 10] = [
     Broken {
         what: "a script that the policy stops",
         change: &[("</main>", "</main><script>1</script>")],
@@ -42,6 +42,21 @@ const BROKEN: [Broken; 7] = [
         what: "a script that runs",
         change: &[(POLICY, NO_POLICY), ("</main>", "</main><script>console.log(1)</script>")],
         complaint: "console: ",
+    },
+    Broken {
+        what: "another script in the place of its own",
+        change: &[("Filter rows", "Filter lines")],
+        complaint: "console: ",
+    },
+    Broken {
+        what: "a zoom that does nothing",
+        change: &[(POLICY, NO_POLICY), ("shape.setAttribute('points'", "shape.getAttribute('points'")],
+        complaint: "zooming in changes nothing",
+    },
+    Broken {
+        what: "a filter that does nothing",
+        change: &[(POLICY, NO_POLICY), ("row.hidden = ", "row.seen = ")],
+        complaint: "a filter shows ",
     },
     Broken {
         what: "a picture from elsewhere",
@@ -91,10 +106,13 @@ pub fn run() -> Result<()> {
         for dark in [false, true] {
             let scheme = if dark { "dark" } else { "light" };
             let picture = scratch.join(format!("{width}-{scheme}.png"));
-            let found = look(&mut browser, &page, Window { width, dark }, &picture)?;
+            let found = look(&mut browser, &page, Window { width, dark, script: true }, &picture)?;
             wrong.extend(found.into_iter().map(|found| format!("{width} px, {scheme}: {found}")));
         }
     }
+    let without = Window { width: WIDTHS[0], dark: false, script: false };
+    let found = look(&mut browser, &page, without, &scratch.join("without-script.png"))?;
+    wrong.extend(found.into_iter().map(|found| format!("without script: {found}")));
     if !wrong.is_empty() {
         bail!("{}:\n{}", page.display(), wrong.join("\n"));
     }
@@ -107,7 +125,7 @@ pub fn run() -> Result<()> {
 }
 
 fn look(browser: &mut Browser, page: &Path, window: Window, picture: &Path) -> Result<Vec<String>> {
-    browser.look(page, window, &format!("{}({})", LOOK.trim_end(), window.width), picture)
+    browser.look(page, window, &format!("{}({}, {})", LOOK.trim_end(), window.width, window.script), picture)
 }
 
 /// The check finds what is wrong with this one.
@@ -121,7 +139,7 @@ fn is_found(browser: &mut Browser, broken: &Broken, html: &str, scratch: &Path) 
     }
     let page: PathBuf = scratch.join("broken.html");
     fs::write(&page, text)?;
-    let window = Window { width: WIDTHS[0], dark: false };
+    let window = Window { width: WIDTHS[0], dark: false, script: true };
     let found = look(browser, &page, window, &scratch.join("broken.png"))?;
     if !found.iter().any(|found| found.contains(broken.complaint)) {
         bail!("nothing was said against a page with {}; only: {found:?}", broken.what);

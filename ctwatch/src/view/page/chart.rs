@@ -37,13 +37,35 @@ pub(super) struct Line {
 /// Draws lines over time. The label is read out where nobody sees the drawing.
 pub(super) fn draw(label: &str, lines: &[Line], zone: &TimeZone) -> anyhow::Result<String> {
     let mut svg = String::new();
-    paint(&mut svg, lines, zone).map_err(|error| anyhow::anyhow!("cannot draw a chart: {error}"))?;
-    // The root comes with a fixed size; the page sets its own.
-    let start = format!("<svg role=\"img\" aria-label=\"{}\" ", escaped(label));
+    let frame =
+        paint(&mut svg, lines, zone).map_err(|error| anyhow::anyhow!("cannot draw a chart: {error}"))?;
+    let Frame { x: (left, right), bottom, from, to } = frame;
+    // What the script needs to zoom: its clock has no zone. The root comes with a fixed size; the page sets its own.
+    let ahead = offset(from, zone);
+    let start = format!(
+        "<svg role=\"img\" aria-label=\"{}\" data-left=\"{left}\" data-right=\"{right}\" data-bottom=\"{bottom}\" data-from=\"{:.3}\" data-to=\"{:.3}\" ",
+        escaped(label),
+        from + ahead,
+        to + ahead,
+    );
     Ok(svg.replacen("<svg ", &start, 1))
 }
 
-fn paint(svg: &mut String, lines: &[Line], zone: &TimeZone) -> Result<(), Box<dyn std::error::Error>> {
+/// Where in the drawing which time is.
+struct Frame {
+    x: (i32, i32),
+    bottom: i32,
+    from: f64,
+    to: f64,
+}
+
+/// Seconds that the zone is ahead of UTC at a time.
+fn offset(at: f64, zone: &TimeZone) -> f64 {
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds(at)).unwrap_or(jiff::Timestamp::MAX);
+    f64::from(zone.to_offset(time).seconds())
+}
+
+fn paint(svg: &mut String, lines: &[Line], zone: &TimeZone) -> Result<Frame, Box<dyn std::error::Error>> {
     let all = || lines.iter().flat_map(|line| &line.points);
     let (from, to) = all().fold((f64::MAX, f64::MIN), |(from, to), (at, _)| (from.min(*at), to.max(*at)));
     // From 0 on: steps on an axis must not vanish beside a large number. One report has no extent.
@@ -79,8 +101,9 @@ fn paint(svg: &mut String, lines: &[Line], zone: &TimeZone) -> Result<(), Box<dy
         let marked = line.marks.iter().map(|at| TriangleMarker::new(moved(at), 5, COLORS[1].filled()));
         chart.draw_series(marked)?;
     }
+    let (x, y) = chart.plotting_area().get_pixel_range();
     root.present()?;
-    Ok(())
+    Ok(Frame { x: (x.start, x.end), bottom: y.end, from: start, to: start + shown })
 }
 
 /// A time, as precise as the time that is shown asks for.

@@ -1,4 +1,5 @@
-//! One page of a time: what was lost, when, to whom, why, and what to do. It loads nothing and runs nothing.
+//! One page of a time: what was lost, when, to whom, why, and what to do. It loads nothing, and runs nothing but its own
+//! script, without which it is whole.
 
 mod chart;
 mod figures;
@@ -25,6 +26,11 @@ const LOSSES: usize = 40;
 const ROWS: usize = 60;
 
 const STYLE: &str = include_str!("page.css");
+/// Zooms charts and filters tables.
+const SCRIPT: &str = include_str!("page.js");
+/// Nothing may be loaded, and nothing run but [`SCRIPT`], whose hash this is, whatever got into the page.
+const POLICY: &str = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; \
+    script-src 'sha256-dOnnTmtVxyAbbuJwmKaejxk2fQbCYHIzwyZuytU2ICI='; base-uri 'none'; form-action 'none'\">";
 
 /// What the page is about.
 #[derive(Debug)]
@@ -41,9 +47,8 @@ pub struct Subject<'a> {
 pub fn page(subject: &Subject<'_>, incident: &Incident, diagnosis: &Diagnosis) -> anyhow::Result<String> {
     let zone = subject.zone;
     let mut out = Html::new();
-    // Nothing may be loaded or run, whatever got into the page.
     out.raw("<!doctype html>\n<html lang=en><head><meta charset=utf-8>")
-        .raw("<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">")
+        .raw(POLICY)
         .raw("<meta name=viewport content=\"width=device-width, initial-scale=1\">")
         .raw("<meta name=color-scheme content=\"light dark\">")
         .element("title", &format!("ctwatch: {}, {}", subject.machine.host, span(incident, zone)))
@@ -58,7 +63,7 @@ pub fn page(subject: &Subject<'_>, incident: &Incident, diagnosis: &Diagnosis) -
     reasons(&mut out, incident);
     findings(&mut out, diagnosis);
     unseen(&mut out, subject, incident);
-    out.raw("</main></body></html>\n");
+    out.raw("</main><script>").raw(SCRIPT).raw("</script></body></html>\n");
     Ok(out.into_string())
 }
 
@@ -206,8 +211,7 @@ fn findings(out: &mut Html, diagnosis: &Diagnosis) {
         out.raw("<article><h3>").text(finding.id).raw(" (").text(finding.status.name()).raw(")</h3>");
         out.element("p", &finding.what).element("p", &finding.meaning);
         if finding.remedies.is_empty() {
-            // Exact commands depend on rules, settings and memory, which are in no recording.
-            out.raw("<p>For the commands that help, run <code>ctwatch doctor</code> on the machine while it lasts, ")
+            out.raw("<p>Exact commands depend on rules, settings and memory, which this page does not know. For them,  run <code>ctwatch doctor</code> on the machine while it lasts, ")
                 .raw("or read <code>ctwatch doctor explain ")
                 .text(finding.id)
                 .raw("</code>.</p>");
