@@ -20,6 +20,7 @@ use ctwatch::source::netlink::message::{Attributes, CT_DELETE, CT_NEW, Messages}
 use ctwatch::source::proc_stat::Statistics;
 use ctwatch::source::saved;
 use ctwatch::view::compare::{self, Time};
+use ctwatch::view::compare_json;
 use ctwatch::view::doctor::{self as view, Context, Style};
 use ctwatch::view::json::Json;
 use ctwatch::view::lines::Lines;
@@ -238,6 +239,8 @@ pub fn recording(data: &[u8]) {
     let compared = compare(&incident, &Incident::default());
     let text = compare::plain(&time(), &time(), &compared, &jiff::tz::TimeZone::UTC, false);
     assert!(!text.contains(|char: char| char.is_control() && char != '\n'), "a line is clean");
+    let line = compare_json::json(&time(), &time(), &compared);
+    assert_eq!(line.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
     if let Some(facts) = recorded.facts() {
         judge(&facts);
         let zone = jiff::tz::TimeZone::UTC;

@@ -39,6 +39,12 @@ pub struct DoctorArgs {
     /// Check captured facts or a recording of `ctwatch record` instead of this machine. `-` reads captured facts from stdin
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// With --from and a recording: judge only reports from this time on, as 2026-11-23T19:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = super::replay::parse_time, requires = "from")]
+    pub from_time: Option<i128>,
+    /// With --from and a recording: judge only reports up to this time
+    #[arg(long, value_name = "TIME", value_parser = super::replay::parse_time, requires = "from")]
+    pub to: Option<i128>,
 }
 
 /// A whole number of seconds, minutes, hours or days.
@@ -88,6 +94,14 @@ mod tests {
         let args = doctor(&[]).unwrap();
         assert_eq!(args.sample, Duration::from_secs(3));
         assert!(!args.all && !args.output.json && args.place.netns().is_none() && args.command.is_none());
+    }
+
+    #[test]
+    fn a_time_is_one_of_a_recording() {
+        let time = ["--from-time", "2026-11-23T19:00:00Z", "--to", "2026-11-23T19:00:01.5Z"];
+        let args = doctor(&[&["--from", "file"], &time[..]].concat()).unwrap();
+        assert_eq!(args.to.unwrap() - args.from_time.unwrap(), 1_500_000_000);
+        assert!(doctor(&time).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct ReplayArgs {
     pub to: Option<i128>,
     /// Compare with another recording, and print what changed from FILE to OTHER: rates, and tables at their fullest. It may
     /// be the same file with another part
-    #[arg(long, value_name = "OTHER", conflicts_with = "json")]
+    #[arg(long, value_name = "OTHER")]
     pub against: Option<PathBuf>,
     /// Only reports of OTHER from this time on
     #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "against", help_heading = ABOUT_FILTERS)]

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::common::{ABOUT_FILTERS, ABOUT_OUTPUT};
+use super::common::{ABOUT_FILTERS, ABOUT_OUTPUT, FlowArgs};
 use super::record::parse_duration;
 use super::replay::parse_time;
-use super::{Format, Options, Ranked, parse_by, parse_interval};
-use crate::model::Filter;
-use crate::source::SourceChoice;
+use super::{Format, Options, PlaceArgs, Ranked, parse_by, parse_interval};
 
 /// Flags of `report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
     /// A recording of `ctwatch record`
-    #[arg(required_unless_present = "live", conflicts_with = "live")]
+    #[arg(required_unless_present = "live", conflicts_with_all = ["live", "FlowArgs", "PlaceArgs"])]
     pub file: Option<PathBuf>,
     /// Watch this machine for DURATION instead: a number with s, m, h or d, as 60s
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -40,10 +38,10 @@ pub struct ReportArgs {
     /// commas. dport is always ranked
     #[arg(long, value_name = "LIST", value_parser = parse_by, help_heading = ABOUT_FILTERS, conflicts_with = "file")]
     by: Option<Ranked>,
-    /// With --live: choose how events are counted, auto where nothing is said. If the chosen source cannot run here,
-    /// ctwatch ends with an error
-    #[arg(long, value_name = "SOURCE", conflicts_with = "file")]
-    source: Option<SourceChoice>,
+    #[command(flatten)]
+    flows: FlowArgs,
+    #[command(flatten)]
+    place: PlaceArgs,
 }
 
 impl ReportArgs {
@@ -58,9 +56,9 @@ impl ReportArgs {
             format: Format::Auto,
             color: false,
             verbose: false,
-            filter: Filter::default(),
+            filter: self.flows.filter(self.place.netns()),
             by: self.by.clone().map_or_else(|| vec![crate::model::By::Dport], |by| by.0),
-            source: self.source.unwrap_or_default(),
+            source: self.place.source,
         })
     }
 }
@@ -86,7 +84,13 @@ mod tests {
         assert!(parsed(&["file"]).is_ok_and(|args| args.live.is_none()));
         assert_eq!(parsed(&[]).unwrap_err(), MissingRequiredArgument);
         assert_eq!(parsed(&["file", "--live", "5s"]).unwrap_err(), ArgumentConflict);
-        assert_eq!(parsed(&["file", "-i", "2"]).unwrap_err(), ArgumentConflict);
+        for watching in [["-i", "2"], ["--proto", "udp"], ["--netns", "self"], ["--source", "auto"]] {
+            assert_eq!(
+                parsed(&[&["file"], &watching[..]].concat()).unwrap_err(),
+                ArgumentConflict,
+                "{watching:?}"
+            );
+        }
         assert_eq!(parsed(&["--live", "5s", "--to", "2026-11-23T19:00:00Z"]).unwrap_err(), ArgumentConflict);
     }
 
@@ -99,5 +103,8 @@ mod tests {
         assert_eq!(options(&["--live", "60s"]).unwrap().count, Some(60));
         assert_eq!(options(&["--live", "1m", "-i", "0.5"]).unwrap().count, Some(120));
         assert!(options(&["--live", "5s", "-i", "10"]).is_err());
+        let filter = options(&["--live", "5s", "--proto", "udp", "--netns", "4026531999"]).unwrap().filter;
+        assert!(filter.protos.is_some_and(|protos| protos.contains(17) && !protos.contains(6)));
+        assert_eq!(filter.netns, Some(4_026_531_999));
     }
 }

@@ -40,7 +40,10 @@ fn answer(args: &DoctorArgs) -> anyhow::Result<u8> {
     }
     let writes = args.capture.as_deref().is_some_and(|file| file != Path::new("-"));
     let (mut facts, context) = match &args.from {
-        Some(file) if Reader::is_recording(file) => recorded(file, writes)?,
+        Some(file) if Reader::is_recording(file) => recorded(file, args, writes)?,
+        Some(_) if args.from_time.is_some() || args.to.is_some() => {
+            anyhow::bail!("--from-time and --to choose a part of a recording, and this is none");
+        }
         Some(file) => here(load(file, writes)?, false)?,
         None => here(capture_here(args, writes)?, true)?,
     };
@@ -76,21 +79,24 @@ fn capture_here(args: &DoctorArgs, writes: bool) -> anyhow::Result<Facts> {
     run_to_end(gather::read(wishes))
 }
 
-/// The facts of a recording, and when and where it ends.
-fn recorded(file: &Path, writes: bool) -> anyhow::Result<(Facts, Context)> {
+/// The facts of a recording or a part of it, and when and where that ends.
+fn recorded(file: &Path, args: &DoctorArgs, writes: bool) -> anyhow::Result<(Facts, Context)> {
     let mut reader = Reader::open(file)?;
     privileges::restrict(Work { writes, ..Work::NOTHING });
     let mut recorded = Recorded::default();
     let mut last = None;
     while let Some(step) = reader.next_step()? {
+        let wall = step.report.wall_ns;
+        let wanted = args.from_time.is_none_or(|from| wall >= from) && args.to.is_none_or(|to| wall <= to);
         // What ends a run repeats its last report.
-        if !step.closing {
+        if wanted && !step.closing {
             recorded.add(step.session.id, &step.session.kernel, &step.session.info, &step.report);
-            last = Some((step.report.wall_ns, step.session.host));
+            last = Some((wall, step.session.host));
         }
     }
     let facts = recorded.facts().zip(last);
-    let (facts, (wall_ns, host)) = facts.with_context(|| format!("{} holds no report", file.display()))?;
+    let (facts, (wall_ns, host)) =
+        facts.with_context(|| format!("{} holds no report of this time", file.display()))?;
     let time = jiff::Timestamp::from_nanosecond(wall_ns).context("the time of the last report")?;
     let context = context(time, Some(host), &facts);
     Ok((facts, context))

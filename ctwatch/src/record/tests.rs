@@ -151,6 +151,22 @@ fn a_time_is_never_exceeded() {
     assert_eq!(kept, written[written.len() - kept.len()..]);
 }
 
+/// Years on, and back again: a wrong clock that is set right.
+#[test]
+fn a_clock_that_jumps_gives_up_nothing() {
+    const YEARS: i128 = 10 * 365 * 86_400 * 1_000_000_000;
+    let mut written = reports(&some_steps(90));
+    for report in &mut written[30..60] {
+        report.wall_ns += YEARS;
+    }
+    for report in &mut written[60..] {
+        report.wall_ns -= YEARS;
+    }
+    let limits = Limits { keep: Some(Duration::from_secs(100)), max_size: None };
+    let (_dir, path) = record(limits, &written);
+    assert_eq!(read(&path), written);
+}
+
 /// The bytes that a kill at any moment of the last write leaves: some of what is new, then what was there before.
 fn torn(before: &[u8], after: &[u8], cut: prop::sample::Index) -> Vec<u8> {
     let differs = |at: &usize| before.get(*at) != after.get(*at);

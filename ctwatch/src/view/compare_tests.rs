@@ -3,6 +3,7 @@ use ctwatch_ebpf::{AF_INET, Counters, Event, FlowType};
 use super::*;
 use crate::model::compare::compare;
 use crate::model::{Sample, SourceInfo, SourceKind, Table, Tracker};
+use crate::view::compare_json::json;
 
 /// Ten seconds in a namespace of this name.
 fn time(name: &str, max: u64, counts: &[(Event, u64)], unknown: &[Event]) -> Incident {
@@ -49,6 +50,11 @@ fn what_changed_in_plain_lines() {
         &[Event::DeletePressure, Event::DeleteClosed],
     );
     insta::assert_snapshot!(shown(&before, &after, false));
+    let of =
+        |incident| Time { file: "a.ctw", host: "web-7\x1b[2J".into(), kernel: "6.12.117".into(), incident };
+    let line = json(&of(&before), &of(&after), &compare(&before, &after));
+    assert_eq!(line.matches(|char: char| char.is_control()).count(), 1, "JSON is one line");
+    insta::assert_json_snapshot!(serde_json::from_str::<serde_json::Value>(&line).unwrap());
     let back = shown(&after, &before, true);
     assert!(back.contains("\x1b[1;31m") && back.contains("gone") && !back.contains("\x1b[2J"), "{back}");
 }

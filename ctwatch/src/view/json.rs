@@ -302,7 +302,7 @@ pub(super) fn time(wall_ns: i128) -> String {
 }
 
 /// Rounded to a fraction of 1 / `parts`; the rounded value is finite whatever comes in.
-fn rounded(value: f64, parts: f64) -> f64 {
+pub(super) fn rounded(value: f64, parts: f64) -> f64 {
     let rounded = (value * parts).round() / parts;
     if rounded.is_finite() { rounded } else { f64::MAX }
 }

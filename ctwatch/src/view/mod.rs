@@ -2,6 +2,7 @@
 
 pub mod clean;
 pub mod compare;
+pub mod compare_json;
 pub mod doctor;
 pub mod json;
 pub mod lines;

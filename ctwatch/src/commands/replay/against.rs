@@ -8,6 +8,7 @@ use crate::model::compare::compare;
 use crate::model::incident::Incident;
 use crate::record::{Reader, Session};
 use crate::view::compare::{Time, plain};
+use crate::view::compare_json::json;
 
 /// Reads both once.
 pub(super) fn run(args: &ReplayArgs, before: Reader, after: Reader, other: &str) -> anyhow::Result<()> {
@@ -20,13 +21,14 @@ pub(super) fn run(args: &ReplayArgs, before: Reader, after: Reader, other: &str)
         kernel: session.kernel.clone(),
         incident,
     };
-    let text = plain(
-        &time(&file, &there, &before),
-        &time(other, &here, &after),
-        &compare(&before, &after),
-        &jiff::tz::TimeZone::system(),
-        color(!args.output.no_color),
-    );
+    let comparison = compare(&before, &after);
+    let (before, after) = (time(&file, &there, &before), time(other, &here, &after));
+    let text = if args.output.json {
+        json(&before, &after, &comparison)
+    } else {
+        let zone = jiff::tz::TimeZone::system();
+        plain(&before, &after, &comparison, &zone, color(!args.output.no_color))
+    };
     print(text.as_bytes())
 }
 

@@ -211,7 +211,7 @@ fn findings(out: &mut Html, diagnosis: &Diagnosis) {
         out.raw("<article><h3>").text(finding.id).raw(" (").text(finding.status.name()).raw(")</h3>");
         out.element("p", &finding.what).element("p", &finding.meaning);
         if finding.remedies.is_empty() {
-            out.raw("<p>Exact commands depend on rules, settings and memory, which this page does not know. For them,  run <code>ctwatch doctor</code> on the machine while it lasts, ")
+            out.raw("<p>Exact commands depend on rules, settings and memory, which this page does not know. For them, run <code>ctwatch doctor</code> on the machine while it lasts, ")
                 .raw("or read <code>ctwatch doctor explain ")
                 .text(finding.id)
                 .raw("</code>.</p>");
