@@ -41,17 +41,26 @@ pub struct Hook {
     pub method: Method,
     /// While what.
     pub when: When,
+    /// Whether what it misses shows in the kernel's counters although it is attached from the start.
+    #[serde(skip)]
+    pub reckoned: bool,
 }
 
 impl Hook {
     /// A program on this symbol, at the time that its row says.
     pub fn on(row: &Row, symbol: &str) -> Self {
-        Self { program: row.program, symbol: symbol.to_owned(), method: row.method, when: row.when }
+        Self {
+            program: row.program,
+            symbol: symbol.to_owned(),
+            method: row.method,
+            when: row.when,
+            reckoned: false,
+        }
     }
 
     /// See [`Row::failures_only`].
     pub fn failures_only(&self) -> bool {
-        hooks::find(self.program).is_some_and(|row| row.failures_only(self.when))
+        self.reckoned || hooks::find(self.program).is_some_and(|row| row.failures_only(self.when))
     }
 }
 

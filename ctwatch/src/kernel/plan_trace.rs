@@ -27,6 +27,9 @@ impl Plan {
             });
             // Single events are asked for by somebody who looks for them: the first one must not be missed.
             for hook in self.hooks.iter_mut().filter(|hook| hook.when != When::Misread) {
+                // The kernel counts what it reports, at the start too; but not evictions whose newcomer is missing.
+                let newcomer = hook.program == "alloc" && asked(&[Event::DeleteEarlyDrop]);
+                hook.reckoned = hook.failures_only() && !newcomer;
                 hook.when = When::Always;
             }
             self.unknown.retain(|event, _| asked(&[*event]));
@@ -101,6 +104,17 @@ mod tests {
         asked: &[Group],
         counting: bool,
     ) -> Vec<&'static str> {
+        let hooks = hooks_wanted(kind, all, subtract, asked, counting);
+        hooks.into_iter().map(|hook| hook.program).collect()
+    }
+
+    fn hooks_wanted(
+        kind: SourceKind,
+        all: &[&'static str],
+        subtract: bool,
+        asked: &[Group],
+        counting: bool,
+    ) -> Vec<Hook> {
         let mut names = Names::default();
         for name in Group::ALL {
             names.remove(name);
@@ -112,7 +126,8 @@ mod tests {
             program,
             symbol: String::new(),
             method: if kind == SourceKind::Fexit { Method::Fexit } else { Method::Kprobe },
-            when: When::Always,
+            when: hooks::find(program).map_or(When::Always, |row| row.when),
+            reckoned: false,
         };
         let plan = Plan {
             kind,
@@ -124,7 +139,7 @@ mod tests {
         let watched = ["__nf_conntrack_alloc", "nf_conntrack_hash_check_insert"].map(str::to_owned).to_vec();
         let facts = Facts { symbols: Symbols { watched, ..Symbols::default() }, ..Facts::default() };
         let wanted = Wanted { names, counting, ..Wanted::default() };
-        plan.tracing(&facts, &wanted).hooks.into_iter().map(|hook| hook.program).collect()
+        plan.tracing(&facts, &wanted).hooks
     }
 
     #[test]
@@ -170,5 +185,20 @@ mod tests {
             fexit(&[Group::Insert]),
             ["check_insert_bpf", "hash_insert_bpf", "check_insert_enter_bpf"]
         );
+    }
+
+    #[test]
+    fn misses_of_what_reports_failures_alone_are_found_in_the_kernels_counters() {
+        let reckoned = |asked: &[Group]| -> Vec<&str> {
+            let hooks = hooks_wanted(SourceKind::Kprobe, &KPROBES, true, asked, false);
+            assert!(hooks.iter().all(|hook| hook.when == When::Always));
+            hooks.into_iter().filter(Hook::failures_only).map(|hook| hook.program).collect()
+        };
+        assert_eq!(
+            reckoned(&[Group::Drop, Group::InsertFailed]),
+            ["alloc_ret", "alloc", "ratelimit", "confirm_ret", "confirm"]
+        );
+        // An eviction whose newcomer was missed is in no counter.
+        assert_eq!(reckoned(&[Group::Drop, Group::EarlyDrop]), ["alloc_ret", "ratelimit"]);
     }
 }

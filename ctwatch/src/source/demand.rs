@@ -57,6 +57,15 @@ impl Failures {
     }
 }
 
+/// Events of which the kernel counts the same (`insert_failed` and `drop`).
+pub(super) const RECKONED: [Event; 5] = [
+    Event::FailedClash,
+    Event::FailedChaintoolong,
+    Event::FailedDying,
+    Event::DropTableFull,
+    Event::DropNoMemory,
+];
+
 /// Compares the kernel's counters with what the hooks saw.
 #[derive(Debug, Default)]
 pub(super) struct Reckoning {

@@ -11,11 +11,11 @@ use ctwatch_ebpf::{Counters, Event, FlowType, ROWS};
 
 use super::{
     Source, Status,
-    demand::{Reckoning, near_full},
+    demand::{RECKONED, Reckoning, near_full},
     invalid::{Search, Step},
     now, own_time,
     tables::Tables,
-    watch::{Events, Reading, Watch},
+    watch::{Events, Reading, Watch, settle},
 };
 use crate::{
     kernel::{
@@ -83,6 +83,15 @@ impl Wishes {
         [Some(By::Dport), self.addresses.src.then_some(By::Src), self.addresses.dst.then_some(By::Dst)]
             .into_iter()
             .flatten()
+    }
+
+    /// Whether every failure that the kernel counts is to be seen here too.
+    fn all_failures(&self) -> bool {
+        let seen = |wanted: &Wanted| {
+            let events = wanted.names.events();
+            wanted.counting || RECKONED.iter().all(|event| events >> *event as u32 & 1 != 0)
+        };
+        self.filter == Filter::default() && self.trace.as_ref().is_none_or(seen)
     }
 }
 
@@ -177,7 +186,7 @@ impl Probe {
         let module = module_identity();
         self.seen = self.tables.read([]);
         let failures = self.tables.failures();
-        let comparable = self.wishes.filter == Filter::default() && failures.len() == self.seen.len();
+        let comparable = self.wishes.all_failures() && failures.len() == self.seen.len();
         self.reckoning = comparable.then(Reckoning::default);
         let mut due = Vec::new();
         if near_full(&[], &self.seen) {
@@ -239,7 +248,7 @@ impl Probe {
             Some(attached) => attached.lost()?,
             None => 0,
         };
-        Ok(self.past.lost + missed + self.search.as_ref().map_or(0, Search::lost))
+        Ok(self.past.lost + missed + self.unexplained + self.search.as_ref().map_or(0, Search::lost))
     }
 
     /// Attaches hooks whose time has come.
@@ -269,12 +278,22 @@ impl Probe {
     fn reckon(&mut self, reading: &mut Reading) -> anyhow::Result<()> {
         self.doubt(reading)?;
         self.disown(reading);
-        if let (Some(reckoning), Some(attached)) = (&mut self.reckoning, &mut self.attached) {
-            self.unexplained =
-                reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown);
-            if self.unexplained > 0 && attached.waits_for(When::Unexplained) {
-                attached.arm(When::Unexplained)?;
-            }
+        let mut unexplained = self.unexplained_by(reading);
+        if unexplained > self.unexplained
+            && settle()
+            && let Some(attached) = &mut self.attached
+        {
+            // The kernel counts a failure inside the function at whose return it is seen here.
+            let mut later = attached.read()?;
+            self.disown(&mut later);
+            unexplained = self.unexplained_by(&later);
+        }
+        self.unexplained = unexplained;
+        if let Some(attached) = &mut self.attached
+            && unexplained > 0
+            && attached.waits_for(When::Unexplained)
+        {
+            attached.arm(When::Unexplained)?;
         }
         if let (Some(search), Some(attached)) = (&mut self.search, &mut self.attached) {
             match search.step(now()?.1, &self.tables.invalid(), &reading.invalid) {
@@ -284,6 +303,13 @@ impl Probe {
             }
         }
         Ok(())
+    }
+
+    /// How many failures the kernel has counted that no hook has reported; 0 where nothing is attached.
+    fn unexplained_by(&mut self, reading: &Reading) -> u64 {
+        self.reckoning.as_mut().filter(|_| self.attached.is_some()).map_or(0, |reckoning| {
+            reckoning.unexplained(self.tables.failures(), &reading.rows, reading.refused_unknown)
+        })
     }
 
     /// Takes out what was counted for namespaces that do not exist. Where the kernel's counters can be compared, they show

@@ -264,7 +264,7 @@ impl Watch {
 /// All of them run inside RCU read-side sections (netfilter's hooks, 5.10 to 7.3), and `MEMBARRIER_CMD_GLOBAL` waits for
 /// a grace period (kernel/sched/membarrier.c, 4.3). Where it is refused (nohz_full) such a call counts as lost. False
 /// where it is.
-fn settle() -> bool {
+pub(super) fn settle() -> bool {
     // SAFETY: the call takes three numbers.
     unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
 }

@@ -52,7 +52,14 @@ pub(super) fn burst(source: &str) -> anyhow::Result<()> {
     let (inserts, drops, evictions) =
         (by_key(told.of("insert"))?, by_key(told.of("drop"))?, by_key(told.of("early_drop"))?);
     let counted = sent.passed + sent.refused + kernel.get("early_drop").unwrap_or(0);
-    equal("events and those lost", told.events.len() as u64 + told.lost, counted)?;
+    // A hook that notes newcomers was skipped by the kernel now and then, on 7.3 with 13 processes for 2 CPUs: that counts
+    // as lost and leaves out no event.
+    let told_of = told.events.len() as u64;
+    anyhow::ensure!(
+        (told_of..=told_of + told.lost).contains(&counted),
+        "{counted} events happened, {told_of} were shown and {} are lost",
+        told.lost
+    );
     if told.lost == 0 {
         equal("inserts", inserts.len() as u64, sent.passed)?;
         equal("drops and refusals", drops.len() as u64, sent.refused)?;
@@ -207,12 +214,13 @@ fn chaintoolong() -> anyhow::Result<()> {
     if Stats::read(&init())?.get("chaintoolong").is_none() {
         return Err(Skip("this kernel has no limit on chains (it came with 5.15)".to_owned()).into());
     }
-    let (space, trace, before) = begin(&["--max-events", "100000"], 262_144, 512)?;
+    // Without evictions: the hook that notes their newcomers can be skipped, which counts as lost and leaves out no event.
+    let args = ["--max-events", "100000", "--events", "insert,-early_drop"];
+    let (space, trace, before) = begin(&args, 262_144, 512)?;
     let sent = spread(Flows::new(Family::V4, 30_000), 2, udp::send)?;
     let kernel = Stats::read(&space)?.since(&before);
     let told = trace.stop()?;
-    let all = told.events.len() as u64 + told.suppressed + told.lost;
-    equal("shown, suppressed and lost", all, sent.passed + sent.refused)?;
+    told.explains(sent.passed + sent.refused)?;
     equal("refusals and the kernel's chaintoolong", Some(sent.refused), kernel.get("chaintoolong"))?;
     anyhow::ensure!(told.count("insert_failed") > 0, "no insert failed");
     for event in told.of("insert_failed") {

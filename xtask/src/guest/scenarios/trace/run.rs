@@ -96,6 +96,20 @@ impl Told {
         self.of(name).map(|_| 1).sum()
     }
 
+    /// Compares all events, those not shown among them, with what happened; where they differ, says what there was.
+    pub(super) fn explains(&self, happened: u64) -> anyhow::Result<()> {
+        let Self { events, suppressed, lost } = self;
+        let mut names: BTreeMap<&str, u64> = BTreeMap::new();
+        for name in events.iter().filter_map(|event| event["event"].as_str()) {
+            *names.entry(name).or_default() += 1;
+        }
+        anyhow::ensure!(
+            events.len() as u64 + suppressed + lost == happened,
+            "{happened} happened; {suppressed} suppressed, {lost} lost, and shown {names:?}"
+        );
+        Ok(())
+    }
+
     /// Compares the number of events of this name with what happened: equal, or less by no more than what is lost,
     /// which may be events of any name.
     pub(super) fn covers(&self, name: &str, happened: u64) -> anyhow::Result<()> {
