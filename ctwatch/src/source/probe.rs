@@ -330,28 +330,29 @@ impl Probe {
             return Ok(());
         }
         let mut strange = BTreeMap::new();
-        let mut misjudged = false;
+        let mut evicted = false;
         if let Some(reckoning) = &mut self.reckoning {
             reckoning.follow(self.tables.failures());
             strange = reckoning.contradiction(&reading.rows);
-            // What was taken for the address of who asked for a removal is something else, if all evictions counted
-            // under another cause. It is looked for in the same place for all: one that is seen shows that the place is
-            // right.
-            misjudged = attached.waits_for(When::Misread)
-                && sum(&reading.rows, Event::DeleteOther) > 0
-                && sum(&reading.rows, Event::DeleteEarlyDrop) == 0
-                && reckoning.evicted() > reading.lost;
+            evicted = sum(&reading.rows, Event::DeleteOther) > 0 && reckoning.evicted() > reading.lost;
         }
+        // What was taken for the address of who asked for a removal is something else, if all evictions counted under
+        // another cause. It is looked for in the same place for all: one that is seen shows that the place is right.
+        let misjudged = attached.waits_for(When::Misread)
+            && sum(&reading.rows, Event::DeleteEarlyDrop) == 0
+            && (evicted || reading.misread);
         if strange.is_empty() && !misjudged && !reading.misread {
             return Ok(());
         }
         attached.disbelieve()?;
         if misjudged {
-            // Their causes are lost; since the line above the programs say so themselves.
-            let said = attached.lost()?.saturating_sub(reading.lost);
+            // Their causes are lost; the programs say so themselves where the stack held no address of code, and since
+            // the line above.
+            let said = attached.unpaired()?;
             self.past.lost += sum(&attached.read()?.rows, Event::DeleteOther).saturating_sub(said);
         }
-        for when in [When::Unexplained, When::Misread] {
+        // The hook on removals first: what they miss until it is there is lost, and arming others takes no account of it.
+        for when in [When::Misread, When::Unexplained] {
             if attached.waits_for(when) {
                 attached.arm(when)?;
             }

@@ -217,6 +217,11 @@ impl Watch {
         Ok(self.missed()?.0.saturating_sub(self.missed_before))
     }
 
+    /// Of these, how many calls were seen at one end only.
+    pub fn unpaired(&mut self) -> Result<u64> {
+        Ok(self.counts.health()?.unpaired())
+    }
+
     /// Everything since the start.
     pub fn read(&mut self) -> Result<Reading> {
         self.flush_log();

@@ -281,6 +281,7 @@ fn evictions(above: u32) -> anyhow::Result<()> {
     wait_disbelief(&mut watch)?;
     let (kernel, counted) = (Stats::read(&space)?, watch.sum("delete.early_drop")?);
     sent += udp::send(Flows::new(Family::V4, FLOWS).from(FLOWS))?;
+    let least = sent.passed - witness::count(&space)?;
     let totals = watch.stop()?;
     drop(falsified);
     let after = Stats::read(&space)?;
@@ -291,8 +292,13 @@ fn evictions(above: u32) -> anyhow::Result<()> {
     let (unknown, lost) = (totals.sum("delete.other"), totals.lost()?);
     anyhow::ensure!(unknown > 0, "nothing contradicted the code");
     anyhow::ensure!(lost >= unknown, "{unknown} removals have no cause, and only {lost} are said to be lost");
-    // Under pressure the kernel's worker removes entries too, which its counter of evictions leaves out.
+    // Under pressure the kernel's worker removes entries too, which its counter of evictions leaves out, and goes on when
+    // ctwatch has ended: 51 of 7051 on 6.1 on a busy host.
     let removed = told + unknown + totals.sum("delete.pressure");
-    equal("removals, of known cause and unknown", removed, sent.passed - witness::count(&space)?)?;
+    let most = sent.passed - witness::count(&space)?;
+    anyhow::ensure!(
+        (least..=most).contains(&removed),
+        "{least} to {most} entries are gone, and {removed} were removed: {totals}"
+    );
     state::fresh(&space)
 }
