@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Selection;
 use crate::guest;
-use crate::vm::kernels::Kernel;
+use crate::vm::kernels::{self, Kernel};
 
 /// The scenario that runs the unit tests which need root, and where their program is in its guest.
 const AS_ROOT: &str = "units::as_root";
@@ -106,6 +106,25 @@ const ANYWHERE_BY_NETLINK: [&str; 2] = ["attacker::counting", "attacker::many_na
 /// Where these run, if it is among the kernels.
 const ONE: &str = "6.12";
 
+/// What another build of a kernel can change, where it is one of many: counting by the source that ctwatch chooses there,
+/// with every kind of event, and what it reads from the kernel's memory.
+const OTHER_BUILDS: [&str; 14] = [
+    "traffic::mixed_100000",
+    "full::unassured",
+    "full::assured",
+    "full::mixed",
+    "delete::timeout",
+    "delete::tcp_refused",
+    "delete::netlink",
+    "delete::flush",
+    "clash::udp_merged",
+    "clash::chaintoolong",
+    "netns::exit",
+    "trace::burst_auto",
+    "invalid::unsaid",
+    "doctor::raise_limit",
+];
+
 /// What finds most in little time, on each kernel.
 const QUICK: [&str; 17] = [
     "traffic::udp",
@@ -159,6 +178,9 @@ fn asked(selection: &Selection, name: &str) -> bool {
 
 fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, is_one: bool) -> bool {
     let any = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    if selection.kernels.is_empty() && kernels::OTHER_BUILDS.contains(&kernel.name.as_str()) {
+        return source == "auto" && any(&OTHER_BUILDS);
+    }
     match source {
         "auto" => is_one || !any(&ANYWHERE),
         // What was asked for by name is asked for by kprobes too.
@@ -205,6 +227,23 @@ mod tests {
             let here = quick.iter().find(|run| run.kernel == kernel && run.source == "auto").unwrap();
             assert_eq!(here.names.len(), QUICK.len(), "on {}", kernel.name);
         }
+    }
+
+    #[test]
+    fn other_builds_count_every_kind_of_event_by_the_source_chosen_there() {
+        let mut kernels = matrix();
+        kernels.push(Kernel::named("6.12-rt", "6.12.1+deb13-rt-amd64"));
+        let full = plan(&kernels, &Selection::full());
+        let runs: Vec<&Run<'_>> = full.iter().filter(|run| run.kernel.name == "6.12-rt").collect();
+        assert_eq!(runs.len(), 1);
+        assert_eq!(runs[0].source, "auto");
+        for part in OTHER_BUILDS {
+            assert!(runs[0].names.iter().any(|name| name.contains(part)), "no scenario is called {part}");
+        }
+        assert!(!runs[0].names.contains(&"screen::flood"));
+        // Asked for by name it runs everything.
+        let asked = Selection { kernels: vec!["6.12-rt".to_owned()], ..Selection::full() };
+        assert!(plan(&kernels[3..], &asked).len() > 1);
     }
 
     #[test]

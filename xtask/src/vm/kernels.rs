@@ -29,6 +29,10 @@ pub const MATRIX: [Entry; 4] = [
     Entry { name: "7.3", suite: "trixie-backports" },
 ];
 
+/// Debian's other builds of a kernel of the matrix, on which the part of the tests runs that they can change: PREEMPT_RT,
+/// and the configuration for machines of every kind.
+pub const OTHER_BUILDS: [&str; 2] = ["6.12-rt", "6.12-amd64"];
+
 /// A kernel on disk, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
