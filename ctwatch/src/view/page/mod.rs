@@ -30,7 +30,7 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 /// Nothing may be loaded, and nothing run but [`SCRIPT`], whose hash this is, whatever got into the page.
 const POLICY: &str = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; \
-    script-src 'sha256-dOnnTmtVxyAbbuJwmKaejxk2fQbCYHIzwyZuytU2ICI='; base-uri 'none'; form-action 'none'\">";
+    script-src 'sha256-ajqMMjVnI4dhRAhx2qewtaAz8s17dY7X/uNYWeDJKuM='; base-uri 'none'; form-action 'none'\">";
 
 /// What the page is about.
 #[derive(Debug)]

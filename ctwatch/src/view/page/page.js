@@ -76,7 +76,8 @@
   const show = (from, to) => {
     const span = Math.min(Math.max(to - from, least), whole.to - whole.from);
     const start = Math.min(Math.max((from + to - span) / 2, whole.from), whole.to - span);
-    range = span === whole.to - whole.from ? whole : { from: start, to: start + span };
+    // Nearly all is all: halves and doubles are not exact.
+    range = span > (whole.to - whole.from) * 0.999 ? whole : { from: start, to: start + span };
     draw();
   };
   const zoom = (by, move) => {
