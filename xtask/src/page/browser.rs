@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::flood::decode;
 use crate::step;
 
 /// An answer that takes longer does not come. The first one waits for the start on a busy machine.
@@ -132,13 +133,7 @@ impl Browser {
     fn save(&mut self, session: Option<&str>, picture: &Path) -> Result<()> {
         let shot = json!({"format": "png", "captureBeyondViewport": true});
         let shot = self.call(session, "Page.captureScreenshot", shot)?;
-        let encoded = picture.with_extension("base64");
-        fs::write(&encoded, shot["data"].as_str().context("no picture")?)?;
-        let picture = File::create(picture)?;
-        let status = Command::new("base64").arg("--decode").arg(&encoded).stdout(picture).status();
-        let status = status.context("cannot start base64")?;
-        fs::remove_file(&encoded)?;
-        if status.success() { Ok(()) } else { bail!("base64: {status}") }
+        decode(shot["data"].as_str().context("no picture")?, picture)
     }
 
     fn call(&mut self, session: Option<&str>, method: &str, params: Value) -> Result<Value> {

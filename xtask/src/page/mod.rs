@@ -1,9 +1,11 @@
 //! `cargo xtask page`: the page of `ctwatch report`, opened in a headless Chromium.
 //!
-//! The recording beside this file is that of a real flood in a guest, where the machine, a network namespace and a
+//! One page is made of a flood that is recorded in a guest just then. The other is made of the recording beside this
+//! file: it is that of a real flood in a guest, where the machine, a network namespace and a
 //! process had names that would be mark-up and scripts if a page let them.
 
 mod browser;
+mod flood;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,47 +83,61 @@ const BROKEN: [Broken; 10] = [
     },
 ];
 
-/// Makes the page, opens it in every way, and then the broken ones.
+/// Makes both pages, opens them in every way, and then the broken ones.
 pub fn run() -> Result<()> {
     packages::ensure_programs("the check of the page", &[("chromium", "chromium")])?;
     let ctwatch = build::debug()?;
-    let step = Step::begin("the page in Chromium");
     let scratch = paths::target("page");
     fs::create_dir_all(&scratch)?;
-    let page = scratch.join("page.html");
-    step::run(
-        Command::new(ctwatch)
-            .arg("report")
-            .arg(paths::root().join(RECORDING))
-            .arg("-o")
-            .arg(&page)
-            // Times as they are on any machine.
-            .env("TZ", "UTC"),
-    )?;
-    let html = fs::read_to_string(&page)?;
+    let step = Step::begin("a flood in a guest, recorded for the page");
+    let recorded = flood::record(&scratch)?;
+    step.end();
+    let step = Step::begin("the pages in Chromium");
     let program = paths::program("chromium").context("chromium is not there")?;
     let mut browser = Browser::start(&program, &scratch)?;
-    let mut wrong = Vec::new();
-    for width in WIDTHS {
-        for dark in [false, true] {
-            let scheme = if dark { "dark" } else { "light" };
-            let picture = scratch.join(format!("{width}-{scheme}.png"));
-            let found = look(&mut browser, &page, Window { width, dark, script: true }, &picture)?;
-            wrong.extend(found.into_iter().map(|found| format!("{width} px, {scheme}: {found}")));
+    let html = check(&mut browser, &ctwatch, &recorded, &scratch, "guest")?;
+    for told in ["CRITICAL", "table-full", "live entries evicted", "new flows refused"] {
+        if !html.contains(told) {
+            bail!("the page of the flood in the guest does not have `{told}`");
         }
     }
-    let without = Window { width: WIDTHS[0], dark: false, script: false };
-    let found = look(&mut browser, &page, without, &scratch.join("without-script.png"))?;
-    wrong.extend(found.into_iter().map(|found| format!("without script: {found}")));
-    if !wrong.is_empty() {
-        bail!("{}:\n{}", page.display(), wrong.join("\n"));
-    }
+    let html = check(&mut browser, &ctwatch, &paths::root().join(RECORDING), &scratch, "page")?;
     for broken in &BROKEN {
         is_found(&mut browser, broken, &html, &scratch)?;
     }
-    say(format!("pictures of the page are in {}", scratch.display()));
+    say(format!("pictures of the pages are in {}", scratch.display()));
     step.end();
     Ok(())
+}
+
+/// Makes the page of a recording, and opens it in every way.
+fn check(
+    browser: &mut Browser,
+    ctwatch: &Path,
+    recording: &Path,
+    scratch: &Path,
+    name: &str,
+) -> Result<String> {
+    let page = scratch.join(format!("{name}.html"));
+    // Times as they are on any machine.
+    step::run(Command::new(ctwatch).arg("report").arg(recording).arg("-o").arg(&page).env("TZ", "UTC"))?;
+    let html = fs::read_to_string(&page)?;
+    let mut wrong = Vec::new();
+    let mut windows = vec![("without-script", Window { width: WIDTHS[0], dark: false, script: false })];
+    for width in WIDTHS {
+        for (scheme, dark) in [("light", false), ("dark", true)] {
+            windows.push((scheme, Window { width, dark, script: true }));
+        }
+    }
+    for (how, window) in windows {
+        let picture = scratch.join(format!("{name}-{}-{how}.png", window.width));
+        let found = look(browser, &page, window, &picture)?;
+        wrong.extend(found.into_iter().map(|found| format!("{} px, {how}: {found}", window.width)));
+    }
+    if !wrong.is_empty() {
+        bail!("{}:\n{}", page.display(), wrong.join("\n"));
+    }
+    Ok(html)
 }
 
 fn look(browser: &mut Browser, page: &Path, window: Window, picture: &Path) -> Result<Vec<String>> {
