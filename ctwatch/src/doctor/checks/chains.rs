@@ -89,7 +89,7 @@ fn too_long(facts: &Facts) -> Option<Finding> {
     let buckets = namespace.sysctl("buckets");
     let since_boot =
         namespace.stats_after.get("chainlength").or_else(|| namespace.stats.get("chainlength")).copied();
-    let entries: u64 = facts.namespaces.iter().filter_map(Namespace::peak).sum();
+    let entries = sum(facts.namespaces.iter().filter_map(Namespace::peak));
     // Entries that wait for others to go prove how far chains reach; a table with room says nothing of it.
     let end = namespace.max().filter(|max| live > 0 && entries < *max);
     let what = if live > 0 {

@@ -177,6 +177,35 @@ fn every_command_can_be_undone_and_has_its_price() {
     }
 }
 
+#[test]
+fn buckets_are_promised_where_a_command_sets_them() {
+    let mut promised = 0;
+    for name in names() {
+        for remedy in diagnose(&machine(&name)).findings.iter().flat_map(|finding| &finding.remedies) {
+            let commands: Vec<String> = remedy.commands.iter().map(ToString::to_string).collect();
+            let sets = commands.iter().any(|command| command.contains("nf_conntrack_buckets="));
+            let says = remedy.what.contains("buckets to ");
+            assert!(!says || sets, "{name}: {} by {commands:?}", remedy.what);
+            promised += u64::from(says);
+        }
+    }
+    assert!(promised > 0);
+}
+
+#[test]
+fn counts_of_a_hostile_capture_have_an_end() {
+    let mut facts = machine("misleading-counters");
+    let namespace = &mut facts.namespaces[0];
+    namespace.count = Some(u64::MAX);
+    namespace.stats.insert("chainlength".into(), 0);
+    namespace.stats_after.insert("chainlength".into(), 5);
+    namespace.stats.insert("insert_failed".into(), 0);
+    namespace.stats_after.insert("insert_failed".into(), 5);
+    let again = namespace.clone();
+    facts.namespaces.push(again);
+    assert!(!diagnose(&facts).findings.is_empty());
+}
+
 /// Where nothing was counted nothing may be claimed.
 #[test]
 fn nothing_known_is_not_ok() {

@@ -1,6 +1,6 @@
 //! Flows that NAT changed: which ports are in use, and what goes to where no rule leads or no machine answers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::ControlFlow;
@@ -17,8 +17,8 @@ use crate::source::netlink::socket::Requests;
 const KEPT: usize = 10;
 /// How many sources and destinations are counted at once, some 6 MB of them; of what is stale the same.
 const MOST: usize = 1 << 16;
-/// How many neighbours are looked at; the kernel keeps 1,024 (`gc_thresh3`) unless it was told otherwise.
-const NEIGHBOURS: usize = 1 << 16;
+/// How many silent neighbours are kept; each entry is compared with all of them.
+const NEIGHBOURS: usize = 256;
 
 /// What is counted of translated flows.
 #[derive(Debug, Default)]
@@ -28,17 +28,18 @@ pub struct Translations {
     /// Where rules lead, where that is known.
     targets: Option<Vec<Addresses>>,
     /// Neighbours that do not answer.
-    silent: BTreeSet<IpAddr>,
+    silent: Vec<IpAddr>,
     /// Ports in use.
-    given: BTreeMap<Given, u64>,
-    /// Entries, and those without an answer among them.
-    led: BTreeMap<Led, (u64, u64)>,
+    given: BTreeMap<Key, Count>,
+    /// Entries that lead to nobody.
+    led: BTreeMap<Key, Count>,
 }
 
-/// Protocol, source, the range of its ports, and destination.
-type Given = (u8, IpAddr, (u16, u16), SocketAddr);
-/// Protocol, destination as the client has it, and where it is sent.
-type Led = (u8, SocketAddr, SocketAddr);
+/// Protocol; the source that was given, or the destination as the client has it; the destination, or where it is sent; the
+/// range of a source's ports.
+type Key = (u8, SocketAddr, SocketAddr, (u16, u16));
+/// Entries, and those without an answer among them. Both maps are of one type, for the size of the program.
+type Count = (u64, u64);
 
 impl Translations {
     /// For the calling thread's namespace, which has these rules.
@@ -73,10 +74,8 @@ impl Translations {
                 continue;
             }
             counted.push(sources.ports);
-            let key = (original.proto, reply.dst, sources.ports, SocketAddr::new(reply.src, dport));
-            if self.given.len() < MOST || self.given.contains_key(&key) {
-                *self.given.entry(key).or_default() += 1;
-            }
+            let (given, to) = (SocketAddr::new(reply.dst, 0), SocketAddr::new(reply.src, dport));
+            count(&mut self.given, (original.proto, given, to, sources.ports), false);
         }
     }
 
@@ -94,12 +93,8 @@ impl Translations {
             return;
         }
         let to = SocketAddr::new(reply.src, port);
-        let key = (entry.original.proto, SocketAddr::new(entry.original.dst, dst), to);
-        if self.led.len() < MOST || self.led.contains_key(&key) {
-            let (count, unanswered) = self.led.entry(key).or_default();
-            *count += 1;
-            *unanswered += u64::from(entry.status & status::SEEN_REPLY == 0);
-        }
+        let key = (entry.original.proto, SocketAddr::new(entry.original.dst, dst), to, (0, 0));
+        count(&mut self.led, key, entry.status & status::SEEN_REPLY == 0);
     }
 
     /// Whether a rule leads there, or may.
@@ -114,47 +109,65 @@ impl Translations {
 
     /// The first few by the part of their ports that is in use.
     pub fn fullest(&self) -> Vec<Translated> {
-        let flows = |(key, used): (&Given, &u64)| {
-            let (proto, src, ports, to) = *key;
-            Translated { proto, src, ports, dst: to.ip(), dport: to.port(), used: *used }
+        let part =
+            |&(.., ports): &Key, &(used, _): &Count| (used.saturating_mul(1 << 20) / nat::ports(ports), 0);
+        let flows = |((proto, source, to, ports), (used, _)): (Key, Count)| Translated {
+            proto,
+            src: source.ip(),
+            ports,
+            dst: to.ip(),
+            dport: to.port(),
+            used,
         };
-        let mut fullest: Vec<Translated> = self.given.iter().map(flows).collect();
-        let part = |flows: &Translated| flows.used.saturating_mul(1 << 20) / nat::ports(flows.ports);
-        fullest.sort_by_key(|flows| std::cmp::Reverse(part(flows)));
-        fullest.truncate(KEPT);
-        fullest
+        most(&self.given, part).into_iter().map(flows).collect()
     }
 
     /// The first few by how many entries have no answer.
     pub fn stale(&self) -> Vec<Stale> {
-        let flows = |(key, (count, unanswered)): (&Led, &(u64, u64))| {
-            let (proto, dst, to) = *key;
-            Stale {
-                proto,
-                dst: dst.ip(),
-                dport: dst.port(),
-                to: to.ip(),
-                port: to.port(),
-                count: *count,
-                unanswered: *unanswered,
-                ruled: self.ruled(to.ip()),
-                silent: self.is_silent(to.ip()),
-            }
+        let flows = |((proto, dst, to, _), (count, unanswered)): (Key, Count)| Stale {
+            proto,
+            dst: dst.ip(),
+            dport: dst.port(),
+            to: to.ip(),
+            port: to.port(),
+            count,
+            unanswered,
+            ruled: self.ruled(to.ip()),
+            silent: self.is_silent(to.ip()),
         };
-        let mut stale: Vec<Stale> = self.led.iter().map(flows).collect();
-        stale.sort_by_key(|flows| std::cmp::Reverse((flows.unanswered, flows.count)));
-        stale.truncate(KEPT);
-        stale
+        most(&self.led, |_, &(count, unanswered)| (unanswered, count)).into_iter().map(flows).collect()
     }
 }
 
+fn count(counts: &mut BTreeMap<Key, Count>, key: Key, unanswered: bool) {
+    if counts.len() < MOST || counts.contains_key(&key) {
+        let count = counts.entry(key).or_default();
+        count.0 += 1;
+        count.1 += u64::from(unanswered);
+    }
+}
+
+/// The first few by weight, the heaviest first.
+fn most(counts: &BTreeMap<Key, Count>, weight: fn(&Key, &Count) -> (u64, u64)) -> Vec<(Key, Count)> {
+    let mut kept: Vec<(Key, Count)> = Vec::new();
+    for (key, count) in counts {
+        let heavier = |other: &(Key, Count)| weight(&other.0, &other.1) >= weight(key, count);
+        let place = kept.iter().take_while(|other| heavier(other)).count();
+        if place < KEPT {
+            kept.truncate(KEPT - 1);
+            kept.insert(place, (*key, *count));
+        }
+    }
+    kept
+}
+
 /// Neighbours that the kernel asked for their address in vain. Asking loads no module.
-fn silent_neighbours() -> io::Result<BTreeSet<IpAddr>> {
+fn silent_neighbours() -> io::Result<Vec<IpAddr>> {
     /// `RTM_GETNEIGH`.
     const NEIGHBOUR_GET: u16 = 30;
     /// `struct ndmsg` has this much behind its family; the kernel lists all interfaces where it is 0.
     const REST_OF_NDMSG: usize = 8;
-    let mut silent = BTreeSet::new();
+    let mut silent = Vec::new();
     Requests::open_to_routes()?.dump_where(NEIGHBOUR_GET, 0, &[0; REST_OF_NDMSG], |message| {
         silent.extend(silent_neighbour(message.payload));
         if silent.len() < NEIGHBOURS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

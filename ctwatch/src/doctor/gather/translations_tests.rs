@@ -38,7 +38,7 @@ fn entries_that_lead_to_nobody_are_counted_and_no_others() {
             (address("10.9.0.1"), address("10.9.0.9")),
             (address("10.9.0.20"), address("10.9.0.20")),
         ]),
-        silent: BTreeSet::from([address("10.9.0.20")]),
+        silent: vec![address("10.9.0.20")],
         ..Translations::default()
     };
     for (backend, bits) in [
@@ -80,4 +80,15 @@ fn only_neighbours_that_failed_are_silent() {
     assert_eq!(silent_neighbour(&message(0x01, &[10, 9, 0, 77])), None, "still asked");
     assert_eq!(silent_neighbour(&message(0x20, &[10, 9])), None);
     assert_eq!(silent_neighbour(&[2, 0, 0]), None);
+}
+
+#[test]
+fn the_heaviest_are_kept_in_order() {
+    let mut counts = BTreeMap::new();
+    for number in [3_u16, 14, 1, 9, 12, 7, 2, 11, 5, 8, 13, 4] {
+        let end = |port| SocketAddr::new(address("10.0.0.1"), port);
+        counts.insert((17, end(number), end(53), (0, 0)), (u64::from(number), 0));
+    }
+    let kept: Vec<u64> = most(&counts, |_, &count| count).iter().map(|(_, (count, _))| *count).collect();
+    assert_eq!(kept, [14, 13, 12, 11, 9, 8, 7, 5, 4, 3]);
 }

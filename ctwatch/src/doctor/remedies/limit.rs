@@ -76,7 +76,7 @@ fn first(facts: &Facts) -> Result<Option<Place>, ()> {
     first.place().map_err(drop)
 }
 
-/// Raising the limit, with as many buckets.
+/// Raising the limit, and the buckets with it.
 pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     let limit = recommended(facts, namespace)?;
     let max = namespace.max()?;
@@ -97,7 +97,11 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
             "Raise the limit from {} to {}{}",
             thousands(max),
             thousands(limit),
-            if buckets < limit { ", with as many buckets" } else { "; there are buckets enough" }
+            if buckets < limit {
+                format!(", and the buckets to {}", thousands(limit))
+            } else {
+                "; there are buckets enough".to_owned()
+            }
         ),
         &settings,
         &old,
@@ -152,6 +156,10 @@ pub fn apply(facts: &Facts, first: &Namespace, sysctl: &'static str, value: u64)
             );
         }
     }
+    let more = match (sysctl, settings.as_slice()) {
+        ("max", [buckets, _]) => format!(", and the buckets to {}", thousands(buckets.value)),
+        _ => String::new(),
+    };
     let name = match sysctl {
         "max" => "limit",
         other => other,
@@ -160,9 +168,8 @@ pub fn apply(facts: &Facts, first: &Namespace, sysctl: &'static str, value: u64)
         facts,
         ("apply-configured", name),
         format!(
-            "Set nf_conntrack_{sysctl} to the {} of the file{}, in a file that is applied after the others",
-            thousands(value),
-            if settings.len() > 1 { ", with as many buckets" } else { "" }
+            "Set nf_conntrack_{sysctl} to the {} of the file{more}, in a file that is applied after the others",
+            thousands(value)
         ),
         &settings,
         &old,
