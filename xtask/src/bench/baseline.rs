@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::figure::Figure;
 use super::{Measured, table};
 use crate::paths;
 use crate::step::say;
@@ -29,6 +30,16 @@ fn promised(name: &str) -> Option<f64> {
         ("ctwatch-kprobe", "ports") => Some(1600.0),
         ("ctwatch-kprobe", "half") => Some(1700.0),
         ("ctwatch-kprobe", "steady" | "full") => Some(1800.0),
+        _ => None,
+    }
+}
+
+/// The most instructions of its own that ctwatch promises to take from its start until it is attached, in millions, by
+/// each source that attaches programs.
+fn promised_start(kernel: &str) -> Option<u64> {
+    match kernel {
+        "6.1" => Some(600),
+        "7.3" => Some(1350),
         _ => None,
     }
 }
@@ -112,7 +123,8 @@ pub(super) fn check(all: &[Measured]) -> Result<()> {
             ));
         }
     }
-    let problems = compare(&baseline, &now);
+    let mut problems = compare(&baseline, &now);
+    problems.extend(all.iter().flat_map(starts));
     if problems.is_empty() {
         say(
             "every figure is within its promised bound, and none that can be compared has grown by more than 5 %",
@@ -155,8 +167,30 @@ fn compare(baseline: &Baseline, now: &Baseline) -> Vec<String> {
     problems
 }
 
+/// Starts that took more than is promised, or were not measured.
+fn starts(measured: &Measured) -> Vec<String> {
+    let Some(bound) = promised_start(&measured.kernel) else { return Vec::new() };
+    let took = |observer: &str| {
+        measured.figures.iter().find_map(|figure| match figure {
+            Figure::Process(process) if process.observer == observer => Some(process.attach),
+            _ => None,
+        })
+    };
+    let problem = |observer: &str| match took(observer) {
+        None => Some(format!("{} {observer}: its start was not measured", measured.kernel)),
+        Some(attach) if attach > bound * 1_000_000 => Some(format!(
+            "{} {observer}: {} million instructions until attached; at most {bound} are promised",
+            measured.kernel,
+            attach / 1_000_000
+        )),
+        Some(_) => None,
+    };
+    ["ctwatch-fexit", "ctwatch-kprobe"].into_iter().filter_map(problem).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::figure::Process;
     use super::*;
 
     fn of_kernel(release: &str, figures: &[(&str, f64)]) -> Baseline {
@@ -190,6 +224,25 @@ mod tests {
                 assert_eq!((problems(bound), problems(bound + 1.0)), (0, 1), "{name} {release}");
             }
         }
+    }
+
+    #[test]
+    fn a_start_within_its_bound_is_none() {
+        let of = |kernel: &str, attach: &[u64]| {
+            let process = |(observer, attach): (&str, &u64)| {
+                let observer = observer.to_owned();
+                Figure::Process(Process { observer, attach: *attach, elapsed: 0, report: 0, resident: 0 })
+            };
+            let figures = ["ctwatch-fexit", "ctwatch-kprobe"].into_iter().zip(attach).map(process).collect();
+            starts(&Measured { kernel: kernel.to_owned(), release: String::new(), figures }).len()
+        };
+        for kernel in super::super::KERNELS {
+            let most = promised_start(kernel).unwrap() * 1_000_000;
+            assert_eq!(of(kernel, &[most, most]), 0, "{kernel}");
+            assert_eq!(of(kernel, &[most + 1, most]), 1, "{kernel}");
+            assert_eq!(of(kernel, &[most]), 1, "{kernel}: one was not measured");
+        }
+        assert_eq!(of("6.12", &[]), 0, "nothing is promised");
     }
 
     #[test]
