@@ -75,6 +75,8 @@ fn paint(svg: &mut String, lines: &[Line], zone: &TimeZone) -> Result<Frame, Box
     let font = ("sans-serif", 20).into_font().color(&INK);
     let mut chart = ChartBuilder::on(&root)
         .margin(8)
+        // Half a label, for one at the upper end, which a phone shows larger.
+        .margin_top(20)
         .margin_right(24)
         .x_label_area_size(46)
         .y_label_area_size(70)

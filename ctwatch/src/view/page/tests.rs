@@ -159,6 +159,21 @@ fn numbers_are_written_in_one_way() {
     assert_eq!(written, ["0", "0", "0.5", "9.9", "10", "10", "12", "1,235"]);
 }
 
+/// The label of a round number at the upper end of its axis was cut off: 1000, with 1001 as the highest value.
+#[test]
+fn no_label_lies_at_the_upper_edge_of_a_chart() {
+    for highest in (1..=2_000).chain([10_000, 99_999, 1_000_001]) {
+        let points = vec![(0.0, 0.0), (1.0, f64::from(highest))];
+        let line = chart::Line { name: "a".to_owned(), points, ..chart::Line::default() };
+        let svg = chart::draw("a", &[line], &TimeZone::UTC).unwrap();
+        let labels =
+            svg.split("<text ").skip(1).filter_map(|text| text.split("y=\"").nth(1)?.split('"').next());
+        let top = labels.map(|y| y.parse::<i32>().unwrap()).min();
+        // Half of the 24 pixels of a phone's font, and a little.
+        assert!(top >= Some(16), "{top:?} with {highest}");
+    }
+}
+
 #[test]
 fn one_report_is_enough_and_a_day_is_not_too_much() {
     for seconds in [1, 2, 3, 4000] {
