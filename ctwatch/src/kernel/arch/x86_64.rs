@@ -89,7 +89,12 @@ const PT_REGS: [Register; 15] = [
 /// `code` lies at `start`. `None` where it does not call `callee`, or not always at the same depth, or
 /// does with its stack what this cannot follow.
 pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
-    u32::try_from(at_calls(&[Piece { start, code }], callee)?.depth + 8).ok()
+    let depth = at_calls(&[Piece { start, code }], callee)?.depth;
+    // The stack holds words. An `enter` of an odd size, which no compiler makes, would have it begin between two.
+    if depth % 8 != 0 {
+        return None;
+    }
+    u32::try_from(depth + 8).ok()
 }
 
 /// The places in `pt_regs`, in bytes, of registers that hold the caller's first arguments whenever
