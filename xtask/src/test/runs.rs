@@ -54,7 +54,7 @@ const COUNTING: [&str; 15] = [
 ];
 
 /// Beside it, by kprobes.
-const BY_KPROBE: [&str; 3] = ["generators::", "hidden_code::", "misread::"];
+const BY_KPROBE: [&str; 2] = ["hidden_code::", "misread::"];
 
 /// Beside it, by netlink: how it behaves.
 const BY_NETLINK: [&str; 5] =
