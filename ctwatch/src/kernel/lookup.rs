@@ -4,10 +4,11 @@
 //! runs once, as a system call of this process, and is attached to nothing.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::AsRawFd as _;
 
-use aya_obj::generated::{BPF_F_SLEEPABLE, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
-use nix::libc;
+use aya_obj::generated::{BPF_F_SLEEPABLE, bpf_cmd, bpf_insn, bpf_prog_type};
+
+use super::bpf::{bpf, bpf_fd, zeroed};
 
 /// Bytes of a name, with the zero at its end. They lie on the program's stack.
 const NAME: usize = 64;
@@ -33,9 +34,7 @@ pub(super) fn addresses<const N: usize>(names: [&str; N]) -> io::Result<[u64; N]
     load.insn_cnt = u32::try_from(code.len()).map_err(io::Error::other)?;
     load.license = c"Dual MIT/GPL".as_ptr() as u64;
     // SAFETY: the code and the licence that attr points to live until the call returns.
-    let fd = RawFd::try_from(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just opened it for us.
-    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    let program = unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?;
     let mut found = [0_u64; N];
     let mut attr = zeroed();
     // SAFETY: the variant for BPF_PROG_TEST_RUN; every byte of it was set to zero.
@@ -79,20 +78,6 @@ fn program(names: &[&str]) -> Option<Vec<bpf_insn>> {
 
 fn insn(code: u8, to: u8, from: u8, off: i16, imm: i32) -> bpf_insn {
     bpf_insn { code, _bitfield_align_1: [], _bitfield_1: bpf_insn::new_bitfield_1(to, from), off, imm }
-}
-
-fn zeroed() -> bpf_attr {
-    // SAFETY: a union of plain data, for which the kernel wants unused bytes to be zero.
-    unsafe { std::mem::zeroed() }
-}
-
-/// # Safety
-///
-/// Every address in `attr` must be valid for what `command` does with it.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
-    // SAFETY: the kernel reads and writes no more than the size given; the caller answers for the addresses inside.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<bpf_attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]

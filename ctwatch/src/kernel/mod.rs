@@ -1,6 +1,7 @@
 //! What this kernel is: facts read once, and what follows from them.
 
 pub mod arch;
+pub mod bpf;
 pub mod btf;
 pub mod facts;
 pub mod held;
