@@ -13,8 +13,7 @@ impl Plan {
     /// the part that they need.
     #[must_use]
     pub fn tracing(mut self, facts: &Facts, wanted: &Wanted) -> Self {
-        let events = wanted.names.events();
-        let asked = |some: &[Event]| some.iter().any(|event| events >> *event as u32 & 1 != 0);
+        let asked = |some: &[Event]| some.iter().any(|event| wanted.names.ask(*event));
         if !wanted.counting {
             // Where the insert function was inlined, inserts are seen at confirmation.
             let insert_at_confirm = !self.subtract_netlink;

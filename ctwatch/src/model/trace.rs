@@ -57,6 +57,11 @@ impl Names {
         self.iter().flat_map(Group::events).fold(0, |bits, event| bits | 1 << *event as u32)
     }
 
+    /// Whether this event is asked for, by any of its names.
+    pub fn ask(self, event: Event) -> bool {
+        self.events() >> event as u32 & 1 != 0
+    }
+
     /// What an event is shown as. An eviction is one line, even where deletes are asked for as well.
     fn name_of(self, event: Event) -> Group {
         // The first is the one that its field belongs to; a narrower one comes behind it.

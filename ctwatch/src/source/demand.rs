@@ -57,14 +57,15 @@ impl Failures {
     }
 }
 
-/// Events of which the kernel counts the same (`insert_failed` and `drop`).
-pub(super) const RECKONED: [Event; 5] = [
-    Event::FailedClash,
-    Event::FailedChaintoolong,
-    Event::FailedDying,
-    Event::DropTableFull,
-    Event::DropNoMemory,
-];
+/// What the kernel's `insert_failed` counts.
+pub(super) const FAILED: [Event; 3] = [Event::FailedClash, Event::FailedChaintoolong, Event::FailedDying];
+/// What its `drop` counts; a clash is in both.
+pub(super) const DROPPED: [Event; 3] = [Event::FailedClash, Event::DropTableFull, Event::DropNoMemory];
+
+/// How often these events were counted.
+fn sum<'a>(rows: impl Iterator<Item = &'a Counters>, events: &[Event]) -> u64 {
+    rows.map(|row| events.iter().map(|event| row.get(*event)).sum::<u64>()).sum()
+}
 
 /// Compares the kernel's counters with what the hooks saw.
 #[derive(Debug, Default)]
@@ -113,12 +114,8 @@ impl Reckoning {
             told.insert_failed += since.insert_failed;
             told.drop += since.drop;
         }
-        let seen = |events: &[Event]| -> u64 {
-            rows.values().map(|row| events.iter().map(|event| row.get(*event)).sum::<u64>()).sum()
-        };
-        let clash = seen(&[Event::FailedClash]);
-        let failed = clash + seen(&[Event::FailedChaintoolong, Event::FailedDying]);
-        let dropped = clash + seen(&[Event::DropTableFull, Event::DropNoMemory]) + refused;
+        let failed = sum(rows.values(), &FAILED);
+        let dropped = sum(rows.values(), &DROPPED) + refused;
         told.insert_failed.saturating_sub(failed) + told.drop.saturating_sub(dropped)
     }
 
@@ -154,9 +151,7 @@ impl Reckoning {
             .collect();
         let lacks = |netns: &u32| {
             let here = rows.iter().filter(|(flow, _)| flow.netns == *netns).map(|(_, row)| row);
-            let counted = [Event::DropTableFull, Event::DropNoMemory, Event::FailedClash];
-            let seen: u64 = here.map(|row| counted.iter().map(|event| row.get(*event)).sum::<u64>()).sum();
-            dropped(netns) > seen
+            dropped(netns) > sum(here, &DROPPED)
         };
         let contradicts = !strange.is_empty() && self.last.keys().any(lacks);
         self.first_refused.retain(|netns, _| refused.contains_key(netns));

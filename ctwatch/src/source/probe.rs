@@ -11,7 +11,7 @@ use ctwatch_ebpf::{Counters, Event, FlowType, ROWS};
 
 use super::{
     Source, Status,
-    demand::{RECKONED, Reckoning, near_full},
+    demand::{DROPPED, FAILED, Reckoning, near_full},
     invalid::{Search, Step},
     now, own_time,
     tables::Tables,
@@ -88,8 +88,7 @@ impl Wishes {
     /// Whether every failure that the kernel counts is to be seen here too.
     fn all_failures(&self) -> bool {
         let seen = |wanted: &Wanted| {
-            let events = wanted.names.events();
-            wanted.counting || RECKONED.iter().all(|event| events >> *event as u32 & 1 != 0)
+            wanted.counting || FAILED.iter().chain(&DROPPED).all(|event| wanted.names.ask(*event))
         };
         self.filter == Filter::default() && self.trace.as_ref().is_none_or(seen)
     }
