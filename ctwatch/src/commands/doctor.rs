@@ -86,12 +86,9 @@ fn recorded(file: &Path, args: &DoctorArgs, writes: bool) -> anyhow::Result<(Fac
     let mut recorded = Recorded::default();
     let mut last = None;
     while let Some(step) = reader.next_step()? {
-        let wall = step.report.wall_ns;
-        let wanted = args.from_time.is_none_or(|from| wall >= from) && args.to.is_none_or(|to| wall <= to);
-        // What ends a run repeats its last report.
-        if wanted && !step.closing {
+        if step.counts_within(args.from_time, args.to) {
             recorded.add(step.session.id, &step.session.kernel, &step.session.info, &step.report);
-            last = Some((wall, step.session.host));
+            last = Some((step.report.wall_ns, step.session.host));
         }
     }
     let facts = recorded.facts().zip(last);

@@ -79,10 +79,7 @@ impl Gathered {
 fn recorded(mut reader: Reader, args: &ReportArgs) -> anyhow::Result<String> {
     let mut gathered = Gathered::new(args.mask);
     while let Some(step) = reader.next_step()? {
-        let wall = step.report.wall_ns;
-        let wanted = args.from.is_none_or(|from| wall >= from) && args.to.is_none_or(|to| wall <= to);
-        // What ends a run repeats its last report.
-        if wanted && !step.closing {
+        if step.counts_within(args.from, args.to) {
             gathered.add(step.session, step.report);
         }
     }

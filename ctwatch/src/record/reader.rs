@@ -30,6 +30,19 @@ pub struct Step {
     pub closing: bool,
 }
 
+impl Step {
+    /// Whether it lies between these times, both included, in nanoseconds since the Unix epoch.
+    pub fn is_within(&self, from: Option<i128>, to: Option<i128>) -> bool {
+        let wall = self.report.wall_ns;
+        from.is_none_or(|from| wall >= from) && to.is_none_or(|to| wall <= to)
+    }
+
+    /// Whether it is also a report of its own: the one that ends a run repeats the last.
+    pub fn counts_within(&self, from: Option<i128>, to: Option<i128>) -> bool {
+        !self.closing && self.is_within(from, to)
+    }
+}
+
 /// The report before, and what the frames behind it need.
 struct Last {
     step: Step,

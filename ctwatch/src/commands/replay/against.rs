@@ -41,13 +41,10 @@ fn added_up(
 ) -> anyhow::Result<(Incident, Session)> {
     let (mut incident, mut last) = (Incident::default(), None);
     while let Some(step) = reader.next_step()? {
-        let wall = step.report.wall_ns;
-        // What ends a run repeats its last report.
-        if step.closing || from.is_some_and(|from| wall < from) || to.is_some_and(|to| wall > to) {
-            continue;
+        if step.counts_within(from, to) {
+            incident.add(step.session.id, &step.session.info, &step.report);
+            last = Some(step.session);
         }
-        incident.add(step.session.id, &step.session.info, &step.report);
-        last = Some(step.session);
     }
     incident.finish();
     let session = last.with_context(|| format!("there is no report in this part of {file}"))?;

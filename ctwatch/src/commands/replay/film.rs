@@ -29,10 +29,7 @@ impl Film {
     pub(super) fn peek(&mut self) -> anyhow::Result<Option<&Step>> {
         while self.ahead.is_none() {
             let Some(step) = self.reader.next_step()? else { break };
-            let wall = step.report.wall_ns;
-            let wanted = self.from.is_none_or(|from| wall >= from) && self.to.is_none_or(|to| wall <= to);
-            // What ends a run repeats its last report.
-            if wanted && !step.closing {
+            if step.counts_within(self.from, self.to) {
                 self.ahead = Some(step);
             }
         }

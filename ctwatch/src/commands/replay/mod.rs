@@ -50,8 +50,7 @@ fn print_all(args: &ReplayArgs, mut reader: Reader) -> anyhow::Result<()> {
             if *stop.borrow() {
                 return Ok(());
             }
-            let wall = step.report.wall_ns;
-            if args.from.is_some_and(|from| wall < from) || args.to.is_some_and(|to| wall > to) {
+            if !step.is_within(args.from, args.to) {
                 continue;
             }
             if print(&mut out, &mut stop, &player.step(step)).await? == Reads::Gone {
