@@ -41,14 +41,16 @@ pub struct Baseline {
     lost: u64,
 }
 
-fn entered(counts: &Counters) -> u64 {
+/// Entries that entered the table.
+pub fn entered(counts: &Counters) -> u64 {
     // A clash may be resolved by an entry that is in the table for its replies only.
     [Event::Insert, Event::InsertNetlink, Event::ClashReplyOnly]
         .iter()
         .fold(0, |sum, event| sum.saturating_add(counts.get(*event)))
 }
 
-fn left(counts: &Counters) -> u64 {
+/// Entries that left it.
+pub fn left(counts: &Counters) -> u64 {
     Group::Delete.of(counts)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ctwatch_ebpf::{Counters, Event, FlowType, Group};
+use ctwatch_ebpf::{Counters, Event, FlowType};
 use serde::{Deserialize, Serialize};
 
 use super::losses::LossesWire;
@@ -11,6 +11,7 @@ use super::memory::{Ranked, Share, Time};
 use super::names::{Names, sparse};
 use super::rows::{TableWire, TopWire, open_tops};
 use super::{MOST_FLOWS, believable, carried, cost, nanos, parts, run_ns};
+use crate::model::live::{entered, left};
 use crate::model::ranking::{self, By, Losses, Top};
 use crate::model::{Flow, Rates, Report, Table};
 use crate::record::coder::{Bit, Cell, Coder, Reading, Writing};
@@ -288,10 +289,7 @@ impl Model {
         let mut grown: BTreeMap<u32, u64> = BTreeMap::new();
         for flow in flows {
             let grown = grown.entry(flow.key.netns).or_default();
-            for event in [Event::Insert, Event::InsertNetlink, Event::ClashReplyOnly] {
-                *grown = grown.wrapping_add(flow.counts.get(event));
-            }
-            *grown = grown.wrapping_sub(Group::Delete.of(&flow.counts));
+            *grown = grown.wrapping_add(entered(&flow.counts)).wrapping_sub(left(&flow.counts));
         }
         let mut tables = before.tables.clone();
         for (at, table) in tables.iter_mut().enumerate() {
