@@ -11,20 +11,8 @@ fn tuple(src: &str, dst: &str, ports: (u16, u16)) -> Tuple {
 }
 
 fn led_to(backend: &str, bits: u32) -> Entry {
-    Entry {
-        family: 2,
-        original: tuple("10.0.0.1", "192.0.2.1", (4000, 53)),
-        reply: Some(tuple(backend, "10.0.0.1", (5353, 4000))),
-        status: bits,
-        timeout: None,
-        state: None,
-        mark: None,
-        zone: 0,
-        id: None,
-        packets: None,
-        bytes: None,
-        started_ns: None,
-    }
+    let original = tuple("10.0.0.1", "192.0.2.1", (4000, 53));
+    Entry { reply: Some(tuple(backend, "10.0.0.1", (5353, 4000))), status: bits, ..Entry::of(2, original) }
 }
 
 fn address(text: &str) -> IpAddr {

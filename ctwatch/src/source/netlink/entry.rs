@@ -86,20 +86,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry in a [`super::message::CT_NEW`] or [`super::message::CT_DELETE`] message; `None` where it has no
-    /// original tuple that can be read.
-    pub fn parse(message: &Message<'_>) -> Option<Self> {
-        let mut original = None;
-        let mut reply = None;
-        let (mut packets, mut bytes) = (None, None);
-        let mut rest = Self {
-            family: message.family()?,
-            original: Tuple {
-                src: Ipv4Addr::UNSPECIFIED.into(),
-                dst: Ipv4Addr::UNSPECIFIED.into(),
-                proto: 0,
-                l4: L4::None,
-            },
+    /// One of which nothing is known but its original tuple.
+    pub const fn of(family: u8, original: Tuple) -> Self {
+        Self {
+            family,
+            original,
             reply: None,
             status: 0,
             timeout: None,
@@ -110,7 +101,18 @@ impl Entry {
             packets: None,
             bytes: None,
             started_ns: None,
-        };
+        }
+    }
+
+    /// The entry in a [`super::message::CT_NEW`] or [`super::message::CT_DELETE`] message; `None` where it has no
+    /// original tuple that can be read.
+    pub fn parse(message: &Message<'_>) -> Option<Self> {
+        let mut original = None;
+        let mut reply = None;
+        let (mut packets, mut bytes) = (None, None);
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let none = Tuple { src: nobody, dst: nobody, proto: 0, l4: L4::None };
+        let mut rest = Self::of(message.family()?, none);
         for attribute in message.attributes() {
             match attribute.kind {
                 cta::TUPLE_ORIG | cta::TUPLE_REPLY => {
