@@ -293,7 +293,7 @@ fn function(line: &[u8]) -> Option<(u64, &[u8])> {
 
 /// The address of [`PREEMPTION`]. Its kind differs: data, or text where its section lies there (7.3).
 fn preemption_variable(line: &[u8]) -> Option<u64> {
-    let line = line.trim_ascii_end().strip_suffix(b" preempt_dynamic_mode")?;
+    let line = line.trim_ascii_end().strip_suffix(PREEMPTION.as_bytes())?.strip_suffix(b" ")?;
     let digits = str::from_utf8(line.get(..line.iter().position(|byte| *byte == b' ')?)?).ok()?;
     u64::from_str_radix(digits, 16).ok()
 }
