@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::processes;
-use super::space::Space;
+use super::space::{Space, checked};
 pub(super) use child::{Ended, Running, bears_a_closed_pipe, signal};
 use rows::{ANY, field_of, flatten, is_part, key_of, rows_of, sum_of};
 pub(super) use rows::{Counts, Key, Silence};
@@ -22,6 +22,12 @@ pub(super) use rows::{Counts, Key, Silence};
 /// The program under test; the variable is for trying scenarios outside a guest.
 pub(super) fn program() -> String {
     std::env::var("CTWATCH").unwrap_or_else(|_| "/bin/ctwatch".to_owned())
+}
+
+/// What ctwatch knows of this kernel.
+pub(super) fn facts() -> anyhow::Result<Value> {
+    let facts = checked(Command::new(program()).arg("facts"))?;
+    serde_json::from_str(&facts).context("ctwatch facts")
 }
 
 /// Runs it to its end.
@@ -202,6 +208,20 @@ impl Watch {
     }
 }
 
+/// What kprobes missed of so many events, where the kernel tells: those that an interrupt meets inside of another one are
+/// skipped (`kprobe_ftrace_handler`, 5.10 to 7.3). So few that a mistake of ours cannot hide among them.
+pub(super) fn missed(report: &Value, events: u64) -> anyhow::Result<u64> {
+    if report["source"]["kind"] != "kprobe" {
+        return Ok(0);
+    }
+    Ok(lost(report)?.min(events / 100))
+}
+
+/// What it says by this report that it missed.
+fn lost(report: &Value) -> anyhow::Result<u64> {
+    report["source"]["lost"].as_u64().context("ctwatch does not say what it lost")
+}
+
 impl Totals {
     /// A count of one flow type; 0 where no row told of it. `delete` and the like sum their reasons.
     pub(super) fn get(&self, key: &Key, field: &str) -> u64 {
@@ -210,8 +230,7 @@ impl Totals {
 
     /// What it says that it missed.
     pub(super) fn lost(&self) -> anyhow::Result<u64> {
-        let last = self.objects.last().context("ctwatch printed nothing")?;
-        last["source"]["lost"].as_u64().context("ctwatch does not say what it lost")
+        lost(self.objects.last().context("ctwatch printed nothing")?)
     }
 
     /// The same over all flow types.
@@ -231,14 +250,10 @@ impl Totals {
         self.rows.iter().filter(here).map(|(_, counts)| field_of(counts, field)).sum()
     }
 
-    /// What kprobes missed, where the kernel tells: those that an interrupt meets inside of another one are skipped
-    /// (`kprobe_ftrace_handler`, 5.10 to 7.3). So few that a mistake of ours cannot hide among them.
+    /// What kprobes missed: see [`missed`].
     pub(super) fn missed(&self) -> anyhow::Result<u64> {
-        if self.silence.kind != "kprobe" {
-            return Ok(0);
-        }
-        let events: u64 = ["insert", "drop", "insert_failed"].iter().map(|field| self.sum(field)).sum();
-        Ok(self.lost()?.min(events / 100))
+        let events = ["insert", "drop", "insert_failed"].iter().map(|field| self.sum(field)).sum();
+        missed(self.objects.last().context("ctwatch printed nothing")?, events)
     }
 
     /// What must hold whatever was watched: the intervals add up to the totals, and nothing is missing in them.

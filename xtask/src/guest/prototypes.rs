@@ -30,7 +30,7 @@ const MEMBERS: [(&str, &str, &[&str]); 9] = [
 pub(super) fn run(functions: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
     modules::load()?;
-    let facts = checked(Command::new(ctwatch::program()).arg("facts"))?;
+    let facts = ctwatch::facts()?;
     let kallsyms = fs::read_to_string("/proc/kallsyms").context("read /proc/kallsyms")?;
     let wanted = |symbol: &&str| {
         let base = symbol.split('.').next().unwrap_or(symbol);
@@ -48,7 +48,7 @@ pub(super) fn run(functions: &[String], results: &Path) -> anyhow::Result<ExitCo
     };
     let prototype = |name: &String| types.prototype(name).map(|text| (name.clone(), text));
     report.figure(&Figure::Kernel(Box::new(KernelTypes {
-        facts: serde_json::from_str(&facts).context("ctwatch facts")?,
+        facts,
         symbols: symbols.map(str::to_owned).collect(),
         prototypes: functions.iter().filter_map(prototype).collect::<BTreeMap<_, _>>(),
         offsets: MEMBERS.iter().filter_map(offset).collect(),

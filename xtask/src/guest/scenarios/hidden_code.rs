@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::super::ctwatch;
-use super::super::space::checked;
 use super::super::trial::equal;
 use super::{Scenario, Skip, causes, full, scenario, trace};
 
@@ -44,12 +43,6 @@ impl Drop for Hidden {
     }
 }
 
-/// What ctwatch knows of this kernel.
-fn facts() -> anyhow::Result<serde_json::Value> {
-    let facts = checked(std::process::Command::new(ctwatch::program()).arg("facts"))?;
-    serde_json::from_str(&facts).context("ctwatch facts")
-}
-
 /// The modules' own tables, read while `/proc/kallsyms` is hidden, have the same symbols as its text, read while kernel
 /// memory is. That text is the witness of where functions end.
 fn symbols() -> anyhow::Result<()> {
@@ -64,11 +57,11 @@ fn symbols() -> anyhow::Result<()> {
     }
     let by_text = {
         let _hidden = Hidden::hide(CODE)?;
-        facts()?
+        ctwatch::facts()?
     };
     let by_tables = {
         let _hidden = Hidden::hide(SYMBOLS)?;
-        facts()?
+        ctwatch::facts()?
     };
     equal("symbols", &by_tables["symbols"], &by_text["symbols"])?;
     let callers = by_tables["symbols"]["callers"].as_array().context("callers")?;
@@ -103,7 +96,7 @@ fn hidden(scenario: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     }
     super::super::modules::load()?;
     let _hidden = Hidden::hide(CODE)?;
-    let facts = facts()?;
+    let facts = ctwatch::facts()?;
     equal(
         "what the code tells",
         (&facts["newcomer"], &facts["delete_frame"]),

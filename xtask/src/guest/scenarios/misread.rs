@@ -10,7 +10,6 @@ use nix::mount::{MsFlags, mount, umount};
 use serde_json::Value;
 
 use super::super::ctwatch::{self, Watch};
-use super::super::space::checked;
 use super::super::traffic::{Family, Flows, udp};
 use super::super::trial::equal;
 use super::super::witness::{self, Stats};
@@ -192,9 +191,7 @@ const fn with(operands: u8, source: u8) -> u8 {
 }
 
 fn fact(name: &str) -> anyhow::Result<Value> {
-    let facts = checked(std::process::Command::new(ctwatch::program()).arg("facts"))?;
-    let facts: Value = serde_json::from_str(&facts).context("ctwatch facts")?;
-    Ok(facts[name].clone())
+    Ok(ctwatch::facts()?[name].clone())
 }
 
 /// Waits until it says that it no longer believes the kernel's code.

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::sys::utsname::uname;
 use serde_json::Value;
 
-use super::super::ctwatch::{PATIENCE, program, run, signal, source};
+use super::super::ctwatch::{PATIENCE, missed, program, run, signal, source};
 use super::super::space::checked;
 use super::super::traffic::{Family, Flows, PORT, spread, udp};
 use super::super::trial::equal;
@@ -108,14 +108,6 @@ fn totals(object: &Value, field: &str) -> u64 {
     sum(std::slice::from_ref(object), |flow| flow["total"][field].as_u64())
 }
 
-/// What kprobes have missed of so many events by this report. `Totals::missed` of the counting scenarios has the cause
-/// and this bound.
-fn missed(object: &Value, of: u64) -> u64 {
-    let source = &object["source"];
-    let lost = source["lost"].as_u64().filter(|_| source["kind"] == "kprobe");
-    lost.unwrap_or(0).min(of / 100)
-}
-
 fn replay(file: &str) -> anyhow::Result<String> {
     let ended = run(&["replay", file, "--json"])?;
     anyhow::ensure!(ended.status.success(), "replay: {}", String::from_utf8_lossy(&ended.stderr));
@@ -142,8 +134,9 @@ fn flood(end: Signal) -> anyhow::Result<()> {
     let kernel = Stats::read(&space)?.since(&before);
     let happened = sent.passed + sent.refused;
     Recording::wait_printed("all flows in reports", |lines| {
-        let told = inserts(lines) - was_in + drops(lines) - was_refused;
-        told + lines.last().map_or(0, |last| missed(last, happened)) >= happened
+        let counted = inserts(lines) - was_in + drops(lines) - was_refused;
+        let missed = lines.last().and_then(|last| missed(last, happened).ok());
+        counted + missed.unwrap_or(0) >= happened
     })?;
     recording.end(end)?;
 
@@ -159,10 +152,9 @@ fn flood(end: Signal) -> anyhow::Result<()> {
     let last = objects.last().context("no report")?;
     equal("refusals and the kernel's", Some(sent.refused), kernel.get("drop"))?;
     let (entered, refused) = (inserts(&objects) - was_in, drops(&objects) - was_refused);
-    let missing = |told: u64, happened: u64| happened.checked_sub(told).context("more than happened");
-    let short = missing(entered, sent.passed)? + missing(refused, sent.refused)?;
+    let not_counted = |counted: u64, sent: u64| sent.checked_sub(counted).context("more counted than sent");
     anyhow::ensure!(
-        short <= missed(last, happened),
+        not_counted(entered, sent.passed)? + not_counted(refused, sent.refused)? <= missed(last, happened)?,
         "{entered} inserts and {refused} refusals are in the recording, of {} and {}, and {} are lost",
         sent.passed,
         sent.refused,

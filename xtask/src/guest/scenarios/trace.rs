@@ -54,10 +54,10 @@ pub(super) fn burst(source: &str) -> anyhow::Result<()> {
     let counted = sent.passed + sent.refused + kernel.get("early_drop").unwrap_or(0);
     // A hook that notes newcomers was skipped by the kernel now and then, on 7.3 with 13 processes for 2 CPUs: that counts
     // as lost and leaves out no event.
-    let told_of = told.events.len() as u64;
+    let shown = told.events.len() as u64;
     anyhow::ensure!(
-        (told_of..=told_of + told.lost).contains(&counted),
-        "{counted} events happened, {told_of} were shown and {} are lost",
+        (shown..=shown + told.lost).contains(&counted),
+        "{counted} events happened, {shown} were shown and {} are lost",
         told.lost
     );
     if told.lost == 0 {
