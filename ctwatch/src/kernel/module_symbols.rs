@@ -98,7 +98,7 @@ impl Module {
         Ok(Self { name, entries, kinds, names })
     }
 
-    /// Its functions. What is damaged is left out.
+    /// Its functions. Damaged entries are left out.
     pub fn functions(&self) -> impl Iterator<Item = Function<'_>> {
         functions(&self.entries, &self.kinds, &self.names)
     }

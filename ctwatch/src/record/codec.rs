@@ -19,7 +19,7 @@ impl Packer {
         Self(None)
     }
 
-    /// The bytes of a frame, at the begin of a stream or in the one begun. After an error a key frame must come next.
+    /// The bytes of a frame, at the beginning of a new stream or in the one that goes on. After an error a key frame must come next.
     pub(super) fn pack(&mut self, begin: bool, plain: &[u8]) -> io::Result<Vec<u8>> {
         if begin {
             let mut fresh = Encoder::new(LEVEL)?;

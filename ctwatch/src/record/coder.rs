@@ -169,7 +169,7 @@ impl Coder for Reading<'_> {
     }
 }
 
-/// Lengths of numbers that are told apart; longer ones share the last place.
+/// Lengths in bits with a place of their own. Longer numbers share the last place.
 const LENGTHS: usize = 20;
 
 /// What is known of one number of each report: its mean, and how far it is from it.

@@ -35,7 +35,7 @@ struct ChangeObject<'a> {
     proto: String,
     event: &'static str,
     loss: bool,
-    /// Events per second; `null` where the source could not tell.
+    /// Events per second. `null`: the source does not count this event.
     a: Option<f64>,
     b: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! Away with entries that send flows where nobody is.
+//! Deletes entries that send flows where nobody is.
 
 use std::net::IpAddr;
 

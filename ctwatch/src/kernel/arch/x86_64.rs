@@ -90,7 +90,7 @@ const PT_REGS: [Register; 15] = [
 /// does with its stack what this cannot follow.
 pub fn distance(code: &[u8], start: u64, callee: u64) -> Option<u32> {
     let depth = at_calls(&[Piece { start, code }], callee)?.depth;
-    // The stack holds words. An `enter` of an odd size, which no compiler makes, would have it begin between two.
+    // The stack holds words. After an `enter` of an odd size, which no compiler makes, an address would lie across two.
     if depth % 8 != 0 {
         return None;
     }

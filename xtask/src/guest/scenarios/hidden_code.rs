@@ -1,5 +1,6 @@
 //! The same counts where the kernel's machine code cannot be read, as in a container whose `/proc/kcore` is masked:
-//! other hooks do then what the code would have told. And the same symbols, which are read another way then.
+//! other hooks then count what the code would have shown. The same symbols too: without that file they are read from
+//! `/proc/kallsyms`.
 
 use std::fs;
 
