@@ -25,7 +25,7 @@ use tally::Tally;
 /// How long all scenarios on one kernel may take, on a slow machine that does other work.
 const GUEST_LIMIT: Duration = Duration::from_mins(40);
 /// The longest scenario takes two minutes on a busy machine. An emulated CPU was seen to hang in the kernel for good.
-const SILENCE: Duration = Duration::from_mins(8);
+const SILENCE: Duration = Duration::from_mins(5);
 
 /// What to test.
 #[derive(Clone, Debug, Default)]

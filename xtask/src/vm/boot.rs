@@ -183,7 +183,7 @@ impl<'a> Guest<'a> {
         let console = if shell { "ttyS2" } else { "ttyS0" };
         // The kernel's test of the timer counts interrupts against a busy loop: an emulator that is not scheduled on
         // a busy machine fails it, and the kernel panics ("IO-APIC + timer doesn't work", seen on 7.3).
-        let fixed = format!("console={console} quiet panic=-1 no_timer_check rdinit=/init");
+        let fixed = format!("console={console} quiet oops=panic panic=-1 no_timer_check rdinit=/init");
         let mut append = vec![fixed, self.append.clone()];
         let file = |name: &str| format!("file:{}", scratch.path(name).display());
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"])
