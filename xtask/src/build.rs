@@ -44,7 +44,9 @@ fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = object::build::elf::Builder::read(object)?;
     for section in &mut builder.sections {
         let name = section.name.to_vec();
-        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+        // What would move places in the BTF: bpf-linker has linked already, and no loader reads it.
+        let moves_btf = name.starts_with(b".rel.BTF");
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_") || moves_btf;
     }
     builder.delete_orphans();
     // LLVM keeps the names of sections among those of symbols; the builder wants them apart.
