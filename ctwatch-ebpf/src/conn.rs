@@ -281,6 +281,17 @@ pub fn number(pointer: u64) -> u64 {
     read(&raw const pointer as u64).unwrap_or(0)
 }
 
+/// The same number, of which the verifier knows nothing: paths that differ in it alone are one path to it, which it
+/// checks once. `unknown` is any number that it does not know.
+#[inline(always)]
+pub fn forget(mut number: u64, unknown: u64) -> u64 {
+    // SAFETY: adds and takes away the same.
+    unsafe {
+        asm!("{0} += {1}", "{0} -= {1}", inout(reg) number, in(reg) unknown, options(pure, nomem, nostack, preserves_flags));
+    }
+    number
+}
+
 /// The address of an entry's original tuple.
 #[inline(always)]
 pub fn tuple_of(ct: u64) -> u64 {

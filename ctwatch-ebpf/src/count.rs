@@ -1,16 +1,14 @@
 //! Finding the row of a flow type and adding to it.
 
-use core::arch::asm;
-
 use aya_ebpf::{Global, bindings::BPF_NOEXIST};
 use ctwatch_ebpf::{
-    Event, FlowType, Health, OVERFLOW_ROW, ROWS,
+    Counters, Event, FlowType, Health, OVERFLOW_ROW, ROWS,
     loss::Tuple,
     tally::{self, AddressKey, Addresses, PortKey, stir},
 };
 
 use crate::{
-    conn::{Conn, number, read, tuple_of},
+    conn::{Conn, forget, number, read, tuple_of},
     filter::passes,
     health::health,
     maps::{
@@ -26,7 +24,7 @@ static BY_ADDRESS: Global<u8> = Global::new(0);
 
 /// How far from its place a flow type looks for a row. Userspace sees the overflow row grow when
 /// this was too near.
-const REACH: u32 = 16;
+const REACH: u64 = 16;
 
 /// Counts one event of the flow whose original tuple lies at `tuple`.
 #[inline(always)]
@@ -63,38 +61,23 @@ pub fn insert(conn: &Conn, ct: u64) {
     }
 }
 
-/// Counts an entry that left the table. Only the one hook that sees removals may.
-///
-/// The event must be one that the verifier knows in each path, as it does where constants tell it.
+/// Counts an entry that left the table, where `event` is its number. Only the one hook that sees removals may.
 #[inline(always)]
-pub fn delete(conn: &Conn, ct: u64, event: Event) {
-    delete_at(conn, ct, event, place(event));
-}
-
-/// The same for an event that the program has read from memory.
-#[inline(always)]
-pub fn delete_read(conn: &Conn, ct: u64, event: Event) {
-    delete_at(conn, ct, event, bounded(place(event)));
-}
-
-/// Where a removal is counted in its row.
-#[inline(always)]
-fn place(event: Event) -> usize {
-    event as usize - Event::DELETES[0] as usize
-}
-
-#[inline(always)]
-fn delete_at(conn: &Conn, ct: u64, event: Event, place: usize) {
-    if !passes(conn.flow, || tuple_of(ct)) {
+pub fn delete(conn: &Conn, ct: u64, event: u32) {
+    let place = forget(u64::from(event.wrapping_sub(Event::DELETES[0] as u32)), conn.flow.pack()) as usize;
+    if place >= Event::DELETES.len() || !passes(conn.flow, || tuple_of(ct)) {
         return;
     }
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
-    if !tally::count(&mut table.flows, conn.flow, place) {
-        shared(conn.flow, event, None);
+    if !tally::count(&mut table.flows, conn.flow, place)
+        && let Some(counters) = COUNTERS.get_ptr_mut(row(conn.flow.pack()))
+    {
+        // SAFETY: the deletes are the last events, and there is a counter for each.
+        unsafe { add_one(counters, Event::DELETES[0] as usize + place) };
     }
-    if matches!(event, Event::DeleteEarlyDrop) {
+    if place == Event::DeleteEarlyDrop as usize - Event::DELETES[0] as usize {
         let key = PortKey::new(conn.flow, conn.dport);
         tally::rank(&mut table.ports, key, stir(key.0));
         if BY_ADDRESS.load() != 0
@@ -103,15 +86,6 @@ fn delete_at(conn: &Conn, ct: u64, event: Event, place: usize) {
             rank_addresses(table, conn.flow.pack(), tuple_of(ct));
         }
     }
-}
-
-/// Hides from the compiler where a number comes from: else it checks the bounds of one register and indexes by
-/// another, and the verifier knows the bounds of the first alone (5.10 rejected the program on removals for it).
-#[inline(always)]
-fn bounded(mut number: usize) -> usize {
-    // SAFETY: no instruction at all.
-    unsafe { asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
-    number
 }
 
 /// Counts a flow that was refused. Only hooks that do not nest in each other on one CPU may.
@@ -182,15 +156,27 @@ fn rank_addresses(table: *mut Addresses, flow: u64, tuple: u64) {
 fn shared(flow: FlowType, event: Event, other: Option<Event>) {
     if let Some(counters) = COUNTERS.get_ptr_mut(row(flow.pack())) {
         for event in [Some(event), other].into_iter().flatten() {
-            // An index would be compared with the length by instructions that LLVM learns too late to leave out:
-            // a path to the panic handler stays, at which the verifier rejects the program.
             // SAFETY: there is a counter for each event.
-            let counter = unsafe { counters.cast::<u64>().add(event as usize) };
-            // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes
-            // it, which the kernel does not let nest on one CPU: a plain addition loses nothing.
-            unsafe { *counter += 1 };
+            unsafe { add_one(counters, event as usize) };
         }
     }
+}
+
+/// Adds one to a counter of a row.
+///
+/// An index would be compared with the length by instructions that LLVM learns too late to leave out: a path to the panic
+/// handler stays, at which the verifier rejects the program.
+///
+/// # Safety
+///
+/// There must be a counter of this number.
+#[inline(always)]
+unsafe fn add_one(counters: *mut Counters, number: usize) {
+    // SAFETY: the caller answers for the number.
+    let counter = unsafe { counters.cast::<u64>().add(number) };
+    // SAFETY: the pointer is to this CPU's copy, and each counter has one hook that writes it, which the kernel does not
+    // let nest on one CPU: a plain addition loses nothing.
+    unsafe { *counter += 1 };
 }
 
 /// The row of a packed flow type.
@@ -199,41 +185,49 @@ fn row(key: u64) -> u32 {
     let home = tally::home(key, ROWS as usize) as u32;
     match ROW_KEYS.get(home) {
         Some(found) if *found == key => home,
-        _ => search(key, home),
+        _ => search_row(key, home.into()) as u32,
     }
 }
 
 /// The row of a flow type that is not at its home: further on, or claimed now. A row never
 /// changes its flow type, so that every CPU comes to the same answer.
 #[inline(never)]
-fn search(key: u64, home: u32) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn search_row(key: u64, home: u64) -> u64 {
     for step in 0..REACH {
-        let index = (home + step) & (ROWS - 1);
-        if index == OVERFLOW_ROW {
-            continue;
-        }
-        let Some(slot) = ROW_KEYS.get_ptr_mut(index) else {
-            continue;
-        };
-        // SAFETY: the pointer is into the map; the word is written once, by the row's owner.
-        let found = unsafe { slot.read_volatile() };
-        if found == key {
-            return index;
-        }
-        if found != 0 {
-            continue;
-        }
-        if ROW_OWNERS.insert(index, key, u64::from(BPF_NOEXIST)).is_ok() {
-            // SAFETY: as above; this context has just become the row's owner.
-            unsafe { slot.write_volatile(key) };
-            return index;
-        }
-        // Another CPU claimed it between the two looks, perhaps for the same flow type.
-        // SAFETY: entries of this map are never removed.
-        if unsafe { ROW_OWNERS.get(index) } == Some(&key) {
+        let index = try_row(key, home + step);
+        if index != u64::from(OVERFLOW_ROW) {
             return index;
         }
     }
     health(Health::Overflow);
-    OVERFLOW_ROW
+    OVERFLOW_ROW.into()
+}
+
+/// The row at this place if it is this flow type's, or is from now on; else the overflow row.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn try_row(key: u64, place: u64) -> u64 {
+    let index = place as u32 & (ROWS - 1);
+    let taken = OVERFLOW_ROW.into();
+    if index == OVERFLOW_ROW {
+        return taken;
+    }
+    let Some(slot) = ROW_KEYS.get_ptr_mut(index) else { return taken };
+    // SAFETY: the pointer is into the map; the word is written once, by the row's owner.
+    let found = unsafe { slot.read_volatile() };
+    if found == key {
+        return index.into();
+    }
+    if found != 0 {
+        return taken;
+    }
+    if ROW_OWNERS.insert(index, key, u64::from(BPF_NOEXIST)).is_ok() {
+        // SAFETY: as above; this context has just become the row's owner.
+        unsafe { slot.write_volatile(key) };
+        return index.into();
+    }
+    // Another CPU claimed it between the two looks, perhaps for the same flow type.
+    // SAFETY: entries of this map are never removed.
+    if unsafe { ROW_OWNERS.get(index) } == Some(&key) { index.into() } else { taken }
 }

@@ -28,13 +28,14 @@ static TRACE_FILTER: Global<u8> = Global::new(0);
 /// Whether the user's filter lets a flow through whose original tuple lies where `tuple` says.
 #[inline(always)]
 pub fn passes(flow: FlowType, tuple: impl FnOnce() -> u64) -> bool {
-    FILTERED.load() == 0 || type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow, tuple()))
+    FILTERED.load() == 0
+        || type_passes(flow) && (TRACE_FILTER.load() == 0 || ends_wanted(flow.pack(), number(tuple())) != 0)
 }
 
 /// Whether it lets a flow type through.
 #[inline(always)]
 pub fn type_passes(flow: FlowType) -> bool {
-    FILTER.load() == 0 || wanted(flow.pack())
+    FILTER.load() == 0 || type_wanted(flow.pack()) != 0
 }
 
 /// Whether it lets these ends through.
@@ -44,13 +45,15 @@ pub fn ends_pass(tuple: &Tuple) -> bool {
 }
 
 #[inline(never)]
-fn ends_wanted(flow: FlowType, tuple: u64) -> bool {
-    read_tuple(flow, number(tuple), 0).is_some_and(|tuple| ends_pass(&tuple))
+#[unsafe(no_mangle)]
+extern "C" fn ends_wanted(flow: u64, tuple: u64) -> u64 {
+    read_tuple(FlowType::unpack(flow), tuple, 0).is_some_and(|tuple| ends_pass(&tuple)).into()
 }
 
 /// In a frame of its own, so that a program without a filter keeps its values in registers.
 #[inline(never)]
-fn wanted(flow: u64) -> bool {
+#[unsafe(no_mangle)]
+extern "C" fn type_wanted(flow: u64) -> u64 {
     let flow = FlowType::unpack(flow);
     let family = FILTER_FAMILY.load();
     let netns = FILTER_NETNS.load();
@@ -61,7 +64,8 @@ fn wanted(flow: u64) -> bool {
         2 => c,
         _ => d,
     };
-    (family == 0 || family == flow.family)
+    let is_wanted = (family == 0 || family == flow.family)
         && (netns == 0 || netns == flow.netns)
-        && word >> (flow.proto & 63) & 1 != 0
+        && word >> (flow.proto & 63) & 1 != 0;
+    is_wanted.into()
 }

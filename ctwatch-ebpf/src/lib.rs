@@ -224,6 +224,24 @@ impl HealthCounters {
     }
 }
 
+/// The functions that the verifier checks once and by themselves, whatever their callers know of the arguments, and how many
+/// arguments they have: `u64` each, as is what they return. The kernel calls them global functions (5.6). It checks any
+/// other function at each call anew, once for each state that it can be called in.
+pub const GLOBAL_FUNCTIONS: [(&str, u32); 12] = [
+    ("emit", 5),
+    ("ends_wanted", 2),
+    ("find", 2),
+    ("flow_of", 1),
+    ("found", 5),
+    ("hand_over", 4),
+    ("learn", 1),
+    ("return_at", 1),
+    ("search_row", 2),
+    ("try_row", 2),
+    ("type_wanted", 1),
+    ("untold", 4),
+];
+
 /// How far from the entry of `__nf_ct_delete_from_lists` the return address of `nf_ct_delete` may lie on the stack.
 pub const FRAME_LIMIT: u64 = 2048;
 

@@ -47,11 +47,27 @@ pub struct Headers {
 /// Finds the headers of a packet of this family. What lies there was found for the last packet on this CPU.
 #[inline(always)]
 pub fn headers(skb: u64, family: u8) -> Option<&'static mut Headers> {
+    find(number(skb), family.into());
+    found_last()
+}
+
+/// The same for the packet whose headers were found last on this CPU.
+#[inline(always)]
+pub fn found_last() -> Option<&'static mut Headers> {
     let headers = INVALID_PACKET.get_ptr_mut(0)?;
     // SAFETY: the pointer is into the map, which outlives the program, and nothing else on this CPU has it.
-    let headers = unsafe { &mut *headers };
-    headers.packet.find(skb, family.into());
-    Some(headers)
+    Some(unsafe { &mut *headers })
+}
+
+/// Finds the headers of the packet at `skb`. In a frame of its own, where the compiler has registers enough to keep each
+/// value in one.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn find(skb: u64, family: u64) -> u64 {
+    if let Some(headers) = found_last() {
+        headers.packet = Packet::at(skb, family);
+    }
+    0
 }
 
 /// Where the headers of one packet lie.
@@ -76,11 +92,9 @@ fn peek<T: Copy>(packet: &Packet, at: u64, missing: T) -> T {
 }
 
 impl Packet {
-    /// In a frame of its own, where the compiler has registers enough to keep each value in one.
-    #[inline(never)]
-    fn find(&mut self, skb: u64, family: u64) -> u32 {
+    #[inline(always)]
+    fn at(skb: u64, family: u64) -> Self {
         let mut packet = Self { network: 0, end: 0, transport: 0, proto: 0 };
-        let skb = number(skb);
         let head = read::<u64>(skb + u64::from(SKB_HEAD.load())).unwrap_or(0);
         let network = read::<u16>(skb + u64::from(SKB_NETWORK.load())).unwrap_or(0);
         let tail = read::<u32>(skb + u64::from(SKB_TAIL.load())).unwrap_or(0);
@@ -93,8 +107,7 @@ impl Packet {
         } else {
             packet.pass_extensions();
         }
-        *self = packet;
-        0
+        packet
     }
 
     /// IPv6: the transport header lies behind the extension headers (RFC 8200, 4).

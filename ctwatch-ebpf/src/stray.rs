@@ -18,7 +18,7 @@ use crate::{
     filter::{ends_pass, type_passes},
     health::health,
     maps::{INVALID_WORDS, INVALIDS, TRACE_RING},
-    packet::{Headers, Packet, headers},
+    packet::{Headers, found_last, headers},
     trace,
     tuple::fill,
 };
@@ -72,7 +72,7 @@ pub fn count_logged(flow: FlowType, stray: &mut Stray) {
         Some(false) => {}
         None => stray.words = UNSAID,
     }
-    found(flow.pack(), stray);
+    found(flow.pack(), stray.skb, stray.ct, stray.words, stray.sp);
 }
 
 /// Whether words are about a packet that is accepted all the same; `None` where there is no room to remember them.
@@ -82,46 +82,59 @@ fn verdict(words: u64) -> Option<bool> {
     if let Some(known) = unsafe { INVALID_WORDS.get(words) } {
         return Some(known.accepted != 0);
     }
-    learn(words)
+    match learn(words) {
+        ACCEPTED => Some(true),
+        INVALID => Some(false),
+        _ => None,
+    }
 }
 
-/// In a frame of its own: the text takes a part of the stack.
+const ACCEPTED: u64 = 1;
+const INVALID: u64 = 2;
+
+/// Remembers the words at `address`: whether they are about a packet that is accepted ([`ACCEPTED`]) or not
+/// ([`INVALID`]); 0 where there is no room. In a frame of its own: the text takes a part of the stack.
 #[inline(never)]
-fn learn(address: u64) -> Option<bool> {
+#[unsafe(no_mangle)]
+extern "C" fn learn(address: u64) -> u64 {
     let mut words = Words { text: [0; WORDS], accepted: 0 };
     // SAFETY: the helper checks the address, and writes no more than the buffer holds.
     if unsafe { bpf_probe_read_kernel_str_bytes(address as *const u8, &mut words.text) }.is_err() {
         health(Health::ReadFailed);
-        return None;
+        return 0;
     }
     words.accepted = is_accepted(hash(&words.text)).into();
-    let accepted = words.accepted != 0;
-    match INVALID_WORDS.insert(address, words, u64::from(BPF_NOEXIST)) {
-        Ok(()) => Some(accepted),
-        // Another CPU was first, or there is no room.
+    // Another CPU may have been first, or there is no room.
+    if INVALID_WORDS.insert(address, &words, u64::from(BPF_NOEXIST)).is_err()
         // SAFETY: as in `verdict`.
-        Err(_) => unsafe { INVALID_WORDS.get(address) }.map(|_| accepted),
+        && unsafe { INVALID_WORDS.get(address) }.is_none()
+    {
+        return 0;
     }
+    if words.accepted == 0 { INVALID } else { ACCEPTED }
 }
 
-/// Counts a packet of this type, ranks it and hands it over, as far as the user's filter wants it.
+/// Counts a packet of this type, ranks it and hands it over, as far as the user's filter wants it. The arguments are the
+/// members of [`Stray`].
 #[inline(never)]
-pub fn found(flow: u64, stray: &Stray) {
+#[unsafe(no_mangle)]
+pub extern "C" fn found(flow: u64, skb: u64, ct: u64, words: u64, sp: u64) -> u64 {
     let flow = FlowType::unpack(flow);
-    let Some(Headers { packet, tuple }) = headers(stray.skb, flow.family) else { return };
+    let Some(Headers { packet, tuple }) = headers(skb, flow.family) else { return 0 };
     *tuple = Tuple::default();
     packet.fill(tuple, flow);
     health(Health::Invalid);
     if !(type_passes(flow) && ends_pass(tuple)) {
-        add(Key { flow: FlowType { family: 0, proto: 0, ..flow }.pack(), words: stray.words }, flow);
-        return;
+        add(Key { flow: FlowType { family: 0, proto: 0, ..flow }.pack(), words }, flow);
+        return 0;
     }
-    add(Key { flow: flow.pack(), words: stray.words }, flow);
-    let port = if stray.ct == 0 { u16::from_ne_bytes(tuple.dst_part) } else { dport(tuple_of(stray.ct)) };
+    add(Key { flow: flow.pack(), words }, flow);
+    let port = if ct == 0 { u16::from_ne_bytes(tuple.dst_part) } else { dport(tuple_of(ct)) };
     count::rank_invalid(flow, port, tuple);
     if trace::asked(Event::InvalidOther) {
-        hand_over(flow.pack(), stray, packet, tuple);
+        hand_over(flow.pack(), ct, words, sp);
     }
+    0
 }
 
 /// Adds one to a count.
@@ -138,20 +151,21 @@ fn add(key: Key, flow: FlowType) {
     }
 }
 
-/// Hands one over, within the budget.
+/// Hands over the packet whose headers were found last on this CPU, within the budget.
 #[inline(never)]
-fn hand_over(flow: u64, stray: &Stray, packet: &Packet, tuple: &Tuple) {
+#[unsafe(no_mangle)]
+extern "C" fn hand_over(flow: u64, ct: u64, shown_by: u64, sp: u64) -> u64 {
     let flow = FlowType::unpack(flow);
-    let Some(ktime_ns) = trace::spend() else { return };
-    let comm = trace::comm(stray.sp);
+    let (Some(Headers { packet, tuple }), Some(ktime_ns)) = (found_last(), trace::spend()) else { return 0 };
+    let comm = trace::comm(sp);
     let Some(mut place) = TRACE_RING.reserve::<TracedInvalid>(0) else {
         trace::not_handed_over();
-        return;
+        return 0;
     };
     let record = place.as_mut_ptr();
     // SAFETY: the record was just reserved, and is aligned for its type.
     let traced: *mut Traced = unsafe { &raw mut (*record).traced };
-    let status = if stray.ct == 0 { 0 } else { status(stray.ct) as u32 };
+    let status = if ct == 0 { 0 } else { status(ct) as u32 };
     // SAFETY: the pointers are into the reserved record, and every field of it is written here or below.
     unsafe {
         (&raw mut (*traced).ktime_ns).write(ktime_ns);
@@ -164,17 +178,17 @@ fn hand_over(flow: u64, stray: &Stray, packet: &Packet, tuple: &Tuple) {
         (&raw mut (*traced).newcomer).write(Tuple::default());
         (&raw mut (*traced).comm).write(comm);
         (&raw mut (*record).words).write([0; WORDS]);
-        (&raw mut (*record).shown_by).write(stray.words);
+        (&raw mut (*record).shown_by).write(shown_by);
     }
-    if stray.ct != 0 {
+    if ct != 0 {
         // SAFETY: as above.
         let known = unsafe { &mut (*traced).newcomer };
-        if !fill(known, flow, tuple_of(stray.ct), trace::zone_at(stray.ct)) {
+        if !fill(known, flow, tuple_of(ct), trace::zone_at(ct)) {
             *known = Tuple::default();
         }
     }
     // SAFETY: entries of this map are never removed.
-    if let Some(words) = unsafe { INVALID_WORDS.get(stray.words) } {
+    if let Some(words) = unsafe { INVALID_WORDS.get(shown_by) } {
         // SAFETY: as above.
         unsafe { (&raw mut (*record).words).write(words.text) };
     }
@@ -185,4 +199,5 @@ fn hand_over(flow: u64, stray: &Stray, packet: &Packet, tuple: &Tuple) {
         (&raw mut (*record).has_tcp).write(has_tcp.into());
     }
     place.submit(0);
+    0
 }

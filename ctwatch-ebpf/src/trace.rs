@@ -57,15 +57,26 @@ pub fn on() -> bool {
 /// Whether this one is.
 #[inline(always)]
 pub fn asked(event: Event) -> bool {
-    on() && TRACE_EVENTS.load() >> (event as u32) & 1 != 0
+    number_asked(event as u32)
+}
+
+#[inline(always)]
+fn number_asked(event: u32) -> bool {
+    on() && TRACE_EVENTS.load() >> event & 1 != 0
 }
 
 /// An event of the entry at `ct`, seen by a program whose function runs at stack pointer `sp`.
 #[inline(always)]
 pub fn entry(event: Event, conn: &Conn, ct: u64, sp: u64) {
-    if asked(event) {
+    entry_numbered(event as u32, conn, ct, sp);
+}
+
+/// The same for the number of an event.
+#[inline(always)]
+pub fn entry_numbered(event: u32, conn: &Conn, ct: u64, sp: u64) {
+    if number_asked(event) {
         let ct = number(ct);
-        emit(event as u64 | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone_at(ct), sp);
+        emit(u64::from(event) | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone_at(ct), sp);
     }
 }
 
@@ -114,7 +125,8 @@ fn zone_of(zone: u64) -> u64 {
 
 /// `what` holds the event's number and, in its upper half, the entry's status.
 #[inline(never)]
-fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u64 {
     let flow = FlowType::unpack(flow);
     // The ends are looked at here, not by a call: the stack has 512 bytes for all frames together.
     if !type_passes(flow) {

@@ -19,7 +19,7 @@ use crate::{
     context,
     latency::{clock, enter, leave},
     packet::{Headers, headers, hook_state, inum},
-    stray::{Stray, found},
+    stray::found,
 };
 
 /// `NF_ACCEPT` of uapi/linux/netfilter.h.
@@ -77,7 +77,7 @@ fn track_ret(ctx: RetProbeContext) -> u32 {
     {
         let words = if packet.is_icmp_error(family) { UNSAID_OF_ICMP_ERROR } else { UNSAID };
         let flow = FlowType { netns, family, proto: packet.proto };
-        found(flow.pack(), &Stray { skb, ct: 0, words, sp });
+        found(flow.pack(), skb, 0, words, sp);
     }
     0
 }

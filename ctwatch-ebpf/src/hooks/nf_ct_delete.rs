@@ -39,7 +39,7 @@ fn delete_bpf(ctx: FExitContext) -> i32 {
     // Reading the stack is dear, and needed only where the rest does not tell.
     let caller = if expired || portid != 0 { None } else { caller_of(&ctx) };
     let event = delete_event(caller, expired, portid);
-    count::delete(&conn, ctx.arg(0), event);
+    count::delete(&conn, ctx.arg(0), event as u32);
     if trace::on() {
         trace::entry(event, &conn, ctx.arg(0), trampoline_sp(&ctx));
     }

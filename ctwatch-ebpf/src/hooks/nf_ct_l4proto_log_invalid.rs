@@ -37,6 +37,7 @@ fn ct_log_invalid(ctx: ProbeContext) -> u32 {
 /// The flow type of the entry at `ct`, packed; 0 where it cannot be read. In a frame of its own, which is gone when the
 /// packet is looked at: together they would take more than the stack's 512 bytes.
 #[inline(never)]
-fn flow_of(ct: u64) -> u64 {
+#[unsafe(no_mangle)]
+extern "C" fn flow_of(ct: u64) -> u64 {
     Probed::conn(ct).map_or(0, |conn| conn.flow.pack())
 }

@@ -6,6 +6,7 @@ pub mod census;
 mod channel;
 mod counts;
 mod demand;
+mod global_functions;
 mod invalid;
 pub mod keeper;
 mod kprobe;

@@ -15,11 +15,14 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData, MapError};
 use aya_obj::{
     EbpfSectionKind,
-    generated::{BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type},
+    generated::{
+        BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE, bpf_attr, bpf_cmd, bpf_func_info, bpf_insn, bpf_prog_type,
+    },
 };
 
 use ctwatch_ebpf::field::Field;
 
+use super::global_functions::FunctionTypes;
 use super::sys::{bpf_fd, create_map, freeze, set_name, write_section, zeroed};
 
 /// The object that was built into this binary.
@@ -85,9 +88,16 @@ pub enum Target<'a> {
 /// is loaded, or when it is asked for.
 pub struct Object {
     license: CString,
-    /// By name. Where they name a map, it is by its place in `maps`.
-    programs: HashMap<String, Vec<bpf_insn>>,
+    /// By name.
+    programs: HashMap<String, Program>,
+    types: FunctionTypes,
     maps: Vec<MapOf>,
+}
+
+struct Program {
+    /// Where it names a map, it is by its place in [`Object::maps`].
+    code: Vec<bpf_insn>,
+    functions: Vec<bpf_func_info>,
 }
 
 #[derive(Debug)]
@@ -113,7 +123,15 @@ impl Object {
         let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
         let places = (0..).zip(&maps).map(|(place, (name, map))| (name.as_str(), place, map));
         object.relocate_maps(places, &text).context("cannot relocate map references")?;
+        let names: HashMap<u32, String> = object
+            .functions
+            .values()
+            .filter_map(|function| {
+                Some((function.func_info.func_info.first()?.type_id, function.name.clone()))
+            })
+            .collect();
         object.relocate_calls(&text).context("cannot relocate calls")?;
+        let mut types = FunctionTypes::new();
         let mut programs = HashMap::new();
         for (name, program) in &object.programs {
             let function = object
@@ -122,10 +140,13 @@ impl Object {
                 .with_context(|| format!("no code of {name}"))?;
             let mut code = function.instructions;
             write_fields(&mut code, &globals.fields).with_context(|| format!("in program {name}"))?;
-            programs.insert(name.clone(), code);
+            let name_of = |info: &bpf_func_info| Some((info.insn_off, names.get(&info.type_id)?.clone()));
+            let names_here = function.func_info.func_info.iter().filter_map(name_of).collect();
+            let functions = types.of(name, &code, &names_here);
+            programs.insert(name.clone(), Program { code, functions });
         }
         let map = |(name, definition)| MapOf { name, definition, made: None };
-        Ok(Self { license: object.license, programs, maps: maps.into_iter().map(map).collect() })
+        Ok(Self { license: object.license, programs, types, maps: maps.into_iter().map(map).collect() })
     }
 
     /// Sets a map's size, before it is made.
@@ -154,14 +175,16 @@ impl Object {
 
     /// Whether a program refers to a map.
     pub fn uses(&self, program: &str, map: &str) -> bool {
-        let code = self.programs.get(program).map_or(&[][..], Vec::as_slice);
+        let code = self.programs.get(program).map_or(&[][..], |program| &program.code);
         references(code).any(|(_, place)| self.maps.get(place).is_some_and(|used| used.name == map))
     }
 
     /// Loads a program, with the maps that it uses.
     pub fn load(&mut self, program: &str, target: Target<'_>) -> Result<OwnedFd> {
-        let code = self.programs.get(program);
-        let mut code = code.with_context(|| format!("the object has no program {program}"))?.clone();
+        let found = self.programs.get(program);
+        let Program { code, functions } =
+            found.with_context(|| format!("the object has no program {program}"))?;
+        let mut code = code.clone();
         if let Some(field) = code.iter().copied().find_map(noted) {
             bail!("where {field:?} lies on this kernel is not known");
         }
@@ -177,6 +200,12 @@ impl Object {
         load.insn_cnt = u32::try_from(code.len())?;
         load.license = self.license.as_ptr() as u64;
         set_name(&mut load.prog_name, program);
+        if !functions.is_empty() {
+            load.prog_btf_fd = self.types.fd()?.cast_unsigned();
+            load.func_info = functions.as_ptr() as u64;
+            load.func_info_cnt = u32::try_from(functions.len())?;
+            load.func_info_rec_size = u32::try_from(size_of::<bpf_func_info>())?;
+        }
         match target {
             Target::Kprobe => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32,
             Target::Trampoline { attach_type, function, module } => {
@@ -192,7 +221,7 @@ impl Object {
             Target::Kprobe => "--source netlink",
             Target::Trampoline { .. } => "--source kprobe or netlink",
         };
-        // SAFETY: the code and the licence that attr points to live until the call returns.
+        // SAFETY: the code, its functions and the licence that attr points to live until the call returns.
         unsafe { load_program(&mut attr, others) }
             .with_context(|| format!("the kernel does not accept program {program}"))
     }
@@ -280,71 +309,5 @@ unsafe fn load_program(attr: &mut bpf_attr, others: &str) -> Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_programs_refer_to_is_there() {
-        let object = Object::parse(&Globals::default()).unwrap();
-        assert!(!object.programs.is_empty());
-        for (name, code) in &object.programs {
-            for (at, place) in references(code) {
-                assert!(place < object.maps.len(), "{name}");
-                // An address takes two instructions, of which the second has no code.
-                assert_eq!(code[at + 1].code, 0, "{name}");
-            }
-        }
-        assert!(object.programs.keys().any(|program| object.uses(program, "COUNTERS")));
-        assert!(!object.programs.keys().any(|program| object.uses(program, "NOWHERE")));
-    }
-
-    #[test]
-    fn offsets_are_written_into_the_instructions_that_note_them() {
-        let noted_in = |object: &Object, program: &str| -> Vec<Field> {
-            object.programs[program].iter().copied().filter_map(noted).collect()
-        };
-        let bare = Object::parse(&Globals::default()).unwrap();
-        assert!(!noted_in(&bare, "hash_insert_bpf").is_empty());
-        let mut globals = Globals::default();
-        for field in Field::ALL {
-            globals.field(field, 1000 + 8 * field as u32);
-        }
-        let object = Object::parse(&globals).unwrap();
-        for (name, code) in &object.programs {
-            assert_eq!(noted_in(&object, name), [], "{name}");
-            for (before, after) in bare.programs[name].iter().zip(code) {
-                let expected = noted(*before).map_or(before.off, |field| 1000 + 8 * field as i16);
-                assert_eq!((before.code, expected), (after.code, after.off), "{name}");
-            }
-        }
-        globals.field(Field::NetInum, 40_000);
-        assert!(Object::parse(&globals).is_err());
-    }
-
-    #[test]
-    fn constants_must_exist_and_fit() {
-        let parse = |name: &str, value: &[u8]| {
-            let mut globals = Globals::default();
-            globals.set(name, value);
-            Object::parse(&globals).map(drop)
-        };
-        assert!(parse("FILTER_NETNS", &7_u32.to_ne_bytes()).is_ok());
-        assert!(parse("FILTER_NETNS", &[7]).is_err());
-        assert!(parse("NOWHERE", &[7]).is_err());
-    }
-
-    #[test]
-    fn constants_reach_the_data_that_the_kernel_gets() {
-        let data = |netns: u32| {
-            let mut globals = Globals::default();
-            globals.set("FILTER_NETNS", &netns.to_ne_bytes());
-            let object = Object::parse(&globals).unwrap();
-            let maps = object.maps.iter().map(|map| (map.name.clone(), map.definition.data().to_vec()));
-            maps.collect::<BTreeMap<_, _>>()
-        };
-        let (without, with) = (data(0), data(0x1234_5678));
-        let changed: Vec<_> = without.iter().filter(|(name, data)| with[*name] != **data).collect();
-        assert_eq!(changed.len(), 1);
-        assert!(with[changed[0].0].windows(4).any(|bytes| bytes == 0x1234_5678_u32.to_ne_bytes()));
-    }
-}
+#[path = "object_tests.rs"]
+mod tests;
