@@ -38,8 +38,8 @@ fn promised(name: &str) -> Option<f64> {
 /// each source that attaches programs.
 fn promised_start(kernel: &str) -> Option<u64> {
     match kernel {
-        "6.1" => Some(600),
-        "7.3" => Some(1350),
+        "6.1" => Some(350),
+        "7.3" => Some(900),
         _ => None,
     }
 }
