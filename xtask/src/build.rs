@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::paths;
 use crate::step::{self, Step, say};
@@ -152,38 +153,53 @@ pub fn dist() -> Result<PathBuf> {
 /// The same without a bound on its size, for guests: a developer may build faster and larger.
 pub fn static_ctwatch() -> Result<PathBuf> {
     ebpf()?;
-    let built = static_binary("ctwatch", &[], "the static ctwatch")?;
+    let built = static_binary("ctwatch", "static", "the static ctwatch", |cargo| cargo)?;
     let binary = paths::target("dist/ctwatch");
     install_if_changed(&built, &binary)?;
     Ok(binary)
 }
 
-/// Builds this xtask as a static binary: the init of every guest.
+/// Builds this xtask as a static binary: the init of every guest. Nothing promises its size, so it does without the
+/// link-time optimisation that takes one CPU a minute and a half.
 pub fn guest_init() -> Result<PathBuf> {
-    static_binary("xtask", &[], "the guests' init")
+    static_binary("xtask", "guest-init", "the guests' init", |cargo| {
+        cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+    })
+}
+
+/// Builds both: the last minutes of ctwatch's build need one CPU only.
+pub fn ctwatch_and_guest_init() -> Result<(PathBuf, PathBuf)> {
+    thread::scope(|scope| {
+        let init = scope.spawn(guest_init);
+        let ctwatch = static_ctwatch();
+        let init = init.join().map_err(|_| anyhow!("the thread that builds the guests' init panicked"))?;
+        Ok((ctwatch?, init?))
+    })
 }
 
 /// Builds a static ctwatch that reads its eBPF object from a file: one binary serves many objects.
 pub fn with_object_from_file() -> Result<PathBuf> {
-    static_binary(
-        "ctwatch",
-        &["--features", "object-from-file"],
-        "a ctwatch that reads its eBPF object from a file",
-    )
+    let what = "a ctwatch that reads its eBPF object from a file";
+    static_binary("ctwatch", "static", what, |cargo| cargo.args(["--features", "object-from-file"]))
 }
 
-fn static_binary(package: &str, features: &[&str], what: &str) -> Result<PathBuf> {
+/// Builds a package in a directory of its own below `target`: other flags in cargo's usual one would rebuild everything
+/// at each turn.
+fn static_binary(
+    package: &str,
+    directory: &str,
+    what: &str,
+    adapt: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<PathBuf> {
     let step = Step::begin(format!("building {what}"));
-    // Its own directory: other flags in cargo's usual one would rebuild everything at each turn.
-    let directory = paths::target("static");
-    step::run_shown(
-        cargo()
-            .args(["build", "--release", "--package", package, "--target", STATIC_TARGET, "--target-dir"])
-            .arg(&directory)
-            .args(features)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS"),
-    )?;
+    let directory = paths::target(directory);
+    let mut cargo = cargo();
+    cargo
+        .args(["build", "--release", "--package", package, "--target", STATIC_TARGET, "--target-dir"])
+        .arg(&directory)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    step::run_shown(adapt(&mut cargo))?;
     step.end();
     Ok(directory.join(STATIC_TARGET).join("release").join(package))
 }

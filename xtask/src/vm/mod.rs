@@ -33,15 +33,18 @@ pub fn prepare() -> Result<Initramfs> {
 pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
     packages::ensure_programs("guests", more)?;
     let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
-    prepare_files(&build::static_ctwatch()?, &names)
+    ensure_programs()?;
+    let (ctwatch, init) = build::ctwatch_and_guest_init()?;
+    Initramfs::new(&init, &ctwatch, &names)
 }
 
 /// The same around another ctwatch.
 pub fn prepare_around(ctwatch: &Path) -> Result<Initramfs> {
-    prepare_files(ctwatch, &[])
+    ensure_programs()?;
+    Initramfs::new(&build::guest_init()?, ctwatch, &[])
 }
 
-fn prepare_files(ctwatch: &Path, more: &[&str]) -> Result<Initramfs> {
+fn ensure_programs() -> Result<()> {
     packages::ensure_programs(
         "guests",
         &[
@@ -60,9 +63,7 @@ fn prepare_files(ctwatch: &Path, more: &[&str]) -> Result<Initramfs> {
             ("zstd", "zstd"),
             ("dpkg-deb", "dpkg"),
         ],
-    )?;
-    let init = build::guest_init()?;
-    Initramfs::new(&init, ctwatch, more)
+    )
 }
 
 /// `cargo xtask vm`: a command, or a shell, on this terminal.
