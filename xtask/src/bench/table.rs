@@ -15,17 +15,14 @@ pub(super) fn added(measured: &Measured) -> Vec<(String, String, f64, f64)> {
         .iter()
         .filter_map(|figure| if let Figure::Cost(cost) = figure { Some(cost) } else { None })
         .collect();
-    let base = |scenario: &str| {
-        costs
-            .iter()
-            .find(|cost| cost.observer == NOTHING && cost.scenario == scenario)
-            .map(|cost| cost.instructions())
-    };
+    let nobody =
+        |scenario: &str| costs.iter().find(|cost| cost.observer == NOTHING && cost.scenario == scenario);
     costs
         .iter()
         .filter_map(|cost| {
-            let base = base(&cost.scenario)?;
-            Some((cost.scenario.clone(), cost.observer.clone(), base, cost.instructions() - base))
+            let nobody = nobody(&cost.scenario)?;
+            let added = cost.added_to(nobody);
+            Some((cost.scenario.clone(), cost.observer.clone(), nobody.instructions(), added))
         })
         .collect()
 }

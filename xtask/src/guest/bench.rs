@@ -169,6 +169,7 @@ impl Bench<'_> {
             observer: observer.name().to_owned(),
             flows: FLOWS.into(),
             windows,
+            same_flows: workload.varies(),
             refusals: each(sent.refused),
             deletes: each(left),
             early_drops: each(evicted),

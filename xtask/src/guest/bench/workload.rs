@@ -47,7 +47,7 @@ const SILENT: u16 = 9;
 /// Destination ports of [`Workload::UdpPorts`], from [`PORT`] on.
 const PORTS: u16 = 20_000;
 
-/// The source port of [`Workload::UdpHalf`].
+/// The source port where every observer is to meet the same flows.
 const SOURCE: u16 = 5000;
 
 /// The limit of a table with room: the kernel's own above 4 GB of memory, which guests do not have.
@@ -100,10 +100,10 @@ impl Workload {
         }
     }
 
-    /// Whether flows of a window differ from those of another so much that only the same windows can be compared: which
-    /// flow evicts another is decided by the hashes of all of them.
+    /// Whether flows of a window differ from those of another so much that only the same windows can be compared. Their
+    /// hashes decide which flow evicts another, and in which flow's bucket an expired entry is removed.
     pub(super) fn varies(self) -> bool {
-        self.state() == State::Half
+        self.state() == State::Half || matches!(self, Self::UdpSteady | Self::UdpPorts)
     }
 
     /// Packets that are dropped on their way in, where conntrack has seen them: nobody answers them.
@@ -165,9 +165,9 @@ impl Workload {
     pub(super) fn run(self, flows: &mut Flows, count: u32) -> anyhow::Result<Sent> {
         let these = take(flows, count);
         match self {
-            Self::UdpPorts => udp::send_to_ports(these, PORTS),
-            Self::UdpSteady | Self::UdpFull | Self::UdpRefused => udp::send(these),
-            Self::UdpHalf => udp::send_from(these, SOURCE),
+            Self::UdpPorts => udp::send_to_ports(these, SOURCE, PORTS),
+            Self::UdpFull | Self::UdpRefused => udp::send(these),
+            Self::UdpSteady | Self::UdpHalf => udp::send_from(these, SOURCE),
             Self::TcpSteady => raw::syn(these, CLOSED),
             Self::TcpFull | Self::TcpHalf | Self::TcpRefused => raw::syn(these, SILENT),
         }

@@ -23,10 +23,10 @@ pub(in super::super) fn send_from(flows: Flows, port: u16) -> anyhow::Result<Sen
     Ok(sent)
 }
 
-/// Sends one datagram to each destination from one socket, to as many ports in turn, from [`PORT`] on. Nobody listens:
+/// Sends one datagram to each destination from this port, to as many ports in turn, from [`PORT`] on. Nobody listens:
 /// the caller has what comes in thrown away.
-pub(in super::super) fn send_to_ports(flows: Flows, ports: u16) -> anyhow::Result<Sent> {
-    let socket = UdpSocket::bind((flows.family.home(), 0)).context("bind the sender")?;
+pub(in super::super) fn send_to_ports(flows: Flows, port: u16, ports: u16) -> anyhow::Result<Sent> {
+    let socket = UdpSocket::bind((flows.family.home(), port)).context("bind the sender")?;
     let mut sent = Sent::default();
     for number in flows.numbers() {
         let port = PORT + u16::try_from(number % u32::from(ports))?;
