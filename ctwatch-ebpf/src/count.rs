@@ -71,7 +71,7 @@ pub fn delete(conn: &Conn, ct: u64, event: u32) {
     let Some(table) = DELETES.get_ptr_mut(0) else { return };
     // SAFETY: as in `insert`.
     let table = unsafe { &mut *table };
-    if !tally::count(&mut table.flows, conn.flow, place)
+    if (place >= tally::DELETE_CAUSES || !tally::count(&mut table.flows, conn.flow, place))
         && let Some(counters) = COUNTERS.get_ptr_mut(row(conn.flow.pack()))
     {
         // SAFETY: the deletes are the last events, and there is a counter for each.

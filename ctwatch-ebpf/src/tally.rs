@@ -4,7 +4,7 @@
 //! (trampolines since 5.12, kprobes since 4.1), so that plain additions lose nothing and a place
 //! can be taken without a lock. What finds no place here is counted in the shared rows.
 
-use crate::{Event, FlowType};
+use crate::FlowType;
 
 /// Flow types that one table counts by itself.
 pub const FLOWS: usize = 256;
@@ -120,12 +120,16 @@ pub struct Inserts {
     pub ports: [Place<PortKey>; INSERT_PORTS],
 }
 
+/// How many causes of a removal the table below counts: with the flow type they fill a cache line. The others are rare and
+/// count on the shared rows.
+pub const DELETE_CAUSES: usize = 7;
+
 /// What the delete hook counts on one CPU.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Deletes {
-    /// By flow type and [`Event::DELETES`].
-    pub flows: [Row<{ Event::DELETES.len() }>; FLOWS],
+    /// By flow type and the first of [`Event::DELETES`](crate::Event::DELETES).
+    pub flows: [Row<DELETE_CAUSES>; FLOWS],
     /// Evictions by destination port.
     pub ports: [Place<PortKey>; LOSS_PORTS],
 }

@@ -180,7 +180,8 @@ struct Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let count = prop_oneof![Just(0), 0..1000u64, any::<u64>()];
-    let rows = prop::collection::btree_map(0..5u8, prop::array::uniform23(count), 0..5);
+    let counts = prop::array::UniformArrayStrategy::<_, [u64; Event::COUNT]>::new(count);
+    let rows = prop::collection::btree_map(0..5u8, counts, 0..5);
     let step = (prop_oneof![Just(0), 1..2000u64, 0..10_000_000_000u64], rows)
         .prop_map(|(nanoseconds, rows)| Step { nanoseconds, rows });
     prop::collection::vec(step, 0..20)
