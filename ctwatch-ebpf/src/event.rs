@@ -155,6 +155,12 @@ events! {
     DeleteCleanup in Delete, "delete.cleanup", Rare;
     /// An entry removed for any other reason.
     DeleteOther in Delete, "delete.other";
+    /// An entry removed by tc's `act_ct`: a packet of the reply direction met `ct commit force`.
+    DeleteTc in Delete, "delete.tc", Rare;
+    /// An entry removed by Open vSwitch, for the same reason.
+    DeleteOpenvswitch in Delete, "delete.openvswitch", Rare;
+    /// An entry removed by IPVS, whose own connection ended.
+    DeleteIpvs in Delete, "delete.ipvs", Rare;
 }
 
 impl Event {
@@ -312,7 +318,7 @@ mod tests {
         for (index, event) in Event::DELETES.into_iter().enumerate() {
             assert_eq!(event as usize, Event::DELETES[0] as usize + index);
         }
-        assert_eq!(Event::DELETES[6], Event::ALL[Event::COUNT - 1], "the deletes come last");
+        assert_eq!(Event::DELETES.last(), Event::ALL.last(), "the deletes come last");
     }
 
     #[test]

@@ -97,6 +97,12 @@ pub enum Caller {
     Collector = Event::DeletePressure as u32,
     /// A ctnetlink request for one entry.
     Netlink = Event::DeleteNetlink as u32,
+    /// `act_ct` of tc.
+    Tc = Event::DeleteTc as u32,
+    /// Open vSwitch.
+    Openvswitch = Event::DeleteOpenvswitch as u32,
+    /// IPVS.
+    Ipvs = Event::DeleteIpvs as u32,
 }
 
 const TIMEOUT: u32 = Event::DeleteTimeout as u32;
@@ -104,6 +110,9 @@ const CLOSED: u32 = Event::DeleteClosed as u32;
 const EARLY_DROP: u32 = Event::DeleteEarlyDrop as u32;
 const PRESSURE: u32 = Event::DeletePressure as u32;
 const NETLINK: u32 = Event::DeleteNetlink as u32;
+const TC: u32 = Event::DeleteTc as u32;
+const OPENVSWITCH: u32 = Event::DeleteOpenvswitch as u32;
+const IPVS: u32 = Event::DeleteIpvs as u32;
 
 impl Caller {
     /// From the number that maps hold.
@@ -117,6 +126,9 @@ impl Caller {
             EARLY_DROP => Self::EarlyDrop,
             PRESSURE => Self::Collector,
             NETLINK => Self::Netlink,
+            TC => Self::Tc,
+            OPENVSWITCH => Self::Openvswitch,
+            IPVS => Self::Ipvs,
             _ => return None,
         })
     }
@@ -133,6 +145,9 @@ pub const fn event_of_caller(code: u32) -> Option<Event> {
         EARLY_DROP => Event::DeleteEarlyDrop,
         PRESSURE => Event::DeletePressure,
         NETLINK => Event::DeleteNetlink,
+        TC => Event::DeleteTc,
+        OPENVSWITCH => Event::DeleteOpenvswitch,
+        IPVS => Event::DeleteIpvs,
         _ => return None,
     })
 }
@@ -159,7 +174,7 @@ pub const fn delete_event(caller: Option<Caller>, expired: bool, portid: u32) ->
 }
 
 /// How many address ranges of callers fit.
-pub const CALLERS: usize = 24;
+pub const CALLERS: usize = 32;
 
 /// How many pieces of `__nf_conntrack_alloc` fit: the compiler moves what is rare to a place of its own.
 pub const ALLOC_PARTS: usize = 4;
@@ -300,6 +315,10 @@ mod tests {
         assert_eq!(delete_event(Some(Iterate), true, 0), Event::DeleteTimeout);
         assert_eq!(delete_event(Some(Closed), false, 0), Event::DeleteClosed);
         assert_eq!(delete_event(Some(Expiry), false, 0), Event::DeleteTimeout);
+        assert_eq!(delete_event(Some(Tc), false, 0), Event::DeleteTc);
+        assert_eq!(delete_event(Some(Openvswitch), false, 0), Event::DeleteOpenvswitch);
+        assert_eq!(delete_event(Some(Ipvs), false, 0), Event::DeleteIpvs);
+        assert_eq!(delete_event(Some(Ipvs), true, 0), Event::DeleteTimeout);
         assert_eq!(delete_event(Some(Alloc), false, 0), Event::DeleteOther);
         assert_eq!(delete_event(None, true, 0), Event::DeleteTimeout);
         assert_eq!(delete_event(None, false, 0), Event::DeleteOther);

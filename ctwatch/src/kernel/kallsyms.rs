@@ -15,7 +15,7 @@ use super::{
 
 /// Callers of `nf_ct_delete` that tell why an entry goes, in the order in which a busy server
 /// meets them (5.10 to 7.3; functions that only some builds have as symbols included).
-const CALLER_NAMES: [(&str, Caller); 21] = [
+const CALLER_NAMES: [(&str, Caller); 27] = [
     ("early_drop", Caller::EarlyDrop),
     ("nf_conntrack_tcp_packet", Caller::Closed),
     ("nf_ct_delete", Caller::Itself),
@@ -36,6 +36,13 @@ const CALLER_NAMES: [(&str, Caller); 21] = [
     ("ctnetlink_flush_conntrack", Caller::Iterate),
     ("ct_seq_show", Caller::Expiry),
     ("ctnetlink_dump_table", Caller::Expiry),
+    // `tcf_ct_skb_nfct_cached` is a part of the first, `skb_nfct_cached` one of the next three.
+    ("tcf_ct_act", Caller::Tc),
+    ("tcf_ct_skb_nfct_cached", Caller::Tc),
+    ("ovs_ct_execute", Caller::Openvswitch),
+    ("__ovs_ct_lookup", Caller::Openvswitch),
+    ("skb_nfct_cached", Caller::Openvswitch),
+    ("ip_vs_conn_drop_conntrack", Caller::Ipvs),
     ("__nf_conntrack_alloc", Caller::Alloc),
 ];
 
@@ -135,10 +142,10 @@ impl Image {
 /// The variable with the preemption mode (kernel/sched/core.c, 5.12 to 7.3).
 const PREEMPTION: &str = "preempt_dynamic_mode";
 
-/// Whether a module is part of connection tracking, which is built in or lives in its own modules; a function of the same
-/// name in another module is somebody else's.
+/// Whether a module is part of connection tracking or removes entries; each may be built in as well. A function of the
+/// same name in another module is somebody else's.
 pub(super) fn is_ours(module: &str) -> bool {
-    module.starts_with("nf_conntrack") || module == "nf_nat"
+    module.starts_with("nf_conntrack") || matches!(module, "nf_nat" | "act_ct" | "openvswitch" | "ip_vs")
 }
 
 /// The same as [`read`] finds, from the modules' own tables and what the kernel was asked for. `None` where the module of

@@ -30,6 +30,7 @@ pub const SELECTION: &[&str] = &[
     "net/ipv6/ip6_gre.ko",
     "net/ipv6/netfilter/",
     "net/netfilter/",
+    "net/openvswitch/",
     "net/sched/act_ct.ko",
     "net/sched/cls_flower.ko",
     "net/sched/sch_ingress.ko",

@@ -96,7 +96,14 @@ fn tell_unknown(unknown: &mut BTreeMap<Event, String>, filter: &Filter, watched:
     };
     note(&[Event::ClashReplyOnly], "ctnetlink announces no entry that enters by a clash");
     note(
-        &[Event::DeleteClosed, Event::DeletePressure, Event::DeleteCleanup],
+        &[
+            Event::DeleteClosed,
+            Event::DeletePressure,
+            Event::DeleteCleanup,
+            Event::DeleteTc,
+            Event::DeleteOpenvswitch,
+            Event::DeleteIpvs,
+        ],
         "the end of an entry is announced without its cause: counted as delete.other",
     );
     if !watched.is_empty() && !watched.iter().any(|watched| watched.account.tells_time_left()) {

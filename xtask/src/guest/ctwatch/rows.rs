@@ -58,6 +58,7 @@ impl Silence {
             return Self { kind: kind.to_owned(), ..Self::default() };
         }
         let mut unknown = vec!["clash_reply_only", "delete.closed", "delete.pressure", "delete.cleanup"];
+        unknown.extend(["delete.tc", "delete.openvswitch", "delete.ipvs"]);
         unknown.extend(["drop.no_memory", "insert_failed.clash", "insert_failed.dying"]);
         unknown.extend(["invalid.out_of_window", "invalid.bad_state", "invalid.bad_checksum"]);
         unknown.extend(["invalid.malformed", "invalid.unrelated"]);

@@ -3,6 +3,7 @@
 mod alive;
 mod attacker;
 mod causes;
+mod causes_others;
 mod clash;
 mod doctor;
 mod events;
@@ -77,6 +78,7 @@ pub(super) fn all() -> Vec<Scenario> {
         traffic::SCENARIOS,
         full::SCENARIOS,
         causes::SCENARIOS,
+        causes_others::SCENARIOS,
         hidden_code::SCENARIOS,
         misread::SCENARIOS,
         netlink::SCENARIOS,
