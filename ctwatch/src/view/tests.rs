@@ -110,6 +110,17 @@ fn all_lines(samples: Vec<Sample>, info: &SourceInfo, color: bool) -> String {
 }
 
 #[test]
+fn the_reference_names_every_event() {
+    let reference = include_str!("../../../docs/reference.md");
+    for event in Event::ALL {
+        let group = event.group().name();
+        let row = reference.lines().find(|line| line.starts_with(&format!("| `{group}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/reference.md has no row for {group}"));
+        assert!(row.contains(&format!("`{}`", event.reason())), "docs/reference.md does not name {event:?}");
+    }
+}
+
+#[test]
 fn json_is_the_promised_object() {
     let text = Json::new(machine()).report(&report(flood()), &info());
     assert_eq!(text.lines().count(), 1);
