@@ -106,8 +106,8 @@ const ANYWHERE_BY_NETLINK: [&str; 2] = ["attacker::counting", "attacker::many_na
 /// Where these run, if it is among the kernels.
 const ONE: &str = "6.12";
 
-/// What another build of a kernel can change, where it is one of many: counting by the source that ctwatch chooses there,
-/// with every kind of event, and what it reads from the kernel's memory.
+/// Every kind of event, and what ctwatch reads from the kernel's memory. Another build of a kernel can change these, by the
+/// source that ctwatch chooses there.
 const OTHER_BUILDS: [&str; 14] = [
     "traffic::mixed_100000",
     "full::unassured",
@@ -128,6 +128,13 @@ const OTHER_BUILDS: [&str; 14] = [
 /// What needs a module that cloud kernels do not have, and where it runs.
 const ON_FULL_KERNEL: [&str; 1] = ["delete::openvswitch"];
 const FULL_KERNEL: &str = "6.12-amd64";
+
+/// What differs by kernel, but hardly by source: by the sources that ctwatch does not choose on one kernel.
+const HARDLY_BY_SOURCE: [&str; 2] = ["delete::tc", "delete::ipvs"];
+
+/// A kernel between others, whose functions and messages are those of one of them: by the sources that ctwatch does not
+/// choose there it counts each kind of event once.
+const BETWEEN: &str = "6.1";
 
 /// What finds most in little time, on each kernel.
 const QUICK: [&str; 17] = [
@@ -187,6 +194,12 @@ fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, i
     }
     if selection.kernels.is_empty() && kernels::OTHER_BUILDS.contains(&kernel.name.as_str()) {
         return source == "auto" && any(&OTHER_BUILDS);
+    }
+    if source != "auto" && selection.full && selection.filter.is_none() {
+        let seldom = kernel.name == BETWEEN && !any(&OTHER_BUILDS) && !any(&BY_KPROBE) && !any(&BY_NETLINK);
+        if seldom || (HARDLY_BY_SOURCE.contains(&name) && !is_one) {
+            return false;
+        }
     }
     match source {
         "auto" => is_one || !any(&ANYWHERE),
@@ -262,7 +275,10 @@ mod tests {
         let times = |name: &str| full.iter().filter(|run| run.names.contains(&name)).count();
         assert_eq!(times("manners::wrong_usage"), 1);
         assert_eq!(times(AS_ROOT), 1);
-        assert_eq!(times("traffic::udp"), 8, "three by auto, two by kprobes, three by netlink");
+        assert_eq!(times("traffic::udp"), 6, "three by auto, one by kprobes, two by netlink");
+        assert_eq!(times("delete::timeout"), 8, "on the kernel between by all sources too");
+        assert_eq!(times("misread::no_caller"), 2 + 3, "on the kernel between by kprobes too");
+        assert_eq!(times("delete::tc"), 3 + 1 + 1, "by the other sources on one kernel");
         assert_eq!(times("attacker::many_rules"), 1);
         assert_eq!(times("attacker::many_namespaces"), 2, "by auto and by netlink");
         let parts = ANYWHERE.iter().chain(&ANYWHERE_BY_NETLINK).chain(&COUNTING).chain(&BY_KPROBE);
