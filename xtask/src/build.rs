@@ -100,14 +100,20 @@ pub fn all(release: bool) -> Result<()> {
     Ok(())
 }
 
+/// What `cargo test` is given for all unit tests. Checks that build ctwatch or a test of it with the same find it built:
+/// cargo builds a dependency anew for each selection of packages that asks for other features of it.
+pub const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
+
 /// The unit tests of ctwatch as a program, without what only a debugger reads.
 pub fn unit_tests() -> Result<PathBuf> {
     let step = Step::begin("building the unit tests for a guest");
-    let arguments = ["test", "--no-run", "--package", "ctwatch", "--lib", "--message-format", "json"];
-    let messages = step::read(cargo().args(arguments))?;
+    let arguments = ["test", "--no-run", "--message-format", "json"];
+    let messages = step::read(cargo().args(arguments).args(EVERYTHING))?;
     let executable = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_test = message["profile"]["test"] == true && message["target"]["name"] == "ctwatch";
+        let target = &message["target"];
+        let is_test =
+            message["profile"]["test"] == true && target["name"] == "ctwatch" && target["kind"][0] == "lib";
         message["executable"].as_str().filter(|_| is_test).map(PathBuf::from)
     };
     let built = messages.lines().find_map(executable).context("cargo built no unit tests of ctwatch")?;
@@ -133,9 +139,12 @@ fn binary(profile: &str) -> Result<PathBuf> {
     Ok(metadata.target_directory.join(profile).join("ctwatch"))
 }
 
-/// Builds ctwatch for this machine, quickly, and says where it is.
+/// Builds ctwatch for a check on this machine, and says where it is.
 pub fn debug() -> Result<PathBuf> {
-    all(false)?;
+    ebpf()?;
+    let step = Step::begin("building ctwatch and its tests");
+    step::run_shown(cargo().arg("build").args(EVERYTHING))?;
+    step.end();
     binary("debug")
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -45,13 +46,25 @@ pub fn run() -> Result<()> {
     let initramfs = vm::prepare()?;
     let functions: BTreeSet<String> =
         expected.iter().filter_map(|one| function(&one.prototype)).map(str::to_owned).collect();
+    let kernels = MATRIX.iter().map(|entry| kernels::ensure(entry.name)).collect::<Result<Vec<_>>>()?;
+    let mut args = vec!["prototypes".to_owned()];
+    args.extend(functions);
+    let step = Step::begin("comparing prototypes and offsets with each kernel");
+    let mut told = Vec::new();
+    for pair in kernels.chunks(2) {
+        told.extend(thread::scope(|scope| {
+            let guest = |kernel| Guest::new(kernel, &initramfs, args.clone());
+            let ask = |kernel| scope.spawn(move || bench::one(&guest(kernel)));
+            let guests: Vec<_> = pair.iter().map(ask).collect();
+            let end = |guest: thread::ScopedJoinHandle<'_, _>| {
+                guest.join().unwrap_or_else(|_| bail!("a thread that asks a guest panicked"))
+            };
+            guests.into_iter().map(end).collect::<Result<Vec<_>>>()
+        })?);
+    }
+    step.end();
     let mut problems = Vec::new();
-    for (index, entry) in MATRIX.iter().enumerate() {
-        let kernel = kernels::ensure(entry.name)?;
-        let step = Step::begin(format!("comparing prototypes and offsets with {}", kernel.release));
-        let mut args = vec!["prototypes".to_owned()];
-        args.extend(functions.iter().cloned());
-        let measured = bench::one(&Guest::new(&kernel, &initramfs, args))?;
+    for (index, ((entry, kernel), measured)) in MATRIX.iter().zip(&kernels).zip(told).enumerate() {
         let [Figure::Kernel(types)] = &measured.figures[..] else {
             bail!("{} told nothing of its types", kernel.release);
         };
@@ -66,7 +79,6 @@ pub fn run() -> Result<()> {
             found.len()
         );
         problems.extend(found.into_iter().map(|problem| format!("{}: {problem}", entry.name)));
-        step.end();
     }
     if !problems.is_empty() {
         bail!("hooks rely on what is not so:\n  {}", problems.join("\n  "));

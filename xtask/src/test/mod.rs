@@ -67,7 +67,7 @@ pub fn run(selection: &Selection) -> Result<()> {
 /// The tests that need no guest.
 pub fn unit(filter: Option<&str>) -> Result<()> {
     let step = Step::begin("unit tests");
-    step::run_shown(build::cargo().args(["test", "--quiet", "--workspace", "--all-targets"]).args(filter))?;
+    step::run_shown(build::cargo().args(["test", "--quiet"]).args(build::EVERYTHING).args(filter))?;
     step.end();
     Ok(())
 }
