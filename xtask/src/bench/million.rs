@@ -12,7 +12,7 @@ use crate::vm::kernels;
 /// The kernels it must hold on.
 const KERNELS: [&str; 3] = ["6.1", "6.12", "7.3"];
 
-/// Two mechanisms, twice a million flows each, on an emulated machine.
+/// Two mechanisms, three times a million flows each, on an emulated machine.
 const GUEST_LIMIT: Duration = Duration::from_mins(40);
 
 /// Runs it on these kernels, or on those that it must hold on.

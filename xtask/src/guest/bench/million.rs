@@ -9,6 +9,7 @@ use super::super::ctwatch::Watch;
 use super::super::report::Report;
 use super::super::scenarios::ranking::{CULPRIT, flood, ranked};
 use super::super::space::Space;
+use super::super::traffic::tcp::{self, Held};
 use super::super::traffic::{Family, Flows, Sent, spoofed, spread, udp};
 use super::super::witness::{self, Stats};
 use super::super::{modules, state};
@@ -38,6 +39,18 @@ impl Senders {
     }
 }
 
+/// What the table does with a new flow.
+#[derive(Clone, Copy, PartialEq)]
+enum Table {
+    /// It evicts another one.
+    Evicts,
+    /// It refuses it: open TCP connections fill the table, and the kernel does not evict these.
+    Refuses,
+}
+
+/// How many connections fill a table that refuses.
+const HELD: u32 = 10;
+
 /// Runs it with each of these sources.
 pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Result<ExitCode> {
     let mut report = Report::open(results)?;
@@ -46,9 +59,11 @@ pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Resul
     // it, or emulated ones may meet the breakpoint that it patches by.
     state::fresh(&Space::init())?;
     udp::send(Flows::new(Family::V4, 1))?;
-    let runs = sources.iter().flat_map(|source| [(source, Senders::One), (source, Senders::Random)]);
-    for (source, senders) in runs {
-        report.figure(&match one(source, senders) {
+    let kinds =
+        [(Senders::One, Table::Evicts), (Senders::Random, Table::Evicts), (Senders::One, Table::Refuses)];
+    let runs = sources.iter().flat_map(|source| kinds.map(|kind| (source, kind)));
+    for (source, (senders, table)) in runs {
+        report.figure(&match one(source, senders, table) {
             Ok(million) => Figure::Million(million),
             Err(error) => Figure::Absent { observer: source.clone(), why: format!("{error:#}") },
         })?;
@@ -57,16 +72,22 @@ pub(in super::super) fn run(sources: &[String], results: &Path) -> anyhow::Resul
     Ok(ExitCode::SUCCESS)
 }
 
-fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
+fn one(source: &str, senders: Senders, table: Table) -> anyhow::Result<Million> {
     let space = Space::init();
     state::fresh(&space)?;
     state::buckets(8192)?;
-    state::set("nf_conntrack_max", 3000)?;
+    let mut held = Held::default();
+    if table == Table::Refuses {
+        tcp::hold(Flows::new(Family::V4, HELD), &mut held)?;
+    }
+    state::set("nf_conntrack_max", if table == Table::Refuses { HELD } else { 3000 })?;
+    let filled = witness::count(&space)?;
     let before = Stats::read(&space)?;
     let mut watch = Watch::start(&["--source", source])?;
     let began = clock()?;
     let mut sent = senders.send(Flows::new(Family::V4, FIRST))?;
     watch.wait_sum("insert", sent.passed)?;
+    watch.wait_sum("drop", sent.refused)?;
     let memory = watch.memory_kib("RssAnon")?;
     sent += senders.send(Flows::new(Family::V4, FLOWS - FIRST).from(FIRST))?;
     let memory = [memory, watch.memory_kib("RssAnon")?];
@@ -75,6 +96,7 @@ fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
     let kernel = Stats::read(&space)?.since(&before);
     let entries = witness::count(&space)?;
     anyhow::ensure!(sent.passed + sent.refused == u64::from(FLOWS), "{sent:?} of {FLOWS}");
+    anyhow::ensure!(table == Table::Evicts || sent.passed == 0, "{sent:?}: the table did not refuse all");
     let report = totals.objects.last().context("ctwatch printed nothing")?;
     let lost = report["source"]["lost"].as_u64().context("ctwatch does not say what it lost")?;
     let watched = |field: &str| totals.sum(field);
@@ -85,7 +107,7 @@ fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
         ("drop, and what the senders were refused", watched("drop"), sent.refused),
         ("drop, and the kernel's drop", watched("drop"), of_kernel("drop")?),
         ("early_drop, and the kernel's", watched("early_drop"), of_kernel("early_drop")?),
-        ("delete, and inserts less entries left", watched("delete"), sent.passed - entries),
+        ("delete, and inserts less entries left", watched("delete"), filled + sent.passed - entries),
         ("inserts ranked to the one port, and sent", to_port("insert"), sent.passed),
         ("drops ranked to it, and refused", to_port("drop"), sent.refused),
         ("evictions ranked to it, and the kernel's", to_port("early_drop"), of_kernel("early_drop")?),
@@ -96,5 +118,9 @@ fn one(source: &str, senders: Senders) -> anyhow::Result<Million> {
         Senders::One => "one source",
         Senders::Random => "as many sources",
     };
-    Ok(Million { observer: format!("ctwatch-{source}, {senders}"), lost, sides, seconds, memory })
+    let table = match table {
+        Table::Evicts => "evicting",
+        Table::Refuses => "refusing",
+    };
+    Ok(Million { observer: format!("ctwatch-{source}, {senders}, {table}"), lost, sides, seconds, memory })
 }
