@@ -42,8 +42,6 @@ pub struct Cost {
     pub flows: u64,
     /// Instructions per flow of each window.
     pub windows: Vec<f64>,
-    /// Whether each window holds the same flows under every observer.
-    pub same_flows: bool,
     /// Flows that were refused, per flow.
     pub refusals: f64,
     /// Entries that left the table, per flow.
@@ -60,12 +58,10 @@ impl Cost {
         sorted.get(1).copied().unwrap_or(f64::NAN)
     }
 
-    /// What an observer adds to what the same flows cost under nobody. Windows of the same flows are compared one by one,
-    /// and the median counts: windows of other flows differ by more than the observer may grow.
+    /// What an observer adds to what the same flows cost under nobody. Each window has the same flows under every observer,
+    /// and is compared with its own: windows of other flows differ by more than the observer may grow, since hashes decide
+    /// which flow evicts another, and in whose bucket an expired entry is removed. The median counts.
     pub fn added_to(&self, nobody: &Self) -> f64 {
-        if !self.same_flows {
-            return self.instructions() - nobody.instructions();
-        }
         let mut added: Vec<f64> =
             self.windows.iter().zip(&nobody.windows).map(|(with, without)| with - without).collect();
         added.sort_by(f64::total_cmp);
@@ -193,13 +189,12 @@ pub struct KernelTypes {
 mod tests {
     use super::*;
 
-    fn cost(windows: &[f64], same_flows: bool) -> Cost {
+    fn cost(windows: &[f64]) -> Cost {
         Cost {
             scenario: "udp-ports".to_owned(),
             observer: "ctwatch-fexit".to_owned(),
             flows: 6000,
             windows: windows.to_vec(),
-            same_flows,
             refusals: 0.0,
             deletes: 1.0,
             early_drops: 0.0,
@@ -207,17 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn windows_of_the_same_flows_are_compared_one_by_one() {
+    fn windows_are_compared_one_by_one() {
         // The third window of both met dearer flows; a timer fell into the second of the observer.
-        let nobody = cost(&[12_000.0, 11_900.0, 12_400.0], true);
-        let observer = cost(&[12_500.0, 13_000.0, 12_900.0], true);
+        let nobody = cost(&[12_000.0, 11_900.0, 12_400.0]);
+        let observer = cost(&[12_500.0, 13_000.0, 12_900.0]);
         assert!((observer.added_to(&nobody) - 500.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn windows_of_other_flows_are_compared_by_their_second_lowest() {
-        let nobody = cost(&[12_000.0, 11_900.0, 12_400.0], false);
-        let observer = cost(&[13_000.0, 12_900.0, 12_500.0], false);
-        assert!((observer.added_to(&nobody) - 900.0).abs() < 1e-9);
     }
 }

@@ -47,7 +47,7 @@ const SILENT: u16 = 9;
 /// Destination ports of [`Workload::UdpPorts`], from [`PORT`] on.
 const PORTS: u16 = 20_000;
 
-/// The source port where every observer is to meet the same flows.
+/// The source port: every observer is to meet the same flows.
 const SOURCE: u16 = 5000;
 
 /// The limit of a table with room: the kernel's own above 4 GB of memory, which guests do not have.
@@ -98,12 +98,6 @@ impl Workload {
             Self::UdpHalf | Self::TcpHalf => State::Half,
             Self::UdpRefused | Self::TcpRefused => State::Refused,
         }
-    }
-
-    /// Whether flows of a window differ from those of another so much that only the same windows can be compared. Their
-    /// hashes decide which flow evicts another, and in which flow's bucket an expired entry is removed.
-    pub(super) fn varies(self) -> bool {
-        self.state() == State::Half || matches!(self, Self::UdpSteady | Self::UdpPorts)
     }
 
     /// Packets that are dropped on their way in, where conntrack has seen them: nobody answers them.
@@ -166,8 +160,9 @@ impl Workload {
         let these = take(flows, count);
         match self {
             Self::UdpPorts => udp::send_to_ports(these, SOURCE, PORTS),
-            Self::UdpFull | Self::UdpRefused => udp::send(these),
-            Self::UdpSteady | Self::UdpHalf => udp::send_from(these, SOURCE),
+            Self::UdpSteady | Self::UdpFull | Self::UdpHalf | Self::UdpRefused => {
+                udp::send_from(these, SOURCE)
+            }
             Self::TcpSteady => raw::syn(these, CLOSED),
             Self::TcpFull | Self::TcpHalf | Self::TcpRefused => raw::syn(these, SILENT),
         }
