@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
 
+use super::early::{DroppedPort, RefusedPort};
 use super::latency::Latency;
 use super::text::sum;
 use super::way::Way;
@@ -172,6 +173,9 @@ pub struct Listing {
     pub cut: bool,
     /// Whether some chain drops what no rule accepts.
     pub drops_by_default: bool,
+    /// Ports that an input chain drops, as far as there was room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<DroppedPort>,
     /// Names and texts that the tool would not read back as it prints them: rules that hold such cannot be saved and
     /// loaded again.
     #[serde(default, skip_serializing_if = "is_none")]
@@ -466,6 +470,9 @@ pub struct Live {
     pub unknown: BTreeMap<Event, String>,
     /// Counts by flow type.
     pub flows: Vec<LiveFlow>,
+    /// Where refused flows wanted to go, most first, the first few; empty where the source cannot tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedPort>,
     /// What the source knows it missed.
     pub lost: u64,
     /// Nanoseconds that the source's programs took.

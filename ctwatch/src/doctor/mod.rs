@@ -5,6 +5,7 @@
 
 pub mod checks;
 pub mod command;
+pub mod early;
 pub mod explain;
 pub mod facts;
 pub mod finding;

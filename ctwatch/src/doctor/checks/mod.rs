@@ -3,6 +3,7 @@
 mod chains;
 mod configured;
 mod counters;
+pub mod early;
 mod expectations;
 mod held;
 mod invalid;

@@ -2,10 +2,11 @@
 
 use ctwatch_ebpf::Event;
 
+use super::early::{self, Early};
 use super::{COUNT, LOG, MAX, culprit, evicted, held, live_source, named, of_namespace, refused};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::{Finding, Remedy, Status};
-use crate::doctor::remedies::{limit, notrack, timeouts};
+use crate::doctor::remedies::{early as before, limit, notrack, timeouts};
 use crate::doctor::text::{bytes, duration, percent, rate, share, sum, thousands};
 
 /// From here on `gc_worker` evicts entries that are not assured (4.20 to 7.3), which no kernel counter shows.
@@ -27,19 +28,22 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let lost = refused.unwrap_or(0).saturating_add(evicted.unwrap_or(0));
     let place = of_namespace(facts, namespace);
     let occupied = format!("{} of {} entries ({})", thousands(peak), thousands(max), percent(fill));
+    let early = early::find(facts, namespace, refused);
     let to_full = time_to_full(facts, namespace).filter(|_| fill >= HALF);
     let finding = if fill >= 1.0 || lost > 0 {
         Finding::new(
             "table-full",
             Status::Critical,
             format!(
-                "the table{place} is full: {occupied}{}",
-                losses(facts, refused, evicted, &culprit_text(namespace))
+                "the table{place} is full: {occupied}{}{}",
+                losses(facts, refused, evicted, &culprit_text(namespace)),
+                early.verdict()
             ),
-            "Packets of new flows are dropped, or live flows are thrown out to make room for them. Users see connections \
-             that do not open, or that hang when they were quiet for a moment. Tracking comes before the filter, so among \
-             the refused flows may be such as the rules would drop anyway: drop those in the raw stage (prerouting, priority \
-             -300), or leave them untracked there, and they take no place.",
+            format!(
+                "Packets of new flows are dropped, or live flows are thrown out to make room for them. Users see connections \
+                 that do not open, or that hang when they were quiet for a moment. {}",
+                early.meaning()
+            ),
         )
     } else if fill >= PRESSURE {
         Finding::new(
@@ -72,6 +76,8 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         .seen("count", peak, COUNT)
         .seen("max", max, MAX)
         .seen_if("refused", refused, live_source(facts))
+        .seen_if("refused_that_rules_drop", early.refused.filter(|early| *early > 0), live_source(facts))
+        .seen_if("dropped_by_rules", early.names(), "rules of input chains that match by nothing but a port")
         .seen_if("early_drop", evicted, live_source(facts))
         .seen_if("collector_evictions", pressure(facts, namespace), live_source(facts))
         .seen_if("insert", inserted(facts, namespace), live_source(facts))
@@ -85,11 +91,13 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
             namespace.table.from.clone(),
         )
         .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
-    Some(finding.cure(cures(facts, namespace)))
+    Some(finding.cure(cures(facts, namespace, &early, refused)))
 }
 
 /// A larger table, less in it, or both.
-fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
+fn cures(facts: &Facts, namespace: &Namespace, early: &Early<'_>, refused: Option<u64>) -> Vec<Remedy> {
+    let dropped = before::drop_early(facts.tools, namespace, early);
+    let (useless, perhaps) = if early.are_most(refused) { (dropped, None) } else { (None, dropped) };
     let untracked = culprit(namespace).map(|filler| notrack::remedies(facts.tools, namespace, &filler));
     let excesses = timeouts::excesses(namespace);
     let shorter = excesses.iter().take(2).map(|excess| timeouts::shorten(facts, namespace, excess));
@@ -100,7 +108,7 @@ fn cures(facts: &Facts, namespace: &Namespace) -> Vec<Remedy> {
     // Held entries would fill a larger table too.
     let (first, last) = if held::is_cause(namespace) { (None, raised) } else { (raised, None) };
     let others = early.into_iter().flatten().chain(shorter).chain(late.into_iter().flatten());
-    first.into_iter().chain(others).chain(last).collect()
+    useless.into_iter().chain(first).chain(perhaps).chain(others).chain(last).collect()
 }
 
 fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &str) -> String {

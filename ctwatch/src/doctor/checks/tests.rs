@@ -1,6 +1,6 @@
 //! Findings of machines captured in guests and namespaces (`tests/machines`), as snapshots: the judgement and the text.
-//! Six were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `limit-not-applied`, `snat-exhausted`,
-//! `stale-nat`.
+//! Seven were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `limit-not-applied`, `refused-anyway`,
+//! `snat-exhausted`, `stale-nat`.
 
 use std::fs;
 
@@ -471,4 +471,49 @@ fn why_a_file_is_not_in_force_is_told() {
         in_force(facts, 262_144);
     };
     assert_eq!(told(&overruled), "");
+}
+
+/// Refused flows that the rules would drop anyway are told apart from those that somebody misses.
+#[test]
+fn refused_flows_that_rules_drop_are_named_where_they_are_known() {
+    let full = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = machine("refused-anyway");
+        change(&mut facts);
+        let diagnosis = diagnose(&facts);
+        let full = finding(&diagnosis, "table-full").unwrap().clone();
+        let place = full.remedies.iter().position(|remedy| remedy.id == "drop-early");
+        (full.what + " | " + &full.meaning, place)
+    };
+    let (told, place) = full(&|_| {});
+    assert!(
+        told.contains("; 1,000 of the refused flows were for udp port 9999, which the rules drop anyway |")
+    );
+    assert!(told.contains("Nobody misses them"), "{told}");
+    assert_eq!(place, Some(0));
+    // Most of the refused flows are missed: room for these comes first.
+    let (told, place) = full(&|facts| facts.live.refused[1].count = 5_000);
+    assert!(told.contains("1,000 of the refused"), "{told}");
+    assert_eq!(place, Some(0));
+    let missed = |facts: &mut Facts| {
+        facts.live.flows[0].counts.insert(Event::DropTableFull, 6_000);
+    };
+    assert_eq!(full(&missed).1, Some(1));
+    // By a source that knows no ports.
+    let (told, place) = full(&|facts| facts.live.refused.clear());
+    assert!(told.contains("drops udp port 9999 and tcp port 23; this source cannot tell"), "{told}");
+    assert_eq!(place, Some(1));
+    // Other ports were refused, no rule drops any, or a comment could be taken for a rule.
+    for change in [
+        &(|facts: &mut Facts| facts.live.refused.retain(|port| port.port != 9999)) as &dyn Fn(&mut Facts),
+        &|facts| facts.namespaces[0].nft.dropped.clear(),
+        &|facts| facts.namespaces[0].nft.unquotable = 1,
+    ] {
+        let (told, place) = full(change);
+        assert!(
+            told.contains("among the refused flows may be such as the rules would drop anyway"),
+            "{told}"
+        );
+        assert!(!told.contains("9999"), "{told}");
+        assert_eq!(place, None);
+    }
 }

@@ -1,14 +1,20 @@
 //! The live sample: what happens while doctor looks, through the best source.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ctwatch_ebpf::{Event, FlowType};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Wishes;
+use crate::doctor::early::RefusedPort;
 use crate::doctor::facts::{Live, LiveFlow};
-use crate::model::{Filter, Sample, family_name};
+use crate::model::ranking::{self, Top};
+use crate::model::{By, Filter, Sample, family_name};
 use crate::source::{self, Needs, Status};
+
+/// Ports of refused flows that are kept.
+const MOST_REFUSED: usize = 64;
 
 /// Counts for as long as wished. A source that cannot run leaves its reason, and the time passes all the same: the
 /// kernel's own counters are read around it.
@@ -43,14 +49,31 @@ async fn watch(wishes: &Wishes, live: &mut Live) -> anyhow::Result<()> {
     live.lost = last.lost.saturating_sub(first.lost);
     live.run_ns = last.cost.map(|cost| cost.run_ns - first.cost.unwrap_or_default().run_ns);
     live.runs = last.cost.map(|cost| cost.runs - first.cost.unwrap_or_default().runs);
+    live.refused = refused(first.top.as_deref().unwrap_or_default(), last.top.as_deref().unwrap_or_default());
     live.flows = last.rows.keys().filter_map(|flow| flow_between(*flow, &first, &last)).collect();
     Ok(())
+}
+
+/// Where the flows wanted to go that were refused in between, both families together.
+fn refused(before: &[Top], now: &[Top]) -> Vec<RefusedPort> {
+    let mut sums: BTreeMap<(u32, u8, u16), u64> = BTreeMap::new();
+    for top in ranking::since(before, now) {
+        if let (By::Dport, 1.., Ok(port)) = (top.by, top.drop, top.key.parse()) {
+            let sum = sums.entry((top.netns, top.proto, port)).or_default();
+            *sum = sum.saturating_add(top.drop);
+        }
+    }
+    let port = |((netns, proto, port), count)| RefusedPort { netns, proto, port, count };
+    let mut refused: Vec<RefusedPort> = sums.into_iter().map(port).collect();
+    refused.sort_by_key(|port| std::cmp::Reverse(port.count));
+    refused.truncate(MOST_REFUSED);
+    refused
 }
 
 fn flow_between(flow: FlowType, first: &Sample, last: &Sample) -> Option<LiveFlow> {
     let before = first.rows.get(&flow).copied().unwrap_or_default();
     let after = last.rows.get(&flow)?;
-    let counts: std::collections::BTreeMap<Event, u64> = Event::ALL
+    let counts: BTreeMap<Event, u64> = Event::ALL
         .into_iter()
         .map(|event| (event, after.get(event).saturating_sub(before.get(event))))
         .filter(|(_, count)| *count > 0)

@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod child;
 pub mod configured;
+pub mod dropped;
 pub mod latency;
 pub mod live;
 pub mod log;

@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::budget::{Budget, MOST_TEXT};
+use super::dropped::{self, Chain};
 use super::rules::XT;
 use crate::doctor::command::Arg;
 use crate::doctor::facts::{Listing, Rule, RuleKind};
@@ -55,11 +56,20 @@ impl<'a> Collector<'a> {
         let places: BTreeMap<(String, String, u64), usize> =
             rules.filter_map(|(place, rule)| Some((key(rule)?, place))).collect();
         let mut table = (String::new(), String::new());
+        let mut chain = Chain::default();
         let mut lines = BufReader::new(text);
         while let Some(line) = next_line(&mut lines)? {
-            let Some((body, handle)) = line.rsplit_once("# handle ") else { continue };
+            let Some((body, handle)) = line.rsplit_once("# handle ") else {
+                chain.line(&line);
+                continue;
+            };
             let Ok(handle) = handle.trim().parse() else { continue };
             let body = body.trim().trim_end_matches('{').trim_end();
+            if line.starts_with("table ") || body.starts_with("chain ") {
+                chain = Chain::default();
+            } else {
+                chain.rule(&table.0, dropped::by_nft(body), &mut self.listing.dropped);
+            }
             if line.starts_with("table ") {
                 let mut words = body.split_whitespace().skip(1).map(str::to_owned);
                 table = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

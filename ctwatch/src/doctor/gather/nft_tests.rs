@@ -138,3 +138,38 @@ fn a_line_without_end_is_skipped() {
     assert_eq!(next_line(&mut lines).unwrap().as_deref(), Some("short\n"));
     assert_eq!(next_line(&mut lines).unwrap(), None);
 }
+
+#[test]
+fn ports_that_an_input_chain_drops_are_known() {
+    let text = "table inet f { # handle 1
+\tchain first { # handle 1
+\t\ttype filter hook input priority filter; policy accept;
+\t\tct state established accept # handle 2
+\t\tudp dport 9999 counter packets 0 bytes 0 drop # handle 3
+\t}
+\tchain called { # handle 4
+\t\tudp dport 1 drop # handle 5
+\t}
+}
+table ip g { # handle 2
+\tset s { # handle 1
+\t}
+\tchain second { # handle 2
+\t\ttype filter hook input priority 10; policy accept;
+\t\ttcp dport { 23, 2323 } drop # handle 3
+\t}
+\tchain third { # handle 4
+\t\ttype filter hook forward priority filter; policy accept;
+\t\ttcp dport 2 drop # handle 5
+\t}
+}
+";
+    let found: Vec<_> = parse(r#"{"nftables": []}"#, text)
+        .unwrap()
+        .dropped
+        .into_iter()
+        .map(|port| (port.family, port.port, port.before))
+        .collect();
+    let expected = [("inet", 9999, 1), ("ip", 23, 0), ("ip", 2323, 0)];
+    assert_eq!(found, expected.map(|(family, port, before)| (family.to_owned(), port, before)));
+}

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use super::budget::{Budget, MOST_TEXT};
 use super::child::{self, WhyNot};
+use super::dropped::{self, Chain};
 use super::nft::Collector;
 use super::system::Kernel;
 use crate::doctor::facts::{Listing, ListingState, Rule, RuleKind};
@@ -122,6 +123,7 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
     let mut listing = Listing { state: ListingState::Listed, ..Listing::default() };
     let mut table = "";
     let mut numbers: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut input = Chain::default();
     let mut rest = save;
     while !rest.is_empty() {
         let line;
@@ -129,6 +131,7 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
         if let Some(name) = line.strip_prefix('*') {
             table = name.trim();
             numbers.clear();
+            input = Chain::of_xtables(table, "INPUT");
         } else if let Some(chain) = line.strip_prefix(':') {
             listing.drops_by_default |= table == "filter" && chain.split_whitespace().nth(1) == Some("DROP");
         } else if let Some(rule) = line.strip_prefix("-A ") {
@@ -136,6 +139,9 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
             let chain = words.first().copied().unwrap_or_default();
             let number = numbers.entry(chain).or_default();
             *number += 1;
+            if chain == "INPUT" {
+                input.rule(family, dropped::by_iptables(&words), &mut listing.dropped);
+            }
             listing.unquotable +=
                 u64::from(rule.contains(|char: char| char.is_control() || char == '\u{fffd}'));
             let named = words.windows(2).filter(|pair| ["-m", "-j"].contains(&pair[0])).map(|pair| pair[1]);

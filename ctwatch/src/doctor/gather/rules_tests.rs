@@ -54,3 +54,17 @@ fn rules_beyond_the_bound_are_counted() {
     assert_eq!((listing.rules.len(), listing.left_out), (MOST_OF_ONE, 6));
     assert_eq!(listing.rules[0].number, Some(2));
 }
+
+#[test]
+fn ports_that_input_drops_are_known() {
+    let save = "*raw\n-A PREROUTING -p udp -m udp --dport 1 -j DROP\nCOMMIT\n\
+                *filter\n-A FORWARD -p udp -m udp --dport 2 -j DROP\n-A INPUT -p udp -m udp --dport 9999 -j DROP\n\
+                -A INPUT -s 10.0.0.0/8 -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 23 -j DROP\nCOMMIT\n\
+                *security\n-A INPUT -p udp -m udp --dport 3 -j DROP\nCOMMIT\n";
+    let found: Vec<_> = parse_iptables(save)
+        .dropped
+        .into_iter()
+        .map(|port| (port.family, port.proto, port.port, port.before))
+        .collect();
+    assert_eq!(found, [("ip".to_owned(), 17, 9999, 0), ("ip".to_owned(), 6, 23, 1)]);
+}

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use self::names::Masks;
 pub use self::recorded::Recorded;
+use super::early::DroppedPort;
 use super::facts::{
     Configured, Facts, Group, Listing, ListingState, Live, LiveFlow, Module, Namespace, Program, Rule,
     RuleKind, Stale, TableView, Translated, Waiting,
@@ -198,7 +199,13 @@ fn is_sysctl(name: &str) -> bool {
 }
 
 fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
-    let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, policies: _, unquotable } = listing;
+    let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, dropped, policies: _, unquotable } =
+        listing;
+    for DroppedPort { family, proto: _, port: _, before: _ } in dropped {
+        if !FAMILIES.contains(&family.as_str()) {
+            *family = masks.name(family);
+        }
+    }
     if let ListingState::Unreadable(why) = state {
         *why = text::mask(why, false, masks);
     }
@@ -227,7 +234,18 @@ fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
 }
 
 fn mask_live(live: &mut Live, masks: &mut Masks) {
-    let Live { seconds: _, around_s: _, source: _, why, unknown, flows, lost: _, run_ns: _, runs: _ } = live;
+    let Live {
+        seconds: _,
+        around_s: _,
+        source: _,
+        why,
+        unknown,
+        flows,
+        refused: _,
+        lost: _,
+        run_ns: _,
+        runs: _,
+    } = live;
     for told in why.iter_mut().chain(unknown.values_mut()) {
         *told = prose(told, masks);
     }

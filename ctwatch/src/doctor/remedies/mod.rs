@@ -1,5 +1,6 @@
 //! What to do: commands for this machine, how they last, how they are undone, what they cost. Pure; nothing is run.
 
+pub mod early;
 pub mod expectations;
 pub mod invalid;
 pub mod limit;
@@ -17,7 +18,7 @@ use crate::model::protocol;
 
 /// Every remedy there is. Captured machines (`tests/machines`) print them all, and a guest scenario runs what is
 /// printed for these machines.
-pub const IDS: [&str; 15] = [
+pub const IDS: [&str; 16] = [
     "raise-limit",
     "more-buckets",
     "apply-configured",
@@ -26,6 +27,7 @@ pub const IDS: [&str; 15] = [
     "delete-entries",
     "raise-expectations",
     "shorter-timeout",
+    "drop-early",
     "notrack-nft",
     "notrack-iptables",
     "one-query",

@@ -15,7 +15,7 @@ use super::super::init;
 use super::{configuration_folders, judge, no_files_left, shell, sysctl};
 
 /// The captured machines; together they show every remedy there is, which a test beside them sees to.
-const MACHINES: [(&str, &str); 19] = [
+const MACHINES: [(&str, &str); 20] = [
     ("absent", include_str!("../../../../../ctwatch/tests/machines/absent.json")),
     ("container", include_str!("../../../../../ctwatch/tests/machines/container.json")),
     ("dns-race", include_str!("../../../../../ctwatch/tests/machines/dns-race.json")),
@@ -31,6 +31,7 @@ const MACHINES: [(&str, &str); 19] = [
     ("near-full", include_str!("../../../../../ctwatch/tests/machines/near-full.json")),
     ("old-advice", include_str!("../../../../../ctwatch/tests/machines/old-advice.json")),
     ("old-kernel", include_str!("../../../../../ctwatch/tests/machines/old-kernel.json")),
+    ("refused-anyway", include_str!("../../../../../ctwatch/tests/machines/refused-anyway.json")),
     ("snat-exhausted", include_str!("../../../../../ctwatch/tests/machines/snat-exhausted.json")),
     ("stale-nat", include_str!("../../../../../ctwatch/tests/machines/stale-nat.json")),
     ("timed", include_str!("../../../../../ctwatch/tests/machines/timed.json")),

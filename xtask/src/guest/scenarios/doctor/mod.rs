@@ -1,5 +1,6 @@
 //! `ctwatch doctor`: what it finds is there, its commands cure it, and their undo brings the old state back.
 
+mod anyway;
 mod commands;
 mod fillers;
 mod full;
@@ -33,6 +34,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::raise_limit", full::raise_limit),
     scenario("doctor::notrack_nft", || full::notrack("with nft")),
     scenario("doctor::notrack_iptables", || full::notrack("with iptables")),
+    scenario("doctor::refused_before_the_rules", anyway::refused_before_the_rules),
     scenario("doctor::other_namespace", full::other_namespace),
     scenario("doctor::picked_up", fillers::picked_up),
     scenario("doctor::echoes", fillers::echoes),

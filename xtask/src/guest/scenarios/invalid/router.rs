@@ -126,7 +126,20 @@ impl Router {
 
     /// Failed inserts by the kernel's counter.
     pub(in super::super) fn failed(&self) -> anyhow::Result<u64> {
-        Stats::read(&self.router)?.get("insert_failed").context("no insert_failed in conntrack -S")
+        self.stat("insert_failed")
+    }
+
+    /// One of the kernel's counters.
+    pub(in super::super) fn stat(&self, name: &str) -> anyhow::Result<u64> {
+        Stats::read(&self.router)?.get(name).with_context(|| format!("no {name} in conntrack -S"))
+    }
+
+    /// Runs something on the router.
+    pub(in super::super) fn enter<T: Send>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        self.router.enter(work)
     }
 
     /// A command to run on the router.
