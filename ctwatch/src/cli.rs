@@ -12,6 +12,7 @@ mod trace;
 
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::model::{By, Filter};
@@ -39,6 +40,20 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// What is typed, where flags that make sense alone make sense together.
+    pub fn checked(self) -> Result<Self, clap::Error> {
+        if let Some(Command::Table(table)) = &self.command
+            && let Err(why) = table.check()
+        {
+            let mut command = Self::command();
+            command.build();
+            let command = command.find_subcommand_mut("table");
+            let kind = ErrorKind::ArgumentConflict;
+            return Err(command.map_or_else(|| clap::Error::new(kind), |table| table.error(kind, why)));
+        }
+        Ok(self)
+    }
+
     /// What to do: `live` unless something else was named.
     pub fn into_command(self) -> Command {
         self.command.unwrap_or(Command::Live(self.live))

@@ -22,6 +22,8 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         (&["live", "-i", "0"], "between 0.1 and 3600"),
         (&["nonsense"], "unrecognized subcommand"),
         (&["table", "--by", "sports"], "no grouping `sports`"),
+        (&["table", "--by", "netns", "--from", "-"], "does not name network namespaces: leave --by out"),
+        (&["table", "--from", "/no/file", "--by", "dst,netns,state"], "use `--by state,dst`"),
         (&["--netns", "no-such-name"], "no network namespace `no-such-name`"),
         (&["-i", "2", "man"], "cannot be used with"),
     ] {

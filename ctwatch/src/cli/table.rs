@@ -38,6 +38,21 @@ pub struct TableArgs {
     common: CommonArgs,
 }
 
+impl TableArgs {
+    /// Why the flags do not go together, and what does.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.from.is_none() || !self.by.contains(GroupBy::Netns) {
+            return Ok(());
+        }
+        let others = GroupBy::ALL.into_iter().filter(|by| *by != GroupBy::Netns && self.by.contains(*by));
+        let others: Vec<&str> = others.map(GroupBy::name).collect();
+        Err(match others.join(",").as_str() {
+            "" => "a saved list (--from) does not name network namespaces: leave --by out, or group by something else".into(),
+            others => format!("a saved list (--from) does not name network namespaces: use `--by {others}`"),
+        })
+    }
+}
+
 /// The flags of `table`, checked and resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableOptions {

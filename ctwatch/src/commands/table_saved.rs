@@ -13,7 +13,7 @@ use super::table::Progress;
 use super::{color, print};
 use crate::cli::{Format, TableOptions};
 use crate::model::Table;
-use crate::model::table::{GroupBy, Grouping, Holding, MOST_GROUPS, Saved, Space};
+use crate::model::table::{Grouping, Holding, MOST_GROUPS, Saved, Space};
 use crate::privileges::{self, Work};
 use crate::source::{now, saved};
 use crate::view::table_json;
@@ -33,9 +33,6 @@ const COMPRESSED: [(&[u8], &str); 4] = [
 
 /// Reads the list, or stops on a signal.
 pub(super) fn run(options: &TableOptions, file: &Path) -> anyhow::Result<()> {
-    if options.by.contains(GroupBy::Netns) {
-        bail!("a saved list does not name network namespaces; leave netns out of --by");
-    }
     let name = if file == Path::new("-") { "stdin".to_owned() } else { file.display().to_string() };
     let input = open(file).with_context(|| format!("cannot read {name}"))?;
     privileges::restrict(Work::NOTHING);
