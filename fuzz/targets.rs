@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use ctwatch::doctor::gather::budget::Budget;
 use ctwatch::doctor::gather::output::Lossy;
 use ctwatch::doctor::gather::{rules, system};
+use ctwatch::doctor::kube_proxy::{self, KubeProxy};
 use ctwatch::doctor::recorded::Recorded;
 use ctwatch::doctor::{Facts, diagnose, mask};
 use ctwatch::kernel::btf::Btf;
@@ -32,13 +33,14 @@ use ctwatch::view::{Machine, View, trace_json};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("btf", btf),
     ("capture", capture),
     ("code", code),
     ("iptables", iptables),
     ("kallsyms", kallsyms),
     ("kcore", kcore),
+    ("kube_proxy", kube_proxy),
     ("list", list),
     ("netlink", netlink),
     ("nft", nft),
@@ -173,6 +175,19 @@ pub fn proc(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let _ = Statistics::parse(&text).map(|statistics| statistics.iter().count());
     let _ = (system::parse_modules(&text), system::parse_slab(&text));
+}
+
+/// kube-proxy's command line and its configuration: whatever it is told has a value, or none.
+pub fn kube_proxy(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (_, mut proxy) = kube_proxy::by_command_line(&text.split('\0').collect::<Vec<_>>());
+    if let Ok(told) = kube_proxy::by_configuration(&text) {
+        assert!(told.keys().all(|key| KubeProxy::has_key(key)), "only known keys are kept");
+        proxy = KubeProxy { told, ..proxy };
+    }
+    for cpus in [0, 1, u32::MAX] {
+        let _ = (proxy.sets("max", cpus, 0), proxy.sets("udp_timeout", cpus, 0), proxy.left_alone("max"));
+    }
 }
 
 /// A capture, through every check, remedy and view.

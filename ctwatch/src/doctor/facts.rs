@@ -7,6 +7,7 @@ use ctwatch_ebpf::Event;
 use serde::{Deserialize, Serialize};
 
 use super::early::{DroppedPort, RefusedPort};
+use super::kube_proxy::KubeProxy;
 use super::latency::Latency;
 use super::text::sum;
 use super::way::Way;
@@ -47,6 +48,12 @@ pub struct Facts {
     /// Settings of connection tracking in files of sysctls, in the order in which they are applied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configured: Vec<Configured>,
+    /// What the kube-proxy of this machine was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kube_proxy: Option<KubeProxy>,
+    /// Whether firewalld is told to unload modules when it stops.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firewalld_unloads: bool,
     /// Whether a file has the module loaded before sysctls are applied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub loaded_early: bool,

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod facts;
 pub mod finding;
 pub mod gather;
+pub mod kube_proxy;
 pub mod latency;
 pub mod mask;
 pub mod nat;

@@ -1,6 +1,6 @@
 //! Findings of machines captured in guests and namespaces (`tests/machines`), as snapshots: the judgement and the text.
-//! Seven were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `limit-not-applied`, `refused-anyway`,
-//! `snat-exhausted`, `stale-nat`.
+//! Eight were made by hand from others: `dns-race`, `every-timeout`, `expectations`, `kube-proxy`, `limit-not-applied`,
+//! `refused-anyway`, `snat-exhausted`, `stale-nat`.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::view::doctor::{Style, plain};
 
 const MACHINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machines");
 
-fn machine(name: &str) -> Facts {
+pub(super) fn machine(name: &str) -> Facts {
     let text = fs::read_to_string(format!("{MACHINES}/{name}.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
@@ -419,58 +419,6 @@ fn every_protocol_is_named() {
             None => assert!(written.is_none(), "{commands:?}"),
         }
     }
-}
-
-/// Each reason for a value that is not in force has its own words.
-#[test]
-fn why_a_file_is_not_in_force_is_told() {
-    use crate::doctor::facts::{Configured, Program};
-
-    let told = |change: &dyn Fn(&mut Facts)| {
-        let mut facts = machine("limit-not-applied");
-        facts.modprobe.clear();
-        facts.configured.truncate(2);
-        change(&mut facts);
-        let findings = diagnose(&facts).findings;
-        let finding = findings.into_iter().find(|finding| finding.id == "limit-not-applied");
-        finding.map_or_else(String::new, |finding| finding.what + ". " + &finding.meaning)
-    };
-    let in_force = |facts: &mut Facts, max: u64| {
-        facts.namespaces[0].sysctls.insert("nf_conntrack_max".into(), max);
-    };
-    let written = |facts: &mut Facts, ms: u64| {
-        facts.written_ms.insert("nf_conntrack_max".into(), ms);
-    };
-    assert!(
-        told(&|_| {})
-            .contains("90-x.conf sets nf_conntrack_max to 1,048,576, but 8,192 is in force. Nothing has set")
-    );
-    assert!(told(&|facts| written(facts, 60_000)).contains("set another value 60 s ago"));
-    let changed = |facts: &mut Facts| facts.configured[1].changed_s = Some(30);
-    assert!(told(&changed).contains("changed 30 s ago, and nobody has applied it"));
-    // Applied, and then set to another value.
-    assert!(told(&|facts| (changed(facts), written(facts, 5_000)).1).contains("set another value 5 s ago"));
-    let later = |facts: &mut Facts| {
-        let file = "/etc/sysctl.d/99-y.conf".to_owned();
-        let setting = Configured { sysctl: "nf_conntrack_max".into(), value: 8192, file, changed_s: None };
-        facts.configured.push(setting);
-    };
-    assert!(told(&later).contains("99-y.conf is applied after it and sets 8,192"));
-    assert!(told(&|facts| facts.loaded_early = true).contains("Nothing says why"));
-    let proxy = |facts: &mut Facts| {
-        in_force(facts, 131_072);
-        facts.programs.push(Program { name: "kube-proxy".into(), uses: String::new() });
-    };
-    assert!(told(&proxy).contains("131,072 is its default for 2 CPUs"));
-    // In force, or more than the file asks for; or only what a distribution's file says is overruled.
-    assert_eq!(told(&|facts| in_force(facts, 1_048_576)), "");
-    assert_eq!(told(&|facts| in_force(facts, 2_097_152)), "");
-    assert_eq!(told(&|facts| facts.namespaces[0].limit_writable = false), "");
-    let overruled = |facts: &mut Facts| {
-        facts.configured[1].value = 262_144;
-        in_force(facts, 262_144);
-    };
-    assert_eq!(told(&overruled), "");
 }
 
 /// Refused flows that the rules would drop anyway are told apart from those that somebody misses.

@@ -68,6 +68,15 @@ pub fn loaded_early(root: &Path, modules: &[Module]) -> bool {
     })
 }
 
+/// Whether firewalld is told to unload the modules of packet filters when it stops: what comes then starts with the
+/// kernel's defaults. It does not by default since 1.0.
+pub fn firewalld_unloads(root: &Path) -> bool {
+    let Some((text, _)) = read(&root.join("etc/firewalld/firewalld.conf")) else { return false };
+    let mut told = text.lines().filter_map(|line| line.split_once('='));
+    let last = told.rfind(|(key, _)| key.trim() == "CleanupModulesOnExit");
+    last.is_some_and(|(_, value)| ["yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str()))
+}
+
 /// Files that end in `.conf`, by their names alone, without those that an earlier folder replaces.
 fn in_order(root: &Path, folders: &[&str]) -> Vec<PathBuf> {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
@@ -180,6 +189,22 @@ mod tests {
         assert_eq!(settings(root, true), []);
         write(root, "etc/sysctl.d/60-b.conf", &"net.netfilter.nf_conntrack_max=1\n".repeat(10_000));
         assert_eq!(settings(root, true).len(), MOST_SETTINGS);
+    }
+
+    #[test]
+    fn firewalld_unloads_modules_where_it_is_told_to() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        assert!(!firewalld_unloads(root));
+        for (text, unloads) in [
+            ("# CleanupModulesOnExit=yes\n", false),
+            ("CleanupModulesOnExit=no\nCleanupOnExit=yes\n", false),
+            ("CleanupModulesOnExit=no\nCleanupModulesOnExit = Yes\n", true),
+            ("CleanupModulesOnExit=true\n", true),
+        ] {
+            write(root, "etc/firewalld/firewalld.conf", text);
+            assert_eq!(firewalld_unloads(root), unloads, "{text}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod budget;
 pub mod child;
 pub mod configured;
 pub mod dropped;
+pub mod kube_proxy;
 pub mod latency;
 pub mod live;
 pub mod log;
@@ -55,6 +56,7 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         conntrack,
         root: nix::unistd::geteuid().is_root(),
         configured: configured::settings(root, tools.systemd),
+        firewalld_unloads: configured::firewalld_unloads(root),
         loaded_early: configured::loaded_early(root, &modules),
         modules,
         programs: system::programs(),
@@ -74,6 +76,9 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
     facts.namespaces_left_out = left_out;
     let budget = Budget::start();
     facts.namespaces = places::visit(&places, |place| namespace::read(place, kernel, &budget));
+    if let Some(first) = facts.namespaces.iter().find(|namespace| namespace.limit_writable) {
+        facts.kube_proxy = kube_proxy::read(Path::new("/proc"), first.netns);
+    }
     // Statistics are read as close around the sample as can be: before it, what the listing of rules took has passed.
     let began = Instant::now();
     let before = places::visit(&places, |place| (place.netns, namespace::read_again(kernel)));

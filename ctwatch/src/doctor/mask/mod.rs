@@ -17,6 +17,7 @@ use super::facts::{
     RuleKind, Stale, TableView, Translated, Waiting,
 };
 use super::gather::system::{FILTERS, PROGRAMS};
+use super::kube_proxy::KubeProxy;
 use super::latency::Latency;
 use super::way::Way;
 
@@ -58,6 +59,8 @@ pub fn mask(facts: &mut Facts) {
         modprobe,
         configured,
         loaded_early: _,
+        firewalld_unloads: _,
+        kube_proxy,
         slab: _,
         log: _,
         written_ms,
@@ -95,6 +98,12 @@ pub fn mask(facts: &mut Facts) {
         if !KNOWN_FILES.contains(&name) || !known {
             let folder = if known { folder } else { "(a folder)" };
             *file = format!("{folder}/{}{}", &name[..digits], masks.name(&name[digits..]));
+        }
+    }
+    if let Some(KubeProxy { file, unread: _, told }) = kube_proxy {
+        told.retain(|key, _| KubeProxy::has_key(key));
+        if let Some(file) = file {
+            *file = masks.name(file);
         }
     }
     mask_live(live, &mut masks);

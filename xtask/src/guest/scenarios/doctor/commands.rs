@@ -15,7 +15,7 @@ use super::super::init;
 use super::{configuration_folders, judge, no_files_left, shell, sysctl};
 
 /// The captured machines; together they show every remedy there is, which a test beside them sees to.
-const MACHINES: [(&str, &str); 20] = [
+const MACHINES: [(&str, &str); 21] = [
     ("absent", include_str!("../../../../../ctwatch/tests/machines/absent.json")),
     ("container", include_str!("../../../../../ctwatch/tests/machines/container.json")),
     ("dns-race", include_str!("../../../../../ctwatch/tests/machines/dns-race.json")),
@@ -26,6 +26,7 @@ const MACHINES: [(&str, &str); 20] = [
     ("healthy", include_str!("../../../../../ctwatch/tests/machines/healthy.json")),
     ("idle-tcp", include_str!("../../../../../ctwatch/tests/machines/idle-tcp.json")),
     ("invalid", include_str!("../../../../../ctwatch/tests/machines/invalid.json")),
+    ("kube-proxy", include_str!("../../../../../ctwatch/tests/machines/kube-proxy.json")),
     ("limit-not-applied", include_str!("../../../../../ctwatch/tests/machines/limit-not-applied.json")),
     ("misleading-counters", include_str!("../../../../../ctwatch/tests/machines/misleading-counters.json")),
     ("near-full", include_str!("../../../../../ctwatch/tests/machines/near-full.json")),

@@ -5,6 +5,7 @@ mod commands;
 mod fillers;
 mod full;
 mod held;
+mod kube_proxy;
 mod latency;
 mod off;
 mod past;
@@ -44,6 +45,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("doctor::expectations", past::expectations),
     scenario("doctor::shorter_timeout", settings::shorter_timeout),
     scenario("doctor::limit_not_applied", settings::limit_not_applied),
+    scenario("doctor::kube_proxy", kube_proxy::wins),
     scenario("doctor::bridge", settings::bridge),
     scenario("doctor::snat_exhausted", snat::exhausted),
     scenario("doctor::stale_nat", snat::stale),

@@ -1,0 +1,243 @@
+//! What kube-proxy is told to set: by its configuration, else by its command line. Pure.
+//!
+//! kube-proxy sets the limit to so many entries for each CPU, and to a least number; since 1.36 to [`CAP`] at most. Nought
+//! leaves a sysctl alone. It does so as it starts; some releases before 1.29, and the latest for the limit, only where
+//! the kernel has less (`setIntSysCtl` and `SetSysctls` in its sources).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::text::thousands;
+
+/// What kube-proxy takes where nobody says otherwise, and what it never goes beyond since 1.36.
+const PER_CORE: u64 = 32_768;
+const LEAST: u64 = 131_072;
+const CAP: u64 = 1_048_576;
+/// A longer value is none.
+const LONGEST: usize = 64;
+
+/// By the key in the file: the flag, the sysctl and what kube-proxy takes without either.
+const KEYS: [(&str, &str, &str, u64); 7] = [
+    (MAX_PER_CORE, "conntrack-max-per-core", "", PER_CORE),
+    (MIN, "conntrack-min", "", LEAST),
+    ("tcpEstablishedTimeout", "conntrack-tcp-timeout-established", "tcp_timeout_established", 86_400),
+    ("tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", "tcp_timeout_close_wait", 3_600),
+    ("udpTimeout", "conntrack-udp-timeout", "udp_timeout", 0),
+    ("udpStreamTimeout", "conntrack-udp-timeout-stream", "udp_timeout_stream", 0),
+    ("tcpBeLiberal", "conntrack-tcp-be-liberal", "tcp_be_liberal", 0),
+];
+const MAX_PER_CORE: &str = "maxPerCore";
+const MIN: &str = "min";
+
+/// A kube-proxy that runs on this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubeProxy {
+    /// The file that `--config` names; without it the command line counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Why it is not known what it sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
+    /// What it is told, by the key of its configuration. What is not told has kube-proxy's default.
+    #[serde(default)]
+    pub told: BTreeMap<String, u64>,
+}
+
+/// Why a configuration tells nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unread {
+    /// The file could not be opened, or is none.
+    File,
+    /// It is written in another form than the usual one.
+    Form,
+}
+
+impl Unread {
+    /// In words.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::File => "it could not be opened",
+            Self::Form => "it is written in a form that doctor does not read",
+        }
+    }
+}
+
+impl KubeProxy {
+    /// What it sets a sysctl to; `None` where it leaves it alone, or nobody knows. The name is without `nf_conntrack_`.
+    pub fn sets(&self, sysctl: &str, cpus: u32, in_force: u64) -> Option<u64> {
+        if self.unread.is_some() || sysctl.is_empty() {
+            return None;
+        }
+        let value = if sysctl == "max" {
+            match self.value(MAX_PER_CORE)?.saturating_mul(u64::from(cpus)) {
+                0 => 0,
+                scaled if scaled > CAP && in_force == CAP => CAP,
+                scaled => scaled.max(self.value(MIN)?),
+            }
+        } else {
+            self.value(KEYS.iter().find(|(_, _, set, _)| *set == sysctl)?.0)?
+        };
+        Some(value).filter(|value| *value > 0)
+    }
+
+    /// Whether it is told so, and does not go by its default.
+    pub fn is_told(&self, sysctl: &str) -> bool {
+        let of_max = |key: &str| sysctl == "max" && [MAX_PER_CORE, MIN].contains(&key);
+        KEYS.iter().any(|(key, _, set, _)| (of_max(key) || *set == sysctl) && self.told.contains_key(*key))
+    }
+
+    /// Whether a configuration has this key.
+    pub fn has_key(key: &str) -> bool {
+        KEYS.iter().any(|(known, ..)| *known == key)
+    }
+
+    fn value(&self, key: &str) -> Option<u64> {
+        let default = KEYS.iter().find(|(known, ..)| *known == key)?.3;
+        Some(self.told.get(key).copied().unwrap_or(default))
+    }
+
+    /// What to write, and where, so that it leaves this sysctl alone.
+    pub fn left_alone(&self, sysctl: &str) -> String {
+        let wanted = if sysctl == "max" { MAX_PER_CORE } else { "" };
+        let (key, flag, ..) =
+            KEYS.into_iter().find(|(key, _, set, _)| *key == wanted || *set == sysctl).unwrap_or(KEYS[0]);
+        let nought = match (key, self.file.is_some()) {
+            ("tcpBeLiberal", _) => "false",
+            (MAX_PER_CORE, _) | (_, false) => "0",
+            _ => "0s",
+        };
+        match &self.file {
+            Some(file) => format!(
+                "{file}, which decides again when kube-proxy starts next: write `{key}: {nought}` under `conntrack:` there, so that kube-proxy leaves nf_conntrack_{sysctl} alone; where \
+                 kubeadm made the cluster, `kubectl -n kube-system edit configmap kube-proxy` does it for all nodes, and `kubectl \
+                 -n kube-system rollout restart daemonset kube-proxy` starts it anew"
+            ),
+            None => format!(
+                "the command line of kube-proxy, which decides again when it starts next: add `--{flag}={nought}`, so that it leaves nf_conntrack_{sysctl} alone, and start \
+                 it anew"
+            ),
+        }
+    }
+
+    /// How it comes to its limit: `maxPerCore 32,768 for each of 2 CPUs, min 131,072`.
+    pub fn rule(&self, sysctl: &str, cpus: u32) -> Option<String> {
+        (sysctl == "nf_conntrack_max").then_some(())?;
+        Some(format!(
+            "{MAX_PER_CORE} {} for each of {cpus} CPUs, {MIN} {}",
+            thousands(self.value(MAX_PER_CORE)?),
+            thousands(self.value(MIN)?)
+        ))
+    }
+}
+
+/// The file that the command line names, if any, and what its other flags say: they count only without a file.
+pub fn by_command_line(words: &[&str]) -> (Option<String>, KubeProxy) {
+    let mut proxy = KubeProxy::default();
+    let mut file = None;
+    let mut words = words.iter().skip(1);
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix("--") else { continue };
+        let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
+        let name = name.replace('_', "-");
+        let known = KEYS.iter().find(|(_, known, ..)| *known == name);
+        if name != "config" && known.is_none() {
+            continue;
+        }
+        // A switch takes no word after it.
+        let switch = known.is_some_and(|(key, ..)| *key == "tcpBeLiberal");
+        let value = value.or_else(|| if switch { Some("true") } else { words.next().copied() });
+        match (known, value.map(|value| (value, number(value)))) {
+            (None, Some((value, _))) => file = (!value.is_empty()).then(|| value.to_owned()),
+            (Some((key, ..)), Some((_, Some(number)))) => drop(proxy.told.insert((*key).into(), number)),
+            _ => proxy.unread = Some(Unread::Form),
+        }
+    }
+    (file, proxy)
+}
+
+/// What a configuration says in the form in which kubeadm and people write it: `conntrack:` at the beginning of a line, and
+/// a key and a plain value in each line below it. Whatever else there is of YAML is refused where it could change that.
+pub fn by_configuration(text: &str) -> Result<BTreeMap<String, u64>, Unread> {
+    let mut told = BTreeMap::new();
+    let (mut seen, mut inside, mut indent, mut documents) = (false, false, 0, 0);
+    for line in text.lines() {
+        let bare = line.split(" #").next().unwrap_or_default().trim_end();
+        let body = bare.trim_start();
+        if body.is_empty() || body.starts_with('#') {
+            continue;
+        }
+        let depth = bare.len() - body.len();
+        if depth == 0 {
+            inside = false;
+            documents += usize::from(body == "---");
+            // JSON, several documents, and keys that another name, a quote or a merge hides.
+            let other = body.starts_with(['{', '[', '&', '*', '<', '?', '"', '\'', '\t', '%']);
+            if other || documents > 1 || (body == "---" && seen) {
+                return Err(Unread::Form);
+            }
+            let Some((key, value)) = body.split_once(':') else { continue };
+            if key.trim_end() == "conntrack" {
+                if seen || !["", "null", "~"].contains(&value.trim()) {
+                    return Err(Unread::Form);
+                }
+                (seen, inside, indent) = (true, value.trim().is_empty(), 0);
+            }
+        } else if inside {
+            if indent == 0 {
+                indent = depth;
+            }
+            let (key, value) = body.split_once(':').ok_or(Unread::Form)?;
+            if depth != indent || bare.as_bytes()[..depth].contains(&b'\t') {
+                return Err(Unread::Form);
+            }
+            if !["", "null", "~"].contains(&value.trim()) && KEYS.iter().any(|(known, ..)| *known == key) {
+                let twice = told.insert(key.to_owned(), number(value.trim()).ok_or(Unread::Form)?);
+                if twice.is_some() {
+                    return Err(Unread::Form);
+                }
+            }
+        } else if body.starts_with("conntrack:") {
+            // A later version of the configuration has it below another key.
+            return Err(Unread::Form);
+        }
+    }
+    Ok(told)
+}
+
+/// A number, a switch, or a time as Go writes it (`24h0m0s`), in seconds; perhaps in quotes.
+fn number(value: &str) -> Option<u64> {
+    let quoted = |quote| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+    match value {
+        "true" => return Some(1),
+        "false" => return Some(0),
+        _ if value.is_empty() || value.len() > LONGEST || !value.is_ascii() => return None,
+        _ => {}
+    }
+    if let Ok(number) = value.parse::<u64>() {
+        return value.bytes().all(|byte| byte.is_ascii_digit()).then_some(number);
+    }
+    let (mut rest, mut millis) = (value, 0_u64);
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|char: char| char.is_ascii_digit()).len();
+        let (count, after) = rest.split_at(digits);
+        let unit = after.len() - after.trim_start_matches(|char: char| char.is_ascii_alphabetic()).len();
+        let (unit, after) = after.split_at(unit);
+        let each = match unit {
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1_000,
+            "ms" => 1,
+            _ => return None,
+        };
+        millis = millis.checked_add(count.parse::<u64>().ok()?.checked_mul(each)?)?;
+        rest = after;
+    }
+    Some(millis / 1_000)
+}
+
+#[cfg(test)]
+#[path = "kube_proxy_tests.rs"]
+mod tests;
