@@ -87,7 +87,8 @@ pub fn is_accepted(hash: u64) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TracedInvalid {
-    /// `tuple` is the packet's own, `newcomer` the original one of the flow that it was taken for, if any.
+    /// `tuple` is the packet's own, `newcomer` the original one of the flow that it was taken for, if any; `reply` and
+    /// `mark` are that flow's.
     pub traced: Traced,
     /// The kernel's words, all zero where it said none.
     pub words: [u8; WORDS],
@@ -101,7 +102,7 @@ pub struct TracedInvalid {
 
 const _: () = assert!(size_of::<Key>() == 16);
 const _: () = assert!(size_of::<Words>() == 88);
-const _: () = assert!(size_of::<TracedInvalid>() == 240);
+const _: () = assert!(size_of::<TracedInvalid>() == 288);
 
 #[cfg(feature = "user")]
 // SAFETY: repr(C) of integers without padding, and every bit pattern is a value.

@@ -7,6 +7,7 @@
     reason = "a call in a BPF program costs more than what these do, and the verifier follows it anew each time"
 )]
 
+pub mod entry;
 pub mod event;
 pub mod field;
 pub mod invalid;
@@ -242,9 +243,10 @@ impl HealthCounters {
 /// The functions that the verifier checks once and by themselves, whatever their callers know of the arguments, and how many
 /// arguments they have: `u64` each, as is what they return. The kernel calls them global functions (5.6). It checks any
 /// other function at each call anew, once for each state that it can be called in.
-pub const GLOBAL_FUNCTIONS: [(&str, u32); 12] = [
+pub const GLOBAL_FUNCTIONS: [(&str, u32); 13] = [
     ("emit", 5),
     ("ends_wanted", 2),
+    ("entry_wanted", 3),
     ("find", 2),
     ("flow_of", 1),
     ("found", 5),

@@ -40,6 +40,10 @@ pub struct Traced {
     pub tuple: Tuple,
     /// Whom an evicted entry made room for.
     pub newcomer: Tuple,
+    /// The direction of answers of the entry; of family 0 where there is no entry.
+    pub reply: Tuple,
+    /// `nf_conn.mark`; 0 where there is no entry, or this kernel has no marks.
+    pub mark: u64,
     /// The process in whose context it happened; all zero outside of one.
     pub comm: [u8; 16],
 }
@@ -77,10 +81,18 @@ impl Net {
     /// Whether one end of the tuple lies in it.
     #[inline(always)]
     pub fn holds(&self, tuple: &Tuple) -> bool {
-        let inside = |at: &[u64; 2]| {
-            at[0] & self.mask[0] == self.address[0] && at[1] & self.mask[1] == self.address[1]
-        };
-        self.family == u64::from(tuple.family) && (inside(&tuple.src) || inside(&tuple.dst))
+        self.family == u64::from(tuple.family) && (self.inside(&tuple.src) || self.inside(&tuple.dst))
+    }
+
+    /// Whether one address lies in it.
+    #[inline(always)]
+    pub fn has(&self, family: u8, at: &[u64; 2]) -> bool {
+        self.family == u64::from(family) && self.inside(at)
+    }
+
+    #[inline(always)]
+    const fn inside(&self, at: &[u64; 2]) -> bool {
+        at[0] & self.mask[0] == self.address[0] && at[1] & self.mask[1] == self.address[1]
     }
 }
 
@@ -172,7 +184,7 @@ impl Budget {
 }
 
 const _: () = assert!(size_of::<Tuple>() == 40);
-const _: () = assert!(size_of::<Traced>() == 128);
+const _: () = assert!(size_of::<Traced>() == 176);
 const _: () = assert!(size_of::<Net>() == 40);
 const _: () = assert!(size_of::<TraceFilter>() == 360);
 const _: () = assert!(size_of::<Budget>() == 24);

@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use ctwatch_ebpf::{
     Counters, HealthCounters, ROWS,
+    entry::TraceEntries,
     invalid::{Key, Words},
     loss::{Budget, TraceFilter},
     tally::{Addresses, Deletes, DropPorts, Inserts},
@@ -120,3 +121,8 @@ pub static TRACE_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 
 /// attached, read by the hooks; one entry that holds them all.
 #[map]
 pub static TRACE_FILTERS: Array<TraceFilter> = Array::with_max_entries(1, 0);
+
+/// What entries must have beyond that for their events to be handed over. Written once by userspace before anything is
+/// attached, read by the hooks where single events are asked for; one entry that holds it all.
+#[map]
+pub static TRACE_ENTRIES: Array<TraceEntries> = Array::with_max_entries(1, 0);

@@ -131,7 +131,9 @@ pub extern "C" fn found(flow: u64, skb: u64, ct: u64, words: u64, sp: u64) -> u6
     add(Key { flow: flow.pack(), words }, flow);
     let port = if ct == 0 { u16::from_ne_bytes(tuple.dst_part) } else { dport(tuple_of(ct)) };
     count::rank_invalid(flow, port, tuple);
-    if trace::asked(Event::InvalidOther) {
+    // Of an entry there is only what the packet was taken for.
+    let zone_at = if ct == 0 { 0 } else { trace::zone_at(ct) };
+    if trace::asked(Event::InvalidOther) && trace::entry_passes(flow.pack(), ct, zone_at) {
         hand_over(flow.pack(), ct, words, sp);
     }
     0
@@ -179,6 +181,7 @@ extern "C" fn hand_over(flow: u64, ct: u64, shown_by: u64, sp: u64) -> u64 {
         (&raw mut (*traced).comm).write(comm);
         (&raw mut (*record).words).write([0; WORDS]);
         (&raw mut (*record).shown_by).write(shown_by);
+        trace::fill_entry(&mut *traced, flow, ct);
     }
     if ct != 0 {
         // SAFETY: as above.

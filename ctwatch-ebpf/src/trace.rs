@@ -16,7 +16,7 @@ use crate::{
     context,
     filter::{ends_pass, type_passes},
     health::add_one,
-    maps::{TRACE_BUDGET, TRACE_RING},
+    maps::{TRACE_BUDGET, TRACE_ENTRIES, TRACE_RING},
     tuple::fill,
 };
 
@@ -29,6 +29,15 @@ static TRACE_PER_SECOND: Global<u32> = Global::new(0);
 /// `nf_conn.zone`; 0 where this kernel has no zones.
 #[unsafe(no_mangle)]
 static CONN_ZONE: Global<u32> = Global::new(0);
+/// `nf_conn.tuplehash[IP_CT_DIR_REPLY].tuple`; 0 where it is not known.
+#[unsafe(no_mangle)]
+static CONN_REPLY: Global<u32> = Global::new(0);
+/// `nf_conn.mark`; 0 where this kernel has no marks.
+#[unsafe(no_mangle)]
+static CONN_MARK: Global<u32> = Global::new(0);
+/// Whether `TRACE_ENTRIES` asks for anything.
+#[unsafe(no_mangle)]
+static TRACE_ENTRY: Global<u8> = Global::new(0);
 /// `nf_conntrack_zone.id`
 #[unsafe(no_mangle)]
 static ZONE_ID: Global<u32> = Global::new(0);
@@ -76,7 +85,10 @@ pub fn entry(event: Event, conn: &Conn, ct: u64, sp: u64) {
 pub fn entry_numbered(event: u32, conn: &Conn, ct: u64, sp: u64) {
     if number_asked(event) {
         let ct = number(ct);
-        emit(u64::from(event) | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone_at(ct), sp);
+        // Here and not in `emit`: the stack has 512 bytes for all frames together.
+        if entry_passes(conn.flow.pack(), ct, zone_at(ct)) {
+            emit(u64::from(event) | status(ct) << 32, conn.flow.pack(), tuple_of(ct), zone_at(ct), sp);
+        }
     }
 }
 
@@ -84,7 +96,10 @@ pub fn entry_numbered(event: u32, conn: &Conn, ct: u64, sp: u64) {
 #[inline(always)]
 pub fn refused(event: Event, flow: FlowType, tuple: u64, zone: u64, sp: u64) {
     if asked(event) {
-        emit(event as u64, flow.pack(), number(tuple), zone_of(number(zone)), sp);
+        let zone_at = zone_of(number(zone));
+        if entry_passes(flow.pack(), 0, zone_at) {
+            emit(event as u64, flow.pack(), number(tuple), zone_at, sp);
+        }
     }
 }
 
@@ -127,6 +142,14 @@ fn zone_of(zone: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -> u64 {
+    // The verifier checks this function with each program that could call it, whether that is the case or not.
+    if !on() {
+        return 0;
+    }
+    let event = what as u32;
+    // A refused flow has none. Of all others this is the original tuple.
+    let has_entry = event != Event::DropTableFull as u32 && event != Event::DropNoMemory as u32;
+    let ct = if has_entry { tuple_at - tuple_of(0) } else { 0 };
     let flow = FlowType::unpack(flow);
     // The ends are looked at here, not by a call: the stack has 512 bytes for all frames together.
     if !type_passes(flow) {
@@ -137,10 +160,8 @@ extern "C" fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -
         return 0;
     }
     let Some(ktime_ns) = spend() else { return 0 };
-    let event = what as u32;
-    // Every event from here on is about an entry, whose original tuple this is.
     let left = event >= Event::DeleteTimeout as u32;
-    let start_ns = if left { start_of(tuple_at - tuple_of(0)) } else { 0 };
+    let start_ns = if left { start_of(ct) } else { 0 };
     let comm = comm(sp);
     let Some(mut place) = TRACE_RING.reserve::<Traced>(0) else {
         not_handed_over();
@@ -160,6 +181,7 @@ extern "C" fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -
         (&raw mut (*traced).tuple).write(tuple);
         (&raw mut (*traced).newcomer).write(Tuple::default());
         (&raw mut (*traced).comm).write(comm);
+        fill_entry(&mut *traced, flow, ct);
     }
     if event == Event::DeleteEarlyDrop as u32
         && let Some(slot) = context::inside(sp)
@@ -174,6 +196,65 @@ extern "C" fn emit(what: u64, flow: u64, tuple_at: u64, zone_at: u64, sp: u64) -
     }
     place.submit(0);
     0
+}
+
+/// Writes the fields that only an entry has: of the one at `ct`, or that there is none where that is 0.
+#[inline(always)]
+pub fn fill_entry(traced: &mut Traced, flow: FlowType, ct: u64) {
+    traced.reply = Tuple::default();
+    traced.mark = 0;
+    if ct == 0 || CONN_REPLY.load() == 0 {
+        return;
+    }
+    if !fill(&mut traced.reply, flow, reply_of(ct), 0) {
+        traced.reply = Tuple::default();
+    }
+    traced.mark = mark(ct).into();
+}
+
+#[inline(always)]
+fn reply_of(ct: u64) -> u64 {
+    ct + u64::from(CONN_REPLY.load())
+}
+
+/// `nf_conn.mark`
+#[inline(always)]
+fn mark(ct: u64) -> u32 {
+    if CONN_MARK.load() == 0 { 0 } else { read(ct + u64::from(CONN_MARK.load())).unwrap_or(0) }
+}
+
+/// Whether the user's filter of entries lets an event through: of the entry at `ct`, or of a flow that has none where that
+/// is 0. `zone_at` is where its zone lies, 0 where there are none.
+#[inline(always)]
+pub fn entry_passes(flow: u64, ct: u64, zone_at: u64) -> bool {
+    TRACE_ENTRY.load() == 0 || entry_wanted(flow, ct, zone_at) != 0
+}
+
+/// In a frame of its own: two tuples take a part of the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn entry_wanted(flow: u64, ct: u64, zone_at: u64) -> u64 {
+    if TRACE_ENTRY.load() == 0 {
+        return 1;
+    }
+    let Some(wanted) = TRACE_ENTRIES.get(0) else { return 0 };
+    let zone = if zone_at == 0 { Some(0) } else { read::<u16>(zone_at) };
+    if !zone.is_some_and(|zone| wanted.passes_zone(zone)) {
+        return 0;
+    }
+    if wanted.entry == 0 {
+        return 1;
+    }
+    if ct == 0 || !wanted.passes_mark(mark(ct)) {
+        return 0;
+    }
+    let flow = FlowType::unpack(flow);
+    let mut original = Tuple::default();
+    if !fill(&mut original, flow, tuple_of(ct), 0) {
+        return 0;
+    }
+    let mut reply = Tuple::default();
+    (fill(&mut reply, flow, reply_of(ct), 0) && wanted.passes_reply(&original, &reply)).into()
 }
 
 /// When the entry at `ct` entered the table; 0 where it carries no such time, which the sysctl

@@ -40,18 +40,22 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// What is typed, where flags that make sense alone make sense together.
+    /// Refuses flags that each are right, but not together.
     pub fn checked(self) -> Result<Self, clap::Error> {
-        if let Some(Command::Table(table)) = &self.command
-            && let Err(why) = table.check()
-        {
-            let mut command = Self::command();
-            command.build();
-            let command = command.find_subcommand_mut("table");
-            let kind = ErrorKind::ArgumentConflict;
-            return Err(command.map_or_else(|| clap::Error::new(kind), |table| table.error(kind, why)));
-        }
-        Ok(self)
+        let fault = match &self.command {
+            Some(Command::Table(table)) => {
+                table.check().err().map(|fault| ("table", ErrorKind::ArgumentConflict, fault))
+            }
+            Some(Command::Trace(trace)) => {
+                trace.fault().map(|fault| ("trace", ErrorKind::ValueValidation, fault))
+            }
+            _ => None,
+        };
+        let Some((name, kind, fault)) = fault else { return Ok(self) };
+        let mut command = Self::command();
+        command.build();
+        let command = command.find_subcommand_mut(name);
+        Err(command.map_or_else(Self::command, |command| command.clone()).error(kind, fault))
     }
 
     /// What to do: `live` unless something else was named.

@@ -26,6 +26,7 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         (&["table", "--from", "/no/file", "--by", "dst,netns,state"], "use `--by state,dst`"),
         (&["--netns", "no-such-name"], "no network namespace `no-such-name`"),
         (&["-i", "2", "man"], "cannot be used with"),
+        (&["trace", "--events", "-all,drop", "--nat", "snat"], "no event would be shown"),
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

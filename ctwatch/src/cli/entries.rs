@@ -9,40 +9,38 @@ use crate::model::entry_filter::{EntryFilter, Mark};
 
 /// A list that is one value to clap.
 #[derive(Clone, Debug)]
-struct List<T>(Vec<T>);
+pub(super) struct List<T>(pub(super) Vec<T>);
 
-/// Flags for the reply direction and more.
+/// Flags for the reply direction and more, of `table` and `trace`.
 #[derive(Clone, Debug, Args)]
 pub struct EntryArgs {
-    /// Count only entries whose answers come from one of these networks, separated by commas. With NAT of the destination
+    /// Only entries whose answers come from one of these networks, separated by commas. With NAT of the destination
     /// this is the real server
     #[arg(long, value_name = "CIDR", value_parser = nets, help_heading = ABOUT_FILTERS)]
     rsrc: Option<List<Net>>,
-    /// Count only entries whose answers come from one of these ports
+    /// Only entries whose answers come from one of these ports
     #[arg(long, value_name = "LIST", value_parser = ports, help_heading = ABOUT_FILTERS)]
     rsport: Option<List<u16>>,
-    /// Count only entries whose answers go to one of these networks. With NAT of the source this is the address that the
+    /// Only entries whose answers go to one of these networks. With NAT of the source this is the address that the
     /// flow was given
     #[arg(long, value_name = "CIDR", value_parser = nets, help_heading = ABOUT_FILTERS)]
     rdst: Option<List<Net>>,
-    /// Count only entries whose answers go to one of these ports
+    /// Only entries whose answers go to one of these ports
     #[arg(long, value_name = "LIST", value_parser = ports, help_heading = ABOUT_FILTERS)]
     rdport: Option<List<u16>>,
-    /// Count only entries with one of these kinds of NAT: none, snat, dnat, both
+    /// Only entries with one of these kinds of NAT: none, snat, dnat, both
     #[arg(long, value_name = "LIST", value_parser = kinds_of_nat, help_heading = ABOUT_FILTERS)]
     nat: Option<List<Nat>>,
-    /// Count only entries in one of these conntrack zones. 0 is the default zone
+    /// Only entries in one of these conntrack zones. 0 is the default zone
     #[arg(long, value_name = "LIST", value_parser = zones, help_heading = ABOUT_FILTERS)]
     zone: Option<List<u16>>,
-    /// Count only entries with one of these marks: 16, 0x10, or 0x10/0xff where only some bits count
+    /// Only entries with one of these marks: 16, 0x10, or 0x10/0xff where only some bits count
     #[arg(long, value_name = "LIST", value_parser = marks, help_heading = ABOUT_FILTERS)]
     mark: Option<List<Mark>>,
-    /// Count only entries that one of these forwards: none (the usual path), software or hardware (flow tables)
-    #[arg(long, value_name = "LIST", value_parser = offloads, help_heading = ABOUT_FILTERS)]
-    offload: Option<List<Offload>>,
 }
 
 impl EntryArgs {
+    /// What is asked for by these flags.
     pub(super) fn filter(self) -> EntryFilter {
         fn of<T>(list: Option<List<T>>) -> Vec<T> {
             list.map(|list| list.0).unwrap_or_default()
@@ -55,7 +53,7 @@ impl EntryArgs {
             nat: of(self.nat),
             zone: of(self.zone),
             mark: of(self.mark),
-            offload: of(self.offload),
+            offload: Vec::new(),
         }
     }
 }
@@ -76,7 +74,7 @@ fn kinds_of_nat(text: &str) -> Result<List<Nat>, String> {
     common::parse_names(text, "kind of NAT", &Nat::ALL, Nat::name).map(List)
 }
 
-fn offloads(text: &str) -> Result<List<Offload>, String> {
+pub(super) fn offloads(text: &str) -> Result<List<Offload>, String> {
     common::parse_names(text, "kind of offload", &Offload::ALL, Offload::name).map(List)
 }
 

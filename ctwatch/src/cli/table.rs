@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::entries::EntryArgs;
-use super::{CommonArgs, Format, common};
+use super::entries::{EntryArgs, List, offloads};
+use super::{ABOUT_FILTERS, CommonArgs, Format, common};
 use crate::model::Filter;
+use crate::model::entry::Offload;
 use crate::model::entry_filter::EntryFilter;
 use crate::model::table::{Dimensions, GroupBy};
 use crate::source::SourceChoice;
@@ -34,6 +35,9 @@ pub struct TableArgs {
     from: Option<PathBuf>,
     #[command(flatten)]
     entries: EntryArgs,
+    /// Only entries that one of these forwards: none (the usual path), software or hardware (flow tables)
+    #[arg(long, value_name = "LIST", value_parser = offloads, help_heading = ABOUT_FILTERS)]
+    offload: Option<List<Offload>>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -91,7 +95,10 @@ impl From<TableArgs> for TableOptions {
             color: !output.no_color,
             verbose: *verbose,
             filter: args.common.filter(),
-            entries: args.entries.filter(),
+            entries: EntryFilter {
+                offload: args.offload.map(|list| list.0).unwrap_or_default(),
+                ..args.entries.filter()
+            },
             from: args.from,
             source: place.source,
         }
@@ -112,7 +119,7 @@ mod tests {
 
     use super::super::{Cli, Command};
     use super::*;
-    use crate::model::entry::{Nat, Offload};
+    use crate::model::entry::Nat;
     use crate::model::entry_filter::Mark;
 
     fn options(args: &[&str]) -> Result<TableOptions, clap::Error> {

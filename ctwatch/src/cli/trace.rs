@@ -6,13 +6,19 @@ use clap::Args;
 
 use ctwatch_ebpf::Group;
 
+use super::entries::EntryArgs;
 use super::{ABOUT_FILTERS, CommonArgs, Format};
 use crate::model::Filter;
+use crate::model::entry_filter::EntryFilter;
 use crate::model::trace::{Names, Wanted};
 use crate::source::SourceChoice;
 
 /// Flags of `trace`, as typed.
 #[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "A refused flow (drop) has no entry, so that no filter by answers (--rsrc, --rsport, --rdst, \
+    --rdport), --nat or --mark lets it through. An invalid packet passes by the flow that it was taken for, if any."
+)]
 pub struct TraceArgs {
     /// Stop after N events
     #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
@@ -27,11 +33,17 @@ pub struct TraceArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_events: u32,
     /// Print the losses that `ctwatch record` kept in this file instead of those of this machine
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "max_events", "verbose"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = NOT_RECORDED)]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    entries: EntryArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
+
+/// Flags that say nothing of a recording: of a loss it keeps the original direction and the zone.
+const NOT_RECORDED: [&str; 9] =
+    ["source", "max_events", "verbose", "rsrc", "rsport", "rdst", "rdport", "nat", "mark"];
 
 /// The flags of `trace`, checked and resolved.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +58,8 @@ pub struct TraceOptions {
     pub verbose: bool,
     /// Which flows; of an eviction, which victims.
     pub filter: Filter,
+    /// Which of these, by what only an entry has.
+    pub entries: EntryFilter,
     /// Which events.
     pub wanted: Wanted,
     /// Which source was asked for.
@@ -57,6 +71,7 @@ pub struct TraceOptions {
 impl From<TraceArgs> for TraceOptions {
     fn from(args: TraceArgs) -> Self {
         let CommonArgs { place, output, verbose, .. } = &args.common;
+        let entries = args.entries.filter();
         Self {
             count: args.count,
             format: if output.json { Format::Json } else { Format::Plain },
@@ -67,10 +82,29 @@ impl From<TraceArgs> for TraceOptions {
                 names: args.events.unwrap_or_default(),
                 per_second: args.max_events,
                 counting: false,
+                entries: entries.in_kernel(),
             },
+            entries,
             source: place.source,
             from: args.from,
         }
+    }
+}
+
+impl TraceArgs {
+    /// What is wrong with the flags together, which no single one of them shows.
+    pub(super) fn fault(&self) -> Option<String> {
+        let entries = self.entries.clone().filter();
+        if let Some((flag, most)) = entries.too_long() {
+            return Some(format!("{flag} takes at most {most} values"));
+        }
+        let names = self.events.unwrap_or_default();
+        let shown = names.iter().any(|name| name != Group::Drop);
+        (entries.needs_entry() && !shown).then(|| {
+            "a refused flow has neither answers nor NAT nor a mark, so no event would be shown: leave out these \
+             filters, or choose other --events"
+                .to_owned()
+        })
     }
 }
 
@@ -102,9 +136,11 @@ mod tests {
 
     use super::super::{Cli, Command};
     use super::*;
+    use crate::model::entry::Nat;
 
     fn options(args: &[&str]) -> Result<TraceOptions, clap::Error> {
-        match Cli::try_parse_from(["ctwatch", "trace"].iter().chain(args))?.into_command() {
+        let cli = Cli::try_parse_from(["ctwatch", "trace"].iter().chain(args))?.checked()?;
+        match cli.into_command() {
             Command::Trace(trace) => Ok(trace.into()),
             other => panic!("not trace: {other:?}"),
         }
@@ -133,6 +169,19 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_selected_as_by_table() {
+        let args = ["--rsrc=10.9.0.77", "--rdport=1024,1025", "--nat=dnat", "--zone=0,9", "--mark=1/1"];
+        let TraceOptions { entries, wanted, .. } = options(&args).unwrap();
+        assert_eq!((entries.rsrc.len(), &entries.rdport[..]), (1, &[1024, 1025][..]));
+        assert_eq!((&entries.nat[..], &entries.zone[..]), (&[Nat::Dnat][..], &[0, 9][..]));
+        assert_eq!(wanted.entries, entries.in_kernel());
+        assert!(wanted.entries.is_some() && options(&[]).unwrap().wanted.entries.is_none());
+        // A refused flow has a zone.
+        assert!(options(&["--events", "-all,drop", "--zone", "9"]).is_ok());
+        assert!(options(&["--from", "file", "--zone", "9"]).is_ok());
+    }
+
+    #[test]
     fn wrong_values_say_what_is_wrong() {
         for (args, told) in [
             (&["--events", "inserts"][..], "no event `inserts`"),
@@ -145,6 +194,14 @@ mod tests {
             (&["-n", "0"], "at least one event"),
             (&["--plain", "--json"], "cannot be used with"),
             (&["--from", "file", "--source", "kprobe"], "cannot be used with"),
+            (&["--from", "file", "--nat", "snat"], "cannot be used with"),
+            (&["--from", "file", "--mark", "1"], "cannot be used with"),
+            (&["--nat", "yes"], "no kind of NAT `yes`"),
+            (&["--offload", "none"], "unexpected argument"),
+            (&["--zone", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"], "--zone takes at most 16 values"),
+            (&["--rdst", "::1,::1,::1,::1,::1,::1,::1,::1,::1"], "--rdst takes at most 8 values"),
+            (&["--events", "-all,drop", "--mark", "1"], "no event would be shown"),
+            (&["--events", "-early_drop,-insert_failed", "--rsport", "1"], "no event would be shown"),
         ] {
             let error = options(args).expect_err("accepted");
             assert_eq!(error.exit_code(), 2, "{args:?}");

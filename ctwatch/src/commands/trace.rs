@@ -22,6 +22,9 @@ pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
     if let Some(file) = &options.from {
         return super::trace_recorded::run(options, file);
     }
+    if options.entries.needs_entry() && options.wanted.names.contains(Group::Drop) {
+        tell("drop is left out: a refused flow has neither answers nor NAT nor a mark to filter by");
+    }
     keeper::start(&options.filter);
     settle_in(options.source, Work::NOTHING);
     run_to_end(async {

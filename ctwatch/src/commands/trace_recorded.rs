@@ -95,6 +95,9 @@ impl Past<'_> {
             Detail::Icmp { .. } | Detail::None => None,
         };
         let flow = tuple(record.flow.proto, record.flow.src, record.flow.dst, ports);
-        self.options.wanted.names.contains(record.name) && self.options.filter.passes(record.netns, &flow)
+        let TraceOptions { wanted, filter, entries, .. } = self.options;
+        // Other filters of entries are refused, because nothing is kept that they could look at.
+        let zone = entries.zone.is_empty() || entries.zone.contains(&record.flow.zone);
+        wanted.names.contains(record.name) && zone && filter.passes(record.netns, &flow)
     }
 }

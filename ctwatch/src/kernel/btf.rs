@@ -256,6 +256,11 @@ impl<'a> Btf<'a> {
         Ok(Some(bits / 8))
     }
 
+    /// How many bytes a structure has; `None` where there is none of that name.
+    pub fn size(&self, structure: &str) -> Result<Option<u32>> {
+        self.find(KIND_STRUCT, structure)?.map(|id| Ok(self.get(id)?.word)).transpose()
+    }
+
     /// Through typedefs, qualifiers and arrays to what is underneath.
     fn resolve(&self, mut id: u32) -> Result<Type<'_>> {
         for _ in 0..MAX_DEPTH {

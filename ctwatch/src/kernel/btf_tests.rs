@@ -80,6 +80,7 @@ fn members_are_found_through_arrays_and_anonymous_unions() {
     assert_eq!(btf.member("outer", &["c"]).unwrap(), Some(0));
     assert_eq!(btf.member("outer", &["nowhere"]).unwrap(), None);
     assert_eq!(btf.member("nowhere", &["c"]).unwrap(), None);
+    assert_eq!((btf.size("inner").unwrap(), btf.size("nowhere").unwrap()), (Some(8), None));
 }
 
 #[test]

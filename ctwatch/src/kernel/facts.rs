@@ -132,12 +132,13 @@ const OFFSETS: [(&str, &str, &[&str]); 10] = [
 ];
 
 /// The same for what counting can do without.
-const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 12] = [
+const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 13] = [
     ("ITER_PORTID", "nf_ct_iter_data", &["portid"]),
     ("TUPLE_SRC", "nf_conntrack_tuple", &["src", "u3"]),
     ("TUPLE_SRC_PART", "nf_conntrack_tuple", &["src", "u"]),
     ("TUPLE_DST", "nf_conntrack_tuple", &["dst", "u3"]),
     ("CONN_ZONE", "nf_conn", &["zone"]),
+    ("CONN_MARK", "nf_conn", &["mark"]),
     ("ZONE_ID", "nf_conntrack_zone", &["id"]),
     ("TASK_FLAGS", "task_struct", &["flags"]),
     ("SKB_HEAD", "sk_buff", &["head"]),
@@ -146,6 +147,9 @@ const OPTIONAL_OFFSETS: [(&str, &str, &[&str]); 12] = [
     ("STATE_PF", "nf_hook_state", &["pf"]),
     ("STATE_NET", "nf_hook_state", &["net"]),
 ];
+
+/// One direction of an entry, with its place in the table.
+const DIRECTION: &str = "nf_conntrack_tuple_hash";
 
 /// What a CPU's conntrack statistics are.
 const STATISTICS: &str = "ip_conntrack_stat";
@@ -273,6 +277,12 @@ impl Facts {
                 self.offsets.insert(global.to_owned(), offset);
             }
         }
+        // The second of two in an array.
+        if let (Ok(Some(original)), Ok(Some(size))) =
+            (btf.member("nf_conn", &["tuplehash", "tuple"]), btf.size(DIRECTION))
+        {
+            self.offsets.insert("CONN_REPLY".to_owned(), original.saturating_add(size));
+        }
         let [extensions, numbers, times] = TIMES;
         // Either all that leads to an entry's time, or nothing of it.
         if let (Ok(Some(ext)), Ok(Some(offsets)), Ok(Some(tstamp)), Ok(Some(start))) = (
@@ -315,7 +325,7 @@ fn wanted() -> Vec<&'static str> {
     let structures = OFFSETS.into_iter().chain(OPTIONAL_OFFSETS).map(|(_, structure, _)| structure);
     let mut names: Vec<&str> = structures
         .chain(TIMES)
-        .chain([STATISTICS])
+        .chain([STATISTICS, DIRECTION])
         .chain(module_symbols::STRUCTURES)
         .chain(functions())
         .collect();

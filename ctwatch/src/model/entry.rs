@@ -1,5 +1,6 @@
 //! One entry of a table, as far as it is counted, and what it says of NAT and of flow tables.
 
+use ctwatch_ebpf::entry::{DNAT, SNAT};
 use ctwatch_ebpf::loss::Tuple;
 
 /// Bits of an entry's status (uapi/linux/netfilter/nf_conntrack_common.h).
@@ -95,20 +96,24 @@ impl Nat {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::None, Self::Snat, Self::Dnat, Self::Both];
 
-    /// The difference of two directions. The status bits of NAT say less: IPVS translates without them.
+    /// The difference of two directions.
     pub fn between(original: &Tuple, reply: &Tuple) -> Self {
-        let icmp = ctwatch_ebpf::loss::is_icmp(original.proto);
-        // An ICMP query and its answer have one id, and NAT of the source may change it. Their types differ.
-        let (source, target) = if icmp {
-            (original.src_part == reply.src_part, true)
-        } else {
-            (original.src_part == reply.dst_part, original.dst_part == reply.src_part)
-        };
-        match (source && original.src == reply.dst, target && original.dst == reply.src) {
-            (true, true) => Self::None,
-            (false, true) => Self::Snat,
-            (true, false) => Self::Dnat,
-            (false, false) => Self::Both,
+        let nat = ctwatch_ebpf::entry::nat(original, reply);
+        match (nat & SNAT != 0, nat & DNAT != 0) {
+            (false, false) => Self::None,
+            (true, false) => Self::Snat,
+            (false, true) => Self::Dnat,
+            (true, true) => Self::Both,
+        }
+    }
+
+    /// The bits that the programs in the kernel tell it by.
+    pub const fn bits(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Snat => SNAT,
+            Self::Dnat => DNAT,
+            Self::Both => SNAT | DNAT,
         }
     }
 

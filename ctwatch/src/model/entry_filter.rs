@@ -1,11 +1,12 @@
 //! Which entries are wanted, by what only an entry has: its reply direction, NAT, zone, mark and flow table.
 
 use ctwatch_ebpf::FlowType;
-use ctwatch_ebpf::loss::{Net, Tuple, has_ports};
+use ctwatch_ebpf::entry::{TRACE_VALUES, TraceEntries, Words};
+use ctwatch_ebpf::loss::{Net, TRACE_NETS, TRACE_PORTS, Tuple, has_ports};
 
 use super::Filter;
 use super::entry::{Entry, Nat, Offload};
-use super::filter::{holds, passes_either};
+use super::filter::passes_either;
 
 /// Where a list is not empty, one of its members must fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,46 @@ impl EntryFilter {
         *self == Self::default()
     }
 
+    /// Whether only a flow with an entry can pass: before it has one, nothing but its zone is known.
+    pub const fn needs_entry(&self) -> bool {
+        let Self { rsrc, rsport, rdst, rdport, nat, zone: _, mark, offload } = self;
+        !(rsrc.is_empty() && rsport.is_empty() && rdst.is_empty() && rdport.is_empty())
+            || !(nat.is_empty() && mark.is_empty() && offload.is_empty())
+    }
+
+    /// The flag of a list that is longer than the programs in the kernel can hold, and how much they can.
+    pub fn too_long(&self) -> Option<(&'static str, usize)> {
+        let lists = [
+            ("--rsrc", self.rsrc.len(), TRACE_NETS),
+            ("--rdst", self.rdst.len(), TRACE_NETS),
+            ("--rsport", self.rsport.len(), TRACE_PORTS),
+            ("--rdport", self.rdport.len(), TRACE_PORTS),
+            ("--zone", self.zone.len(), TRACE_PORTS),
+            ("--mark", self.mark.len(), TRACE_VALUES),
+        ];
+        lists.into_iter().find(|(_, length, most)| length > most).map(|(flag, _, most)| (flag, most))
+    }
+
+    /// The same for the programs in the kernel, which know nothing of flow tables; `None` where nothing is asked for.
+    pub fn in_kernel(&self) -> Option<TraceEntries> {
+        let mut marks = [[0; 2]; TRACE_VALUES];
+        for (to, Mark { value, mask }) in marks.iter_mut().zip(&self.mark) {
+            *to = [*value, *mask];
+        }
+        let wanted = TraceEntries {
+            rsrc: nets(&self.rsrc),
+            rdst: nets(&self.rdst),
+            rsport: words(self.rsport.iter().map(|port| port.to_be_bytes())),
+            rdport: words(self.rdport.iter().map(|port| port.to_be_bytes())),
+            zones: words(self.zone.iter().map(|zone| zone.to_ne_bytes())),
+            marks,
+            mark_count: self.mark.len().min(TRACE_VALUES) as u64,
+            nat: self.nat.iter().fold(0, |kinds, nat| kinds | 1 << nat.bits()),
+            entry: self.needs_entry().into(),
+        };
+        (wanted != TraceEntries::default()).then_some(wanted)
+    }
+
     /// Whether an entry passes.
     pub fn passes(&self, entry: &Entry) -> bool {
         let Self { rsrc, rsport, rdst, rdport, nat, zone, mark, offload } = self;
@@ -50,11 +91,28 @@ impl EntryFilter {
             && any(zone, |zone| *zone == entry.tuple.zone)
             && any(mark, |mark| entry.mark & mark.mask == mark.value)
             && any(offload, |offload| *offload == entry.offload())
-            && of_reply(rsrc, entry, |net, reply| holds(net, reply.family, reply.src))
-            && of_reply(rdst, entry, |net, reply| holds(net, reply.family, reply.dst))
+            && of_reply(rsrc, entry, |net, reply| net.has(reply.family, &reply.src))
+            && of_reply(rdst, entry, |net, reply| net.has(reply.family, &reply.dst))
             && of_reply(rsport, entry, |port, reply| has(*port, reply, reply.src_part))
             && of_reply(rdport, entry, |port, reply| has(*port, reply, reply.dst_part))
     }
+}
+
+fn nets(list: &[Net]) -> [Net; TRACE_NETS] {
+    let mut nets = [Net::default(); TRACE_NETS];
+    for (to, from) in nets.iter_mut().zip(list) {
+        *to = *from;
+    }
+    nets
+}
+
+fn words(values: impl Iterator<Item = [u8; 2]>) -> Words {
+    let mut words = Words::default();
+    for (to, from) in words.list.iter_mut().zip(values) {
+        *to = from;
+        words.count += 1;
+    }
+    words
 }
 
 fn any<T>(list: &[T], fits: impl Fn(&T) -> bool) -> bool {
@@ -102,6 +160,44 @@ mod tests {
         vec![parse_net(text).unwrap()]
     }
 
+    /// As the programs ask, in their order.
+    fn passes_in_kernel(wanted: &TraceEntries, entry: &Entry) -> bool {
+        wanted.passes_zone(entry.tuple.zone)
+            && (wanted.entry == 0
+                || wanted.passes_mark(entry.mark)
+                    && entry.reply.is_some_and(|reply| wanted.passes_reply(&entry.tuple, &reply)))
+    }
+
+    #[test]
+    fn all_but_the_zone_needs_an_entry() {
+        let zone = EntryFilter { zone: vec![0], ..EntryFilter::default() };
+        assert!(!zone.needs_entry());
+        assert_eq!(zone.in_kernel().map(|wanted| (wanted.entry, wanted.zones.count)), Some((0, 1)));
+        for filter in [
+            EntryFilter { rsrc: net("10.9.0.0/24"), ..EntryFilter::default() },
+            EntryFilter { rsport: vec![1], ..EntryFilter::default() },
+            EntryFilter { rdst: net("10.9.0.0/24"), ..EntryFilter::default() },
+            EntryFilter { rdport: vec![1], ..EntryFilter::default() },
+            EntryFilter { nat: vec![Nat::None], ..EntryFilter::default() },
+            EntryFilter { mark: vec![Mark { value: 0, mask: 1 }], ..EntryFilter::default() },
+        ] {
+            assert!(filter.needs_entry(), "{filter:?}");
+            assert_eq!(filter.in_kernel().map(|wanted| wanted.entry), Some(1), "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn icmp_has_no_ports_to_pass_a_filter_by_ports() {
+        let echo = |id, code| tuple(1, [10, 0, 0, 1].into(), [10, 0, 0, 2].into(), Some((id, code)));
+        let entry = Entry { tuple: echo(7, 0x0800), reply: Some(echo(7, 0)), ..Entry::default() };
+        for filter in [
+            EntryFilter { rsport: vec![7], ..EntryFilter::default() },
+            EntryFilter { rdport: vec![0], ..EntryFilter::default() },
+        ] {
+            assert!(!filter.passes(&entry) && !passes_in_kernel(&filter.in_kernel().unwrap(), &entry));
+        }
+    }
+
     #[test]
     fn each_part_must_fit() {
         let all = EntryFilter {
@@ -115,6 +211,8 @@ mod tests {
             offload: vec![Offload::Software],
         };
         assert!(all.passes(&entry()) && !all.is_empty());
+        let in_kernel = EntryFilter { offload: Vec::new(), ..all.clone() }.in_kernel().unwrap();
+        assert!(passes_in_kernel(&in_kernel, &entry()));
         for wrong in [
             EntryFilter { rsrc: net("192.0.2.8"), ..all.clone() },
             EntryFilter { rsport: vec![5353], ..all.clone() },
@@ -126,10 +224,14 @@ mod tests {
             EntryFilter { offload: vec![Offload::None], ..all.clone() },
         ] {
             assert!(!wrong.passes(&entry()), "{wrong:?}");
+            // The programs in the kernel say the same, but of flow tables, of which they know nothing.
+            let in_kernel = passes_in_kernel(&wrong.in_kernel().unwrap(), &entry());
+            assert_eq!(in_kernel, wrong.offload != all.offload, "{wrong:?}");
         }
         let unknown = Entry { reply: None, ..entry() };
         assert!(!EntryFilter { rsport: vec![53], ..EntryFilter::default() }.passes(&unknown));
         assert!(EntryFilter::default().passes(&unknown) && EntryFilter::default().is_empty());
+        assert_eq!(EntryFilter::default().in_kernel(), None);
     }
 
     #[test]

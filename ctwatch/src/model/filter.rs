@@ -132,13 +132,6 @@ fn address(at: IpAddr) -> (u8, [u64; 2]) {
     }
 }
 
-/// Whether one address lies in a network.
-pub(crate) fn holds(net: &Net, family: u8, at: [u64; 2]) -> bool {
-    net.family == u64::from(family)
-        && at[0] & net.mask[0] == net.address[0]
-        && at[1] & net.mask[1] == net.address[1]
-}
-
 /// The address in the words of a [`Tuple`] of this family.
 pub(crate) fn ip(family: u8, words: [u64; 2]) -> Option<IpAddr> {
     let octets = octets(words);

@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ctwatch_ebpf::entry::TraceEntries;
 use ctwatch_ebpf::invalid::WORDS;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{Event, Group};
 
+use super::entry::Nat;
 use super::filter::{ip, words};
 use super::invalid::{Meaning, meaning, shown, text, unsaid};
 use super::table::status::{ASSURED, SEEN_REPLY};
@@ -79,6 +81,8 @@ pub struct Wanted {
     pub per_second: u32,
     /// Whether everything is counted as well.
     pub counting: bool,
+    /// Of which entries alone; a flow without one may pass by its zone.
+    pub entries: Option<TraceEntries>,
 }
 
 /// One event, decoded.
@@ -103,12 +107,25 @@ pub struct Record {
     pub age: Option<Duration>,
     /// Whom an evicted entry made room for.
     pub newcomer: Option<Flow>,
+    /// What only an entry has; of an invalid packet, that of the flow that it was taken for.
+    pub entry: Option<OfEntry>,
     /// What there is to say of an invalid packet, whose own ends `flow` holds.
     pub invalid: Option<Invalid>,
     /// The CPU it happened on.
     pub cpu: u32,
     /// The local process whose doing it was.
     pub comm: Option<String>,
+}
+
+/// What only an entry has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfEntry {
+    /// Its direction of answers, which NAT makes different.
+    pub reply: Flow,
+    /// What NAT changes.
+    pub nat: Nat,
+    /// `ct mark`; 0 where rules set none.
+    pub mark: u32,
 }
 
 /// What belongs to an invalid packet.
@@ -195,9 +212,10 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
     let mut traced = reader.traced()?;
     let mut event = Event::ALL.into_iter().find(|event| *event as u32 == traced.event)?;
     let mut invalid = None;
+    let mut original = traced.tuple;
     if !reader.0.is_empty() {
-        let known = flow(&std::mem::take(&mut traced.newcomer));
-        let (reason, more) = reader.invalid(known)?;
+        original = std::mem::take(&mut traced.newcomer);
+        let (reason, more) = reader.invalid(flow(&original))?;
         event = reason;
         invalid = Some(more);
     }
@@ -217,6 +235,7 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
         replied: traced.status & SEEN_REPLY != 0,
         age: age(traced.start_ns, wall_ns),
         newcomer: flow(&traced.newcomer),
+        entry: of_entry(&original, &traced),
         invalid,
         cpu: traced.cpu,
         comm: if bystander { None } else { comm(&traced.comm) },
@@ -227,6 +246,13 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
 fn age(start_ns: u64, wall_ns: i128) -> Option<Duration> {
     let age = (start_ns != 0).then(|| wall_ns - i128::from(start_ns))?;
     u64::try_from(age).ok().map(Duration::from_nanos)
+}
+
+fn of_entry(original: &Tuple, traced: &Traced) -> Option<OfEntry> {
+    // The zone is not written twice.
+    let reply = flow(&Tuple { zone: original.zone, ..traced.reply })?;
+    let mark = u32::try_from(traced.mark).unwrap_or(0);
+    Some(OfEntry { reply, nat: Nat::between(original, &traced.reply), mark })
 }
 
 fn flow(tuple: &Tuple) -> Option<Flow> {
@@ -278,6 +304,8 @@ impl Reader<'_> {
             cpu: self.u32()?,
             tuple: self.tuple()?,
             newcomer: self.tuple()?,
+            reply: self.tuple()?,
+            mark: self.take().map(u64::from_ne_bytes)?,
             comm: self.take()?,
         })
     }

@@ -14,7 +14,7 @@ fn bytes(traced: &Traced) -> Vec<u8> {
     for word in [traced.netns, traced.event, traced.status, traced.cpu] {
         out.extend(word.to_ne_bytes());
     }
-    for tuple in [&traced.tuple, &traced.newcomer] {
+    for tuple in [&traced.tuple, &traced.newcomer, &traced.reply] {
         for word in tuple.src.iter().chain(&tuple.dst) {
             out.extend(word.to_ne_bytes());
         }
@@ -22,6 +22,7 @@ fn bytes(traced: &Traced) -> Vec<u8> {
         out.extend(tuple.zone.to_ne_bytes());
         out.extend([tuple.family, tuple.proto]);
     }
+    out.extend(traced.mark.to_ne_bytes());
     out.extend(traced.comm);
     out
 }
@@ -65,6 +66,8 @@ fn an_eviction_names_victim_newcomer_and_process() {
         cpu: 1,
         tuple: tuple("10.0.0.1", "10.0.0.2", 17, 3333_u16.to_be_bytes(), 6881_u16.to_be_bytes()),
         newcomer: tuple("fd00::1", "fd00::2", 58, [0x12, 0x34], [128, 0]),
+        reply: tuple("10.9.0.77", "10.0.0.1", 17, 53_u16.to_be_bytes(), 3333_u16.to_be_bytes()),
+        mark: 0x4001,
         comm,
     };
     let record = decode(&bytes(&traced), Names::default(), 100).unwrap();
@@ -77,6 +80,12 @@ fn an_eviction_names_victim_newcomer_and_process() {
     let newcomer = record.newcomer.unwrap();
     assert_eq!(newcomer.dst.to_string(), "fd00::2");
     assert_eq!(newcomer.detail, Detail::Icmp { kind: 128, code: 0, id: 0x1234 });
+    let entry = record.entry.unwrap();
+    assert_eq!(
+        (entry.reply.src.to_string(), entry.reply.detail),
+        ("10.9.0.77".into(), Detail::Ports(53, 3333))
+    );
+    assert_eq!((entry.nat, entry.mark), (Nat::Dnat, 0x4001));
     assert_eq!(record.comm.as_deref(), Some("ngin"));
 }
 
@@ -100,7 +109,7 @@ fn an_eviction_is_a_delete_where_only_deletes_are_asked_for() {
     let record = decode(&bytes(&traced), names, 0).unwrap();
     assert_eq!((record.name, record.cause()), (Group::Delete, Some("early_drop")));
     assert_eq!(record.flow.detail, Detail::None);
-    assert_eq!(record.newcomer, None);
+    assert_eq!((record.newcomer, record.entry), (None, None));
     assert_eq!(record.comm, None);
 }
 
@@ -143,6 +152,7 @@ fn an_invalid_packet_has_the_kernels_words_its_flow_and_its_numbers() {
         event: Event::InvalidOther as u32,
         tuple: tuple("10.0.0.2", "10.0.0.1", 6, 80_u16.to_be_bytes(), 4000_u16.to_be_bytes()),
         newcomer: tuple("10.0.0.1", "10.0.0.2", 6, 4000_u16.to_be_bytes(), 80_u16.to_be_bytes()),
+        reply: tuple("10.0.0.2", "10.0.0.1", 6, 80_u16.to_be_bytes(), 4000_u16.to_be_bytes()),
         ..Traced::default()
     };
     let header = [0, 80, 15, 160, 0, 0, 1, 0, 0, 0, 2, 0, 80, 16, 32, 0];
@@ -152,6 +162,7 @@ fn an_invalid_packet_has_the_kernels_words_its_flow_and_its_numbers() {
     let record = decode(&raw, everything(), 0).unwrap();
     assert_eq!((record.name, record.reason()), (Group::Invalid, Some("out_of_window")));
     assert_eq!(record.newcomer, None);
+    assert_eq!(record.entry.map(|entry| entry.nat), Some(Nat::None), "of the flow, not of the packet");
     let invalid = record.invalid.unwrap();
     assert_eq!(
         invalid.detail.as_deref(),
@@ -162,7 +173,7 @@ fn an_invalid_packet_has_the_kernels_words_its_flow_and_its_numbers() {
 
     let accepted = invalid_bytes(&traced, "challenge-ack ignored", 9, Some(header));
     assert_eq!(decode(&accepted, everything(), 0), None);
-    let plain = Traced { newcomer: Tuple::default(), ..traced };
+    let plain = Traced { newcomer: Tuple::default(), reply: Tuple::default(), ..traced };
     let unsaid = decode(&invalid_bytes(&plain, "", 1, None), everything(), 0).unwrap();
     assert_eq!((unsaid.reason(), unsaid.invalid), (Some("unrelated"), Some(Invalid::default())));
 }
@@ -177,7 +188,7 @@ proptest! {
 
     #[test]
     fn what_was_written_is_read(
-        (ktime_ns, start_ns, netns, status, cpu) in any::<(u64, u64, u32, u32, u32)>(),
+        (ktime_ns, start_ns, netns, status, cpu, mark) in any::<(u64, u64, u32, u32, u32, u32)>(),
         event in 0..Event::COUNT,
         (src, dst) in any::<([u64; 2], [u64; 2])>(),
         (src_part, dst_part) in any::<([u8; 2], [u8; 2])>(),
@@ -187,11 +198,14 @@ proptest! {
     ) {
         let event = Event::ALL[event];
         let tuple = Tuple { src, dst, src_part, dst_part, zone, family, proto };
-        let traced = Traced { ktime_ns, start_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, comm };
+        let traced = Traced {
+            ktime_ns, start_ns, netns, event: event as u32, status, cpu, tuple, newcomer: tuple, reply: tuple, mark: mark.into(), comm,
+        };
         prop_assert_eq!(Reader(&bytes(&traced)).traced(), Some(traced));
         let record = decode(&bytes(&traced), everything(), 7).unwrap();
         prop_assert_eq!(record.wall_ns, i128::from(ktime_ns) + 7);
         prop_assert_eq!(record.newcomer, Some(record.flow));
+        prop_assert_eq!(record.entry.map(|entry| (entry.reply, entry.mark)), Some((record.flow, mark)));
         prop_assert_eq!((record.event, record.netns, record.cpu), (event, netns, cpu));
         prop_assert_eq!(record.flow.zone, zone);
         if let Detail::Ports(sport, dport) = record.flow.detail {

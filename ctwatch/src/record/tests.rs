@@ -44,6 +44,7 @@ fn losses(at: u64) -> Losses {
         replied: true,
         age: Some(Duration::from_millis(at)),
         newcomer: Some(Ends { detail: Detail::Icmp { kind: 8, code: 0, id: 3 }, ..flow }),
+        entry: None,
         invalid: Some(Invalid {
             detail: Some("SEQ is over upper bound N".into()),
             known: Some(flow),

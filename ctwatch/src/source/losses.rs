@@ -20,7 +20,7 @@ const AT_ONCE: usize = 8192;
 
 /// What to wish for beside counting.
 pub fn wanted() -> Wanted {
-    Wanted { names: Names::default(), per_second: PER_SECOND, counting: true }
+    Wanted { names: Names::default(), per_second: PER_SECOND, counting: true, entries: None }
 }
 
 /// A probe whose samples hold single losses.
@@ -139,6 +139,7 @@ mod tests {
             replied: false,
             age: None,
             newcomer: None,
+            entry: None,
             invalid: None,
             cpu: 0,
             comm: None,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::sys::{Stats, enable_stats};
-use ctwatch_ebpf::{Counters, Event, FlowType, ROWS};
+use ctwatch_ebpf::{Counters, Event, FlowType, ROWS, entry::TraceEntries};
 
 use super::{
     Source, Status,
@@ -83,6 +83,11 @@ impl Wishes {
         [Some(By::Dport), self.addresses.src.then_some(By::Src), self.addresses.dst.then_some(By::Dst)]
             .into_iter()
             .flatten()
+    }
+
+    /// Of which entries single events are handed over, where that is not of all.
+    pub fn entries(&self) -> Option<&TraceEntries> {
+        self.trace.as_ref()?.entries.as_ref()
     }
 
     /// Whether every failure that the kernel counts is to be seen here too.

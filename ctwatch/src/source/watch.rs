@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya_log::EbpfLogger;
 use ctwatch_ebpf::{
     ALLOC_PARTS, CALLERS, Caller, Counters, Event, FlowType, HealthCounters,
+    entry::TraceEntries,
     field::Field,
     loss::{Budget, TraceFilter},
 };
@@ -34,7 +35,7 @@ use crate::{
     },
 };
 
-/// Some 8,000 events: what all CPUs may hand over while we are not scheduled. A power of two, as the kernel wants.
+/// Some 5,700 events: what all CPUs may hand over while we are not scheduled. A power of two, as the kernel wants.
 const RING_BYTES: u32 = 1 << 20;
 
 /// Where single events come from, of programs that have been attached.
@@ -106,6 +107,15 @@ impl Watch {
         if let Some(ends) = &wishes.filter.ends {
             let mut filters: Array<_, TraceFilter> = object.map("TRACE_FILTERS")?;
             filters.set(0, ends, 0).context("cannot write map TRACE_FILTERS")?;
+        }
+        if let Some(entries) = wishes.entries() {
+            if !facts.offsets.contains_key("CONN_REPLY") {
+                bail!(
+                    "this kernel does not say where answers lie in an entry, so nothing can be filtered by them"
+                );
+            }
+            let mut filters: Array<_, TraceEntries> = object.map("TRACE_ENTRIES")?;
+            filters.set(0, entries, 0).context("cannot write map TRACE_ENTRIES")?;
         }
         let at_once = |hook: &&Hook| hook.when == When::Always || due.contains(&hook.when);
         let (now, waiting): (Vec<&Hook>, Vec<&Hook>) = plan.hooks.iter().partition(at_once);
@@ -347,6 +357,7 @@ fn globals(facts: &Facts, plan: &Plan, wishes: &Wishes) -> Globals {
         .set("TRACE_EVENTS", &events.to_ne_bytes())
         .set("TRACE_PER_SECOND", &per_second.to_ne_bytes())
         .set("TRACE_FILTER", &[u8::from(ends.is_some())])
+        .set("TRACE_ENTRY", &[u8::from(wishes.entries().is_some())])
         .set("DELETE_FRAME", &delete_frame.to_ne_bytes())
         // At most CONN_READ, or the plan was refused.
         .set("CONN_LENGTH", &u32::try_from(facts.conn_length()).unwrap_or(0).to_ne_bytes())

@@ -22,6 +22,9 @@ pub fn record(record: &Record, netns_name: &str) -> String {
         assured: record.assured,
         replied: record.replied,
         newcomer: record.newcomer.as_ref().map(FlowObject::new),
+        reply: record.entry.as_ref().map(|entry| FlowObject::new(&entry.reply)),
+        nat: record.entry.map(|entry| entry.nat.name()),
+        mark: record.entry.map(|entry| entry.mark),
         invalid: record.invalid.as_ref().map(|invalid| InvalidObject {
             detail: invalid.detail.as_deref(),
             known_flow: invalid.known.as_ref().map(FlowObject::new),
@@ -70,6 +73,10 @@ struct Object<'a> {
     assured: bool,
     replied: bool,
     newcomer: Option<FlowObject>,
+    /// Null where there is no entry.
+    reply: Option<FlowObject>,
+    nat: Option<&'static str>,
+    mark: Option<u32>,
     #[serde(flatten)]
     invalid: Option<InvalidObject<'a>>,
     cpu: u32,

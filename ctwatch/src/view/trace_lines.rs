@@ -9,7 +9,8 @@ use ctwatch_ebpf::Group;
 
 use super::Machine;
 use super::plain::{DIM, RED, YELLOW, clean, level_style, paint, time_ms};
-use crate::model::trace::{Detail, Flow, Invalid, Names, Record};
+use crate::model::entry::Nat;
+use crate::model::trace::{Detail, Flow, Invalid, Names, OfEntry, Record};
 use crate::model::verdict::weight;
 use crate::model::{SourceInfo, protocol};
 
@@ -77,6 +78,9 @@ impl TraceLines {
         if let Some(newcomer) = &record.newcomer {
             let _ = write!(line, "  for {}", flow_text(newcomer, ARROW));
         }
+        if let Some(entry) = &record.entry {
+            line += &entry_text(entry);
+        }
         if let Some(invalid) = &record.invalid {
             line += &invalid_text(invalid, &record.flow);
         }
@@ -105,6 +109,18 @@ impl TraceLines {
     }
 }
 
+/// What NAT changes and a mark, where there is any: most entries have neither.
+fn entry_text(entry: &OfEntry) -> String {
+    let mut text = String::new();
+    if entry.nat != Nat::None {
+        let _ = write!(text, "  {}, answers {}", entry.nat.name(), ends_text(&entry.reply, ARROW));
+    }
+    if entry.mark != 0 {
+        let _ = write!(text, "  mark {:#x}", entry.mark);
+    }
+    text
+}
+
 /// The numbers of an invalid packet, the kernel's words, and its flow where that is not the packet's own two ends.
 fn invalid_text(Invalid { detail, known, tcp }: &Invalid, own: &Flow) -> String {
     let mut text = String::new();
@@ -126,20 +142,21 @@ fn invalid_text(Invalid { detail, known, tcp }: &Invalid, own: &Flow) -> String 
 
 /// A flow in its first packet's direction.
 pub(super) fn flow_text(flow: &Flow, arrow: &str) -> String {
-    let proto = protocol::name(flow.proto);
-    let mut text = match flow.detail {
-        Detail::Ports(sport, dport) => {
-            format!("{proto} {} {arrow} {}", end(flow.src, sport), end(flow.dst, dport))
-        }
-        Detail::Icmp { kind, code, id } => {
-            format!("{proto} {} {arrow} {} type {kind} code {code} id {id}", flow.src, flow.dst)
-        }
-        Detail::None => format!("{proto} {} {arrow} {}", flow.src, flow.dst),
-    };
+    let mut text = format!("{} {}", protocol::name(flow.proto), ends_text(flow, arrow));
     if flow.zone != 0 {
         let _ = write!(text, " zone {}", flow.zone);
     }
     text
+}
+
+/// The ends of one direction.
+fn ends_text(flow: &Flow, arrow: &str) -> String {
+    let Flow { src, dst, .. } = *flow;
+    match flow.detail {
+        Detail::Ports(sport, dport) => format!("{} {arrow} {}", end(src, sport), end(dst, dport)),
+        Detail::Icmp { kind, code, id } => format!("{src} {arrow} {dst} type {kind} code {code} id {id}"),
+        Detail::None => format!("{src} {arrow} {dst}"),
+    }
 }
 
 fn end(address: IpAddr, port: u16) -> String {

@@ -6,7 +6,8 @@ use jiff::tz::TimeZone;
 
 use super::trace_json;
 use super::trace_lines::TraceLines;
-use crate::model::trace::{Detail, Flow, Invalid, Names, Record, Tcp};
+use crate::model::entry::Nat;
+use crate::model::trace::{Detail, Flow, Invalid, Names, OfEntry, Record, Tcp};
 use crate::model::{SourceInfo, SourceKind};
 
 /// 2026-11-23T19:00:00.012345678Z
@@ -29,6 +30,7 @@ fn record(name: Group, event: Event, flow: Flow) -> Record {
         replied: false,
         age: None,
         newcomer: None,
+        entry: None,
         invalid: None,
         cpu: 1,
         comm: None,
@@ -41,6 +43,9 @@ fn records() -> Vec<(Record, &'static str)> {
     let tcp = flow(6, "2001:db8::1", "2001:db8::2", Detail::Ports(40000, 443));
     let ping = flow(1, "10.0.0.1", "10.0.0.9", Detail::Icmp { kind: 8, code: 0, id: 77 });
     let bare = flow(253, "10.0.0.1", "10.0.0.9", Detail::None);
+    let answers = flow(17, "10.9.0.77", "10.0.0.1", Detail::Ports(53, 3333));
+    let natted = OfEntry { reply: answers, nat: Nat::Dnat, mark: 0x4001 };
+    let plain = OfEntry { reply: answers, nat: Nat::None, mark: 0 };
     vec![
         (Record { newcomer: Some(ping), ..record(Group::EarlyDrop, Event::DeleteEarlyDrop, udp) }, "init"),
         (
@@ -61,8 +66,8 @@ fn records() -> Vec<(Record, &'static str)> {
             },
             "init",
         ),
-        (record(Group::ClashResolve, Event::ClashReplyOnly, udp), "init"),
-        (record(Group::Insert, Event::Insert, ping), "4026532201"),
+        (Record { entry: Some(natted), ..record(Group::ClashResolve, Event::ClashReplyOnly, udp) }, "init"),
+        (Record { entry: Some(plain), ..record(Group::Insert, Event::Insert, ping) }, "4026532201"),
         (
             Record {
                 invalid: Some(Invalid {
@@ -101,7 +106,7 @@ fn lines_of_each_kind() {
     19:00:00.012 drop          tcp [2001:db8::1]:40000 > [2001:db8::2]:443 zone 7  table_full  netns blue  by curl?[2J
     19:00:00.012 insert_failed 253 10.0.0.1 > 10.0.0.9  chaintoolong
     19:00:00.012 delete        tcp [2001:db8::1]:40000 > [2001:db8::2]:443  timeout  assured  after 121.5 s
-    19:00:00.012 clash_resolve udp 10.0.0.1:3333 > 10.0.0.2:6881  reply_only
+    19:00:00.012 clash_resolve udp 10.0.0.1:3333 > 10.0.0.2:6881  reply_only  dnat, answers 10.9.0.77:53 > 10.0.0.1:3333  mark 0x4001
     19:00:00.012 insert        icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  netns 4026532201
     19:00:00.012 invalid       tcp [2001:db8::1]:40000 > [2001:db8::2]:443  out_of_window  SYN,ACK seq 4000000000 ack 7 win 512  "SEQ is over upper bound N?[2J"  of udp 10.0.0.1:3333 > 10.0.0.2:6881
     19:00:00.012 invalid       icmp 10.0.0.1 > 10.0.0.9 type 8 code 0 id 77  unrelated
@@ -126,14 +131,14 @@ fn json_of_each_kind() {
     text += &trace_json::suppressed(12);
     text += &trace_json::lost(3);
     insta::assert_snapshot!(text, @r#"
-    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":{"family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77},"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"drop","netns":4026531840,"netns_name":"blue","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"zone":7,"reason":"table_full","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":"curl\u001b[2J"}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"insert_failed","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"253","src":"10.0.0.1","sport":null,"dst":"10.0.0.9","dport":null,"reason":"chaintoolong","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","age_s":121.5,"assured":true,"replied":true,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":null,"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":"out_of_window","age_s":null,"assured":false,"replied":false,"newcomer":null,"detail":"SEQ is over upper bound N\u001b[2J","known_flow":{"family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881},"tcp":{"seq":4000000000,"ack":7,"win":512,"flags":18},"cpu":1,"comm":null}
-    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":"unrelated","age_s":null,"assured":false,"replied":false,"newcomer":null,"detail":null,"known_flow":null,"tcp":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":{"family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77},"reply":null,"nat":null,"mark":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"drop","netns":4026531840,"netns_name":"blue","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"zone":7,"reason":"table_full","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"cpu":1,"comm":"curl\u001b[2J"}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert_failed","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"253","src":"10.0.0.1","sport":null,"dst":"10.0.0.9","dport":null,"reason":"chaintoolong","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":null,"cause":"timeout","age_s":121.5,"assured":true,"replied":true,"newcomer":null,"reply":null,"nat":null,"mark":null,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"clash_resolve","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":"reply_only","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":{"family":"ipv4","proto":"udp","src":"10.9.0.77","sport":53,"dst":"10.0.0.1","dport":3333},"nat":"dnat","mark":16385,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"insert","netns":4026531840,"netns_name":"4026532201","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":{"family":"ipv4","proto":"udp","src":"10.9.0.77","sport":53,"dst":"10.0.0.1","dport":3333},"nat":"none","mark":0,"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv6","proto":"tcp","src":"2001:db8::1","sport":40000,"dst":"2001:db8::2","dport":443,"reason":"out_of_window","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"detail":"SEQ is over upper bound N\u001b[2J","known_flow":{"family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881},"tcp":{"seq":4000000000,"ack":7,"win":512,"flags":18},"cpu":1,"comm":null}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"invalid","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"icmp","src":"10.0.0.1","dst":"10.0.0.9","type":8,"code":0,"id":77,"reason":"unrelated","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"detail":null,"known_flow":null,"tcp":null,"cpu":1,"comm":null}
     {"event":"suppressed","count":12}
     {"event":"lost","count":3}
     "#);

@@ -52,7 +52,9 @@ impl Recorded {
         }
         for record in losses.iter_mut().flat_map(|losses| &mut losses.events) {
             let known = record.invalid.as_mut().and_then(|invalid| invalid.known.as_mut());
-            for flow in [Some(&mut record.flow), record.newcomer.as_mut(), known].into_iter().flatten() {
+            let reply = record.entry.as_mut().map(|entry| &mut entry.reply);
+            let flows = [Some(&mut record.flow), record.newcomer.as_mut(), reply, known];
+            for flow in flows.into_iter().flatten() {
                 let Flow { family: _, proto: _, src, dst, detail: _, zone: _ } = flow;
                 (*src, *dst) = (self.0.address(*src), self.0.address(*dst));
             }
@@ -76,8 +78,9 @@ mod tests {
     use ctwatch_ebpf::{AF_INET, Event, Group};
 
     use super::*;
+    use crate::model::entry::Nat;
     use crate::model::ranking::{By, Losses, Top};
-    use crate::model::trace::{Detail, Record};
+    use crate::model::trace::{Detail, OfEntry, Record};
     use crate::model::{Sample, Table, Tracker};
 
     #[test]
@@ -100,6 +103,7 @@ mod tests {
             replied: false,
             age: None,
             newcomer: Some(flow([192, 0, 2, 77])),
+            entry: Some(OfEntry { reply: flow([192, 0, 2, 78]), nat: Nat::Dnat, mark: 0 }),
             invalid: None,
             cpu: 0,
             comm: Some("secretd".into()),

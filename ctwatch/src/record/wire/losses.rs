@@ -101,6 +101,8 @@ impl LossWire {
             replied: self.replied,
             age: self.age_ns.map(Duration::from_nanos),
             newcomer: self.newcomer.map(Ends::from),
+            // Not kept.
+            entry: None,
             invalid: self.invalid.map(Invalid::from),
             cpu: self.cpu,
             comm: self.comm,

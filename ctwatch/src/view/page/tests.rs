@@ -44,6 +44,7 @@ fn made(name: &str, seconds: u64) -> String {
             replied: false,
             age: None,
             newcomer: None,
+            entry: None,
             invalid: None,
             cpu: 0,
             comm: Some(name.into()),

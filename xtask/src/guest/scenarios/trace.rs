@@ -2,6 +2,7 @@
 
 mod entries;
 mod run;
+mod selected;
 
 use std::fs;
 use std::path::Path;
@@ -31,6 +32,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::clash_resolve", entries::clash_resolve),
     scenario("trace::zone", entries::zone),
     scenario("trace::age", entries::age),
+    scenario("trace::directions", selected::directions),
+    scenario("trace::refused", selected::refused),
+    scenario("trace::evicted", selected::evicted),
     scenario("trace::sigterm_and_closed_pipe", ends),
 ];
 

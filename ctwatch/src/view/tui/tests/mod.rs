@@ -135,6 +135,7 @@ fn full(second: u64) -> Sample {
         replied: true,
         age: None,
         newcomer,
+        entry: None,
         invalid: None,
         cpu: 0,
         comm: Some("dhtd".into()),

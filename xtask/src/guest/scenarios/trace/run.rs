@@ -1,7 +1,7 @@
 //! `ctwatch trace` as a child process, and what its lines must have in common.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,14 @@ impl Trace {
     /// Starts it and sends flows, one at a time, until one is told of: from then on nothing may be missing. The flows
     /// are out of the table at the end.
     pub(super) fn start(args: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(args, |number| udp::send(Flows::new(Family::V4, 1).from(MARKER + number)).map(drop))
+    }
+
+    /// The same where `send` makes the flow of this number, to a destination from [`MARKER`] on.
+    pub(super) fn start_with(
+        args: &[&str],
+        mut send: impl FnMut(u32) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         let running = Running::spawn(
             Command::new(program())
                 .args(["trace", "--json"])
@@ -46,9 +54,9 @@ impl Trace {
         )?;
         let mut trace = Self { running, seen: Vec::new() };
         let start = Instant::now();
-        for number in MARKER.. {
+        for number in 0.. {
             anyhow::ensure!(start.elapsed() < PATIENCE, "ctwatch traced nothing in {PATIENCE:?}");
-            udp::send(Flows::new(Family::V4, 1).from(number))?;
+            send(number)?;
             if let Some(object) = trace.running.next(Duration::from_secs(1))? {
                 trace.seen.push(object);
                 break;
@@ -133,6 +141,13 @@ pub(super) fn begin(args: &[&str], max: u32, buckets: u32) -> anyhow::Result<(Sp
     state::set("nf_conntrack_max", max)?;
     let before = Stats::read(&space)?;
     Ok((space, trace, before))
+}
+
+/// Sends a flow to this address and port from that port, and keeps the socket, so that nobody else gets the port.
+pub(super) fn send_held(to: Ipv4Addr, from: u16) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, from)).context("bind a sender")?;
+    socket.send_to(b"ctwatch", (to, PORT)).with_context(|| format!("send to {to}"))?;
+    Ok(socket)
 }
 
 /// What makes one generated flow different from the next: its destination.
