@@ -5,14 +5,15 @@ use tokio::sync::watch;
 use ctwatch_ebpf::Group;
 
 use super::running::{
-    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, settle_in, stdout_is_closed,
-    stop_on_signals, stopped,
+    LOOK_WHILE_WATCHING, Reader, announce, every, look_after, print, run_to_end, settle_for, settle_in,
+    stdout_is_closed, stop_on_signals, stopped,
 };
 use super::{color, tell};
 use crate::cli::{Format, TraceOptions};
 use crate::model::trace::Record;
+use crate::model::{SourceInfo, SourceKind};
 use crate::privileges::Work;
-use crate::source::trace::Tracer;
+use crate::source::trace::{Asked, Tracer};
 use crate::source::{Status, keeper};
 use crate::view::trace_json;
 use crate::view::trace_lines::TraceLines;
@@ -25,12 +26,19 @@ pub fn run(options: &TraceOptions) -> anyhow::Result<()> {
     if options.entries.needs_entry() && options.wanted.names.contains(Group::Drop) {
         tell("drop is left out: a refused flow has neither answers nor NAT nor a mark to filter by");
     }
-    keeper::start(&options.filter);
+    let asked = Asked {
+        names: options.wanted.names,
+        filter: options.filter,
+        entries: options.entries.clone(),
+        per_second: options.wanted.per_second,
+    };
+    keeper::start_tracing(&asked);
     settle_in(options.source, Work::NOTHING);
     run_to_end(async {
         // Signals first: one that comes while probes are attached must not skip the detaching.
         let stop = stop_on_signals(false)?;
-        let tracer = Tracer::open(options.source, options.filter, options.wanted, options.verbose)?;
+        let tracer = Tracer::open(options.source, &asked, options.verbose)?;
+        settle_for(tracer.info(), Work::NOTHING);
         let mut trace = Trace {
             tracer,
             view: view(options),
@@ -71,10 +79,10 @@ impl View {
         }
     }
 
-    pub(super) fn lost(&self, count: u64) -> String {
+    pub(super) fn lost(&self, count: u64, kind: SourceKind) -> String {
         match self {
             Self::Json => trace_json::lost(count),
-            Self::Lines(lines) => lines.lost(count),
+            Self::Lines(lines) => lines.lost(count, kind),
         }
     }
 }
@@ -153,8 +161,8 @@ impl Trace {
                 }
                 let info = self.tracer.info();
                 for name in options.wanted.names.iter() {
-                    if let Some(why) = unknown(info, name) {
-                        tell(&format!("{} is unknown here: {why}", name.name()));
+                    if let Some(text) = unknown(info, name) {
+                        tell(&text);
                     }
                 }
                 let text = match &self.view {
@@ -185,7 +193,7 @@ impl Trace {
             self.suppressed = suppressed;
         }
         if lost > self.lost {
-            text += &self.view.lost(lost - self.lost);
+            text += &self.view.lost(lost - self.lost, self.tracer.info().kind);
             self.lost = lost;
         }
         self.print(&text).await
@@ -217,7 +225,34 @@ impl Trace {
     }
 }
 
-/// Why an event cannot be told on this kernel, or not all of it.
-fn unknown(info: &crate::model::SourceInfo, name: Group) -> Option<&str> {
-    name.events().iter().find_map(|event| info.unknown.get(event)).map(String::as_str)
+/// What cannot be told of an event by this source, all of it or some causes, and why.
+fn unknown(info: &SourceInfo, name: Group) -> Option<String> {
+    let whys = || name.events().iter().map(|event| info.unknown.get(event));
+    let why = whys().flatten().next()?;
+    let all = whys().all(|why| why.is_some());
+    Some(if all {
+        format!("{} is unknown here: {why}", name.name())
+    } else {
+        format!("not all of {} is told apart here: {why}", name.name())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ctwatch_ebpf::Event;
+
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_in_part_is_not_said_to_be_unknown() {
+        let unknown_of = |events: &[Event]| {
+            let whys = events.iter().map(|event| (*event, "a reason".to_owned())).collect();
+            unknown(&SourceInfo { kind: SourceKind::Netlink, why: None, unknown: whys }, Group::Drop)
+        };
+        assert_eq!(unknown_of(&[Event::Insert]), None);
+        let part = unknown_of(&[Event::DropNoMemory]).unwrap();
+        assert_eq!(part, "not all of drop is told apart here: a reason");
+        let all = unknown_of(&[Event::DropTableFull, Event::DropNoMemory]).unwrap();
+        assert_eq!(all, "drop is unknown here: a reason");
+    }
 }

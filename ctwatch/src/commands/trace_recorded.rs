@@ -82,7 +82,7 @@ impl Past<'_> {
             }
         }
         if report.lost > self.lost {
-            text += &self.view.lost(report.lost - self.lost);
+            text += &self.view.lost(report.lost - self.lost, session.info.kind);
             self.lost = report.lost;
         }
         text

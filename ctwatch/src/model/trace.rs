@@ -7,6 +7,7 @@ use ctwatch_ebpf::entry::TraceEntries;
 use ctwatch_ebpf::invalid::WORDS;
 use ctwatch_ebpf::loss::{Traced, Tuple, has_ports, is_icmp};
 use ctwatch_ebpf::{Event, Group};
+use serde::{Deserialize, Serialize};
 
 use super::entry::Nat;
 use super::filter::{ip, words};
@@ -111,11 +112,28 @@ pub struct Record {
     pub entry: Option<OfEntry>,
     /// What there is to say of an invalid packet, whose own ends `flow` holds.
     pub invalid: Option<Invalid>,
-    /// The CPU it happened on.
-    pub cpu: u32,
+    /// The CPU it happened on, where that is known.
+    pub cpu: Option<u32>,
     /// The local process whose doing it was.
     pub comm: Option<String>,
+    /// How sure it is.
+    pub certainty: Certainty,
 }
+
+/// How sure an event's cause is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Certainty {
+    /// The kernel's own doing showed it.
+    #[default]
+    Sure,
+    /// The kernel's statistics leave no other one.
+    Inferred,
+    /// They leave several.
+    Doubtful,
+}
+
+/// Stands for the CPU in a [`Traced`] where it is not known.
+pub const NO_CPU: u32 = u32::MAX;
 
 /// What only an entry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +218,8 @@ impl Record {
 
     /// Why an entry left, where the record is shown as a delete.
     pub fn cause(&self) -> Option<&'static str> {
-        (self.name == Group::Delete).then(|| self.event.reason())
+        let cause = if self.certainty == Certainty::Doubtful { "unknown" } else { self.event.reason() };
+        (self.name == Group::Delete).then_some(cause)
     }
 }
 
@@ -237,9 +256,32 @@ pub fn decode(bytes: &[u8], names: Names, wall_minus_mono: i128) -> Option<Recor
         newcomer: flow(&traced.newcomer),
         entry: of_entry(&original, &traced),
         invalid,
-        cpu: traced.cpu,
+        cpu: Some(traced.cpu).filter(|cpu| *cpu != NO_CPU),
         comm: if bystander { None } else { comm(&traced.comm) },
+        certainty: Certainty::Sure,
     })
+}
+
+/// The bytes that [`decode`] reads.
+pub fn encode(traced: &Traced) -> Vec<u8> {
+    let Traced { ktime_ns, start_ns, netns, event, status, cpu, tuple, newcomer, reply, mark, comm } = traced;
+    let mut out = Vec::with_capacity(size_of::<Traced>());
+    out.extend(ktime_ns.to_ne_bytes());
+    out.extend(start_ns.to_ne_bytes());
+    for word in [netns, event, status, cpu] {
+        out.extend(word.to_ne_bytes());
+    }
+    for Tuple { src, dst, src_part, dst_part, zone, family, proto } in [tuple, newcomer, reply] {
+        for word in src.iter().chain(dst) {
+            out.extend(word.to_ne_bytes());
+        }
+        out.extend(src_part.iter().chain(dst_part));
+        out.extend(zone.to_ne_bytes());
+        out.extend([*family, *proto]);
+    }
+    out.extend(mark.to_ne_bytes());
+    out.extend(comm);
+    out
 }
 
 /// The kernel keeps the wall clock: where that was set back since, there is no telling.

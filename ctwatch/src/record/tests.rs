@@ -50,7 +50,8 @@ fn losses(at: u64) -> Losses {
             known: Some(flow),
             tcp: Some(Tcp { seq: 1, ack: 2, win: 3, flags: 16 }),
         }),
-        cpu: 1,
+        certainty: crate::model::trace::Certainty::default(),
+        cpu: Some(1),
         comm: Some("dig".into()),
     };
     Losses { events: vec![record], more: at }

@@ -141,7 +141,8 @@ mod tests {
             newcomer: None,
             entry: None,
             invalid: None,
-            cpu: 0,
+            certainty: crate::model::trace::Certainty::default(),
+            cpu: Some(0),
             comm: None,
         };
         let most = u16::try_from(KEPT).unwrap();

@@ -5,7 +5,7 @@ use serde::Serialize;
 use ctwatch_ebpf::Group;
 
 use super::json::line;
-use crate::model::trace::{Detail, Flow, Record, Tcp};
+use crate::model::trace::{Certainty, Detail, Flow, Record, Tcp};
 use crate::model::{family_name, protocol};
 
 /// One event, in the namespace of this name.
@@ -32,6 +32,7 @@ pub fn record(record: &Record, netns_name: &str) -> String {
         }),
         cpu: record.cpu,
         comm: record.comm.as_deref(),
+        inferred: record.certainty == Certainty::Inferred,
     })
 }
 
@@ -79,8 +80,11 @@ struct Object<'a> {
     mark: Option<u32>,
     #[serde(flatten)]
     invalid: Option<InvalidObject<'a>>,
-    cpu: u32,
+    cpu: Option<u32>,
     comm: Option<&'a str>,
+    /// There only where it is true.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    inferred: bool,
 }
 
 /// Fields of invalid packets alone. `detail` is what the kernel said.

@@ -10,9 +10,9 @@ use ctwatch_ebpf::Group;
 use super::Machine;
 use super::plain::{DIM, RED, YELLOW, clean, level_style, paint, time_ms};
 use crate::model::entry::Nat;
-use crate::model::trace::{Detail, Flow, Invalid, Names, OfEntry, Record};
+use crate::model::trace::{Certainty, Detail, Flow, Invalid, Names, OfEntry, Record};
 use crate::model::verdict::weight;
-use crate::model::{SourceInfo, protocol};
+use crate::model::{SourceInfo, SourceKind, protocol};
 
 /// Stands between the two ends of a flow.
 const ARROW: &str = ">";
@@ -33,11 +33,16 @@ impl TraceLines {
     /// What stands before the first event.
     pub fn start(&self, info: &SourceInfo, names: Names, per_second: u32) -> String {
         let names: Vec<&str> = names.iter().map(Group::name).collect();
+        let by_netlink = info.kind == SourceKind::Netlink;
         let mut text = format!(
-            "tracing {} by {}; at most {per_second} a second from each CPU\n",
+            "tracing {} by {}; at most {per_second} a second from each {}\n",
             names.join(", "),
-            info.kind.name()
+            info.kind.name(),
+            if by_netlink { "network namespace" } else { "CPU" }
         );
+        if by_netlink {
+            text += "evictions are inferred from the kernel's statistics; times are those of hearing of it\n";
+        }
         if let Some(why) = &info.why {
             let _ =
                 writeln!(text, "using {}, because no better source is available: {why}", info.kind.name());
@@ -72,6 +77,9 @@ impl TraceLines {
                 (false, false) => "  unreplied",
             };
         }
+        if record.certainty == Certainty::Inferred {
+            line += "  inferred";
+        }
         if let Some(age) = record.age {
             let _ = write!(line, "  after {:.1} s", age.as_secs_f64());
         }
@@ -99,9 +107,13 @@ impl TraceLines {
         self.paint(YELLOW, &format!("({count} more events not shown: --max-events)")) + "\n"
     }
 
-    /// Events that are known to have been missed.
-    pub fn lost(&self, count: u64) -> String {
-        self.paint(RED, &format!("!{count} events missed: the kernel skipped programs")) + "\n"
+    /// Events that are known to have been missed by this source.
+    pub fn lost(&self, count: u64, kind: SourceKind) -> String {
+        let why = match kind {
+            SourceKind::Netlink => "the queue was full, or evictions could not be told from other deletes",
+            _ => "the kernel skipped programs",
+        };
+        self.paint(RED, &format!("!{count} events missed: {why}")) + "\n"
     }
 
     fn paint(&self, style: &str, text: &str) -> String {

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use super::trace_json;
 use super::trace_lines::TraceLines;
 use crate::model::entry::Nat;
-use crate::model::trace::{Detail, Flow, Invalid, Names, OfEntry, Record, Tcp};
+use crate::model::trace::{Certainty, Detail, Flow, Invalid, Names, OfEntry, Record, Tcp};
 use crate::model::{SourceInfo, SourceKind};
 
 /// 2026-11-23T19:00:00.012345678Z
@@ -32,7 +32,8 @@ fn record(name: Group, event: Event, flow: Flow) -> Record {
         newcomer: None,
         entry: None,
         invalid: None,
-        cpu: 1,
+        certainty: Certainty::Sure,
+        cpu: Some(1),
         comm: None,
     }
 }
@@ -89,6 +90,39 @@ fn records() -> Vec<(Record, &'static str)> {
     ]
 }
 
+/// What ctnetlink tells of: an eviction that follows from statistics, and a removal that may have been one.
+fn heard() -> [Record; 2] {
+    let udp = flow(17, "10.0.0.1", "10.0.0.2", Detail::Ports(3333, 6881));
+    let of = |name, event, certainty| Record { cpu: None, certainty, ..record(name, event, udp) };
+    [
+        of(Group::EarlyDrop, Event::DeleteEarlyDrop, Certainty::Inferred),
+        of(Group::Delete, Event::DeleteOther, Certainty::Doubtful),
+    ]
+}
+
+#[test]
+fn what_is_inferred_is_marked() {
+    let lines = TraceLines::new(TimeZone::UTC, false);
+    let info = SourceInfo { kind: SourceKind::Netlink, why: None, unknown: [].into() };
+    let mut text = lines.start(&info, Names::default(), 1000);
+    for record in &heard() {
+        text += &lines.record(record, "init");
+    }
+    text += &lines.lost(3, SourceKind::Netlink);
+    insta::assert_snapshot!(text, @r#"
+    tracing early_drop, insert_failed, drop by netlink; at most 1000 a second from each network namespace
+    evictions are inferred from the kernel's statistics; times are those of hearing of it
+    19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  inferred
+    19:00:00.012 delete        udp 10.0.0.1:3333 > 10.0.0.2:6881  unknown  unreplied
+    !3 events missed: the queue was full, or evictions could not be told from other deletes
+    "#);
+    let text: String = heard().iter().map(|record| trace_json::record(record, "init")).collect();
+    insta::assert_snapshot!(text, @r#"
+    {"time":"2026-11-23T19:00:00.012345Z","event":"early_drop","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"cpu":null,"comm":null,"inferred":true}
+    {"time":"2026-11-23T19:00:00.012345Z","event":"delete","netns":4026531840,"netns_name":"init","family":"ipv4","proto":"udp","src":"10.0.0.1","sport":3333,"dst":"10.0.0.2","dport":6881,"reason":null,"cause":"unknown","age_s":null,"assured":false,"replied":false,"newcomer":null,"reply":null,"nat":null,"mark":null,"cpu":null,"comm":null}
+    "#);
+}
+
 #[test]
 fn lines_of_each_kind() {
     let lines = TraceLines::new(TimeZone::UTC, false);
@@ -98,7 +132,7 @@ fn lines_of_each_kind() {
         text += &lines.record(&record, name);
     }
     text += &lines.suppressed(12);
-    text += &lines.lost(3);
+    text += &lines.lost(3, SourceKind::Kprobe);
     insta::assert_snapshot!(text, @r#"
     tracing early_drop, insert_failed, drop by kprobe; at most 1000 a second from each CPU
     using kprobe, because no better source is available: a reason

@@ -105,7 +105,8 @@ mod tests {
             newcomer: Some(flow([192, 0, 2, 77])),
             entry: Some(OfEntry { reply: flow([192, 0, 2, 78]), nat: Nat::Dnat, mark: 0 }),
             invalid: None,
-            cpu: 0,
+            certainty: crate::model::trace::Certainty::default(),
+            cpu: Some(0),
             comm: Some("secretd".into()),
         };
         let top = Top {

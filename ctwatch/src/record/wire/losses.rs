@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::names::Names;
 use super::nanos;
 use crate::model::ranking::Losses;
-use crate::model::trace::{Detail, Flow as Ends, Invalid, Record, Tcp};
+use crate::model::trace::{Certainty, Detail, Flow as Ends, Invalid, NO_CPU, Record, Tcp};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LossesWire {
@@ -83,7 +83,8 @@ impl From<&Record> for LossWire {
             age_ns: record.age.map(nanos),
             newcomer: record.newcomer.as_ref().map(EndsWire::from),
             invalid: record.invalid.as_ref().map(InvalidWire::from),
-            cpu: record.cpu,
+            // Only programs tell of single losses that are recorded, and they know it.
+            cpu: record.cpu.unwrap_or(NO_CPU),
             comm: record.comm.clone(),
         }
     }
@@ -104,8 +105,9 @@ impl LossWire {
             // Not kept.
             entry: None,
             invalid: self.invalid.map(Invalid::from),
-            cpu: self.cpu,
+            cpu: Some(self.cpu).filter(|cpu| *cpu != NO_CPU),
             comm: self.comm,
+            certainty: Certainty::Sure,
         })
     }
 }

@@ -24,6 +24,8 @@ use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, getppi
 
 pub(super) use self::wire::TableReading;
 use self::wire::{Answer, Frames, Request};
+use super::netlink::singles::{Asked, Told};
+use super::trace::unselected;
 use crate::model::{Filter, Sample, SourceInfo};
 use crate::privileges::{self, Work};
 
@@ -39,6 +41,7 @@ static KEEPER: OnceLock<Keeper> = OnceLock::new();
 pub struct Keeper {
     stream: Mutex<UnixStream>,
     filter: Filter,
+    asked: Option<Asked>,
     /// Processor time that it has taken, nanoseconds.
     own_ns: AtomicU64,
 }
@@ -46,12 +49,21 @@ pub struct Keeper {
 /// Starts it. Must be called before ctwatch starts any thread. Where it cannot be started ctwatch does without, and holds
 /// foreign sockets itself.
 pub fn start(filter: &Filter) {
-    if let Err(error) = try_start(filter) {
+    start_for(filter, None);
+}
+
+/// The same for single events by the netlink source.
+pub fn start_tracing(asked: &Asked) {
+    start_for(&unselected(&asked.filter), Some(asked));
+}
+
+fn start_for(filter: &Filter, asked: Option<&Asked>) {
+    if let Err(error) = try_start(filter, asked) {
         log::debug!("no process for network namespaces: {error}");
     }
 }
 
-fn try_start(filter: &Filter) -> io::Result<()> {
+fn try_start(filter: &Filter, asked: Option<&Asked>) -> io::Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let parent = std::process::id();
     // SAFETY: the caller has one thread, so no lock is held and the child may do as it likes.
@@ -60,7 +72,8 @@ fn try_start(filter: &Filter) -> io::Result<()> {
             drop(theirs);
             ours.set_read_timeout(Some(PATIENCE))?;
             ours.set_write_timeout(Some(PATIENCE))?;
-            let keeper = Keeper { stream: Mutex::new(ours), filter: *filter, own_ns: AtomicU64::new(0) };
+            let (stream, own_ns) = (Mutex::new(ours), AtomicU64::new(0));
+            let keeper = Keeper { stream, filter: *filter, asked: asked.cloned(), own_ns };
             // Started twice: the second one ends at once, since its stream is closed.
             let _ = KEEPER.set(keeper);
             Ok(())
@@ -68,8 +81,9 @@ fn try_start(filter: &Filter) -> io::Result<()> {
         ForkResult::Child => {
             drop(ours);
             // A panic must not unwind into what the parent was about to do.
-            let served =
-                std::panic::catch_unwind(|| settle_in(parent).and_then(|()| serve::serve(theirs, filter)));
+            let served = std::panic::catch_unwind(|| {
+                settle_in(parent).and_then(|()| serve::serve(theirs, filter, asked))
+            });
             std::process::exit(i32::from(!matches!(served, Ok(Ok(())))));
         }
     }
@@ -119,7 +133,12 @@ pub(super) fn own_ns() -> u64 {
 impl Keeper {
     /// Whether it may open the netlink source with this filter.
     pub(super) fn serves(&self, filter: &Filter) -> bool {
-        self.filter == *filter
+        self.filter == *filter && self.asked.is_none()
+    }
+
+    /// Whether it may open it for these single events.
+    pub(super) fn traces(&self, asked: &Asked) -> bool {
+        self.asked.as_ref() == Some(asked)
     }
 
     /// The tables of all namespaces, or of this one.
@@ -153,6 +172,14 @@ impl Keeper {
     pub(super) fn sample(&self) -> anyhow::Result<Sample> {
         match self.ask(&Request::Sample)? {
             Answer::Sampled(sample) => Ok(sample.into()),
+            other => Err(other.error()),
+        }
+    }
+
+    /// Single events since the last time.
+    pub(super) fn told(&self) -> anyhow::Result<Told> {
+        match self.ask(&Request::Told)? {
+            Answer::Told(told) => Ok(told),
             other => Err(other.error()),
         }
     }

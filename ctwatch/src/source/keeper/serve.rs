@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::netlink::Netlink;
+use super::super::netlink::singles::Asked;
 use super::super::tables::Here;
 use super::super::{Source as _, Status, own_time};
 use super::wire::{Answer, Frames, Request, failed, frame};
@@ -16,15 +18,18 @@ use crate::model::Filter;
 
 struct Keeping {
     filter: Filter,
+    /// Single events that the netlink source shall hand over.
+    asked: Option<Arc<Asked>>,
     /// By the namespace that alone is wanted.
     tables: BTreeMap<Option<u32>, Here>,
     netlink: Option<Netlink>,
 }
 
 /// Serves until ctwatch ends.
-pub(super) fn serve(mut stream: UnixStream, filter: &Filter) -> io::Result<()> {
+pub(super) fn serve(mut stream: UnixStream, filter: &Filter, asked: Option<&Asked>) -> io::Result<()> {
     stream.set_nonblocking(true)?;
-    let mut keeping = Keeping { filter: *filter, tables: BTreeMap::new(), netlink: None };
+    let asked = asked.cloned().map(Arc::new);
+    let mut keeping = Keeping { filter: *filter, asked, tables: BTreeMap::new(), netlink: None };
     let (mut frames, mut answers) = (Frames::default(), Vec::new());
     let mut bytes = [0; 1 << 14];
     loop {
@@ -83,7 +88,7 @@ impl Keeping {
                 Answer::Tables(tables.reading(met))
             }
             Request::Open { why } => {
-                let netlink = Netlink::open(self.filter, why)?;
+                let netlink = Netlink::open_for(self.filter, self.asked.clone(), why)?;
                 let info = netlink.info().clone();
                 self.netlink = Some(netlink);
                 Answer::Opened(info)
@@ -97,6 +102,7 @@ impl Keeping {
                 Answer::Looked { waiting, info: netlink.info().clone() }
             }
             Request::Sample => Answer::Sampled(self.opened()?.sample()?.into()),
+            Request::Told => Answer::Told(self.opened()?.told()),
             Request::Close => {
                 self.netlink = None;
                 Answer::Closed
@@ -117,10 +123,10 @@ mod tests {
     #[test]
     fn requests_are_answered_until_the_stream_ends() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let served = std::thread::spawn(move || serve(theirs, &Filter::default()));
+        let served = std::thread::spawn(move || serve(theirs, &Filter::default(), None));
         let tables = Request::Tables { only: None, met: vec![1, 2] };
         assert!(matches!(exchange(&mut ours, &tables).unwrap().1, Answer::Tables(_)));
-        for request in [Request::Look, Request::Sample] {
+        for request in [Request::Look, Request::Sample, Request::Told] {
             let error = exchange(&mut ours, &request).unwrap().1.error();
             assert!(error.to_string().contains("not open"), "{error}");
         }
@@ -132,7 +138,7 @@ mod tests {
     #[test]
     fn answers_that_nobody_takes_hold_nothing_up() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
-        let served = std::thread::spawn(move || serve(theirs, &Filter::default()));
+        let served = std::thread::spawn(move || serve(theirs, &Filter::default(), None));
         let asked = 20_000;
         // More answers than the stream holds: the requests are taken all the same.
         for _ in 0..asked {

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::demand::Failures;
+use super::super::netlink::singles::Told;
 use crate::kernel::plan::{Obstacle, Refusal};
 use crate::model::{Cost, Sample, SourceInfo, SourceKind, Table};
 
@@ -22,6 +23,7 @@ pub(super) enum Request {
     Open { why: String },
     Look,
     Sample,
+    Told,
     Close,
 }
 
@@ -32,6 +34,7 @@ pub(super) enum Answer {
     Opened(SourceInfo),
     Looked { waiting: Option<String>, info: SourceInfo },
     Sampled(WireSample),
+    Told(Told),
     Closed,
     Failed(Failure),
 }

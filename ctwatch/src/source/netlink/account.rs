@@ -6,15 +6,14 @@
 
 use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event as Counted, FlowType, Group};
 
-use super::entry::status::{ASSURED, NAT_CLASH, SEEN_REPLY};
+use super::entry::status::NAT_CLASH;
 use super::event::{Ending, Event};
+use super::fate::{Fate, Settled, Share};
 use super::statistics::{Statistic, Sums};
 use crate::model::any_flow;
 
 /// Rows of one namespace; what finds none is counted on the namespace's row for any flow type.
 const MOST_ROWS: usize = 128;
-/// `TCP_CONNTRACK_CLOSE`.
-const TCP_CLOSE: u8 = 8;
 
 /// What can remove an entry that was inserted a moment ago.
 const EARLY: [Counted; 2] = [Counted::DeleteEarlyDrop, Counted::DeleteNetlink];
@@ -23,12 +22,12 @@ const EARLY: [Counted; 2] = [Counted::DeleteEarlyDrop, Counted::DeleteNetlink];
 struct Row {
     flow: FlowType,
     counters: Counters,
-    /// Ended un-ASSURED with time left and at nobody's request: evicted, unless something else removed it.
+    /// Of [`Fate::Alive`].
     alive: u64,
     /// The same, from before the last settlement, held back because evictions were going on: the kernel counts one
     /// after it has announced the removal.
     held: u64,
-    /// Ended un-ASSURED without a second left: expired, unless it was evicted in its last second.
+    /// Of [`Fate::Expired`].
     expired: u64,
 }
 
@@ -144,8 +143,8 @@ impl Account {
         self.counters(event).0[counted as usize] += 1;
     }
 
-    /// An entry left it.
-    pub fn delete(&mut self, event: Event, ending: Ending) {
+    /// An entry left it. Gives what is known of the cause; a settlement tells of the rest.
+    pub fn delete(&mut self, event: Event, ending: Ending) -> Fate {
         // Before 5.12 neither came with a DESTROY.
         self.tells_time_left |= ending.alive || ending.state.is_some();
         if ending.status & NAT_CLASH == 0 {
@@ -153,24 +152,18 @@ impl Account {
         } else {
             self.ended_reply_only += 1;
         }
-        let tells_time_left = self.tells_time_left;
-        // A reset of a connection that nobody answered kills it within that packet (nf_conntrack_tcp_packet).
-        let reset = ending.state == Some(TCP_CLOSE) && ending.status & SEEN_REPLY == 0;
-        let known = if event.portid != 0 {
-            Some(Counted::DeleteNetlink)
-        } else if ending.status & ASSURED == 0 && !reset {
-            None
-        } else if ending.alive || !tells_time_left {
-            Some(Counted::DeleteOther)
-        } else {
-            Some(Counted::DeleteTimeout)
-        };
-        match (known, self.row(event)) {
-            (Some(counted), Some(row)) => row.counters.0[counted as usize] += 1,
-            (None, Some(row)) if ending.alive || !tells_time_left => row.alive += 1,
-            (None, Some(row)) => row.expired += 1,
-            (counted, None) => self.any.count(counted.unwrap_or(Counted::DeleteOther), 1),
+        let fate = Fate::of(event, ending, self.tells_time_left);
+        match (fate, self.row(event)) {
+            (Fate::Known(counted), Some(row)) => row.counters.0[counted as usize] += 1,
+            (Fate::Alive, Some(row)) => row.alive += 1,
+            (Fate::Expired, Some(row)) => row.expired += 1,
+            (Fate::Known(counted), None) => self.any.count(counted, 1),
+            (Fate::Alive | Fate::Expired, None) => {
+                self.any.count(Counted::DeleteOther, 1);
+                return Fate::Known(Counted::DeleteOther);
+            }
         }
+        fate
     }
 
     /// Inserts whose events were missed: their number is exact.
@@ -234,12 +227,12 @@ impl Account {
     /// Distributes the removals that wait for their cause. `statistics` are the kernel's, read before the last events
     /// were; `None` where they cannot be compared, because only some flow types are listened to. `calm` says that no
     /// eviction was counted meanwhile.
-    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
-        let mut evicted = statistics.map_or(0, |now| self.take_statistics(now));
+    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) -> Settled {
+        let evicted = statistics.map_or(0, |now| self.take_statistics(now));
         self.evicted_lately = evicted > 0;
-        evicted = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
+        let (evicted, held) = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
         let rest = if calm { Rest::Is(Counted::DeleteOther) } else { Rest::Waits };
-        evicted = self.distribute(evicted, |row| &mut row.alive, rest);
+        let (evicted, alive) = self.distribute(evicted, |row| &mut row.alive, rest);
 
         let lost = std::mem::take(&mut self.lost_deletes);
         let lost_evicted = evicted.min(lost);
@@ -249,9 +242,11 @@ impl Account {
         self.any.count(Counted::DeleteOther, lost_others - paid);
 
         let expiry = if self.tells_time_left { Counted::DeleteTimeout } else { Counted::DeleteOther };
-        evicted = self.distribute(evicted - lost_evicted, |row| &mut row.expired, Rest::Is(expiry));
+        let (evicted, expired) =
+            self.distribute(evicted - lost_evicted, |row| &mut row.expired, Rest::Is(expiry));
         self.any.count(Counted::DeleteEarlyDrop, evicted);
         self.ahead += evicted;
+        Settled { held, alive, expired, waits: !calm, tells_time_left: self.tells_time_left }
     }
 
     /// Whether more removals wait for their cause than these statistics have evictions.
@@ -306,8 +301,8 @@ impl Account {
 
     /// Of the removals in these pools, `evicted` were evictions, and `rest` says what the others were. Each row gets of
     /// both what is certain whichever removals they were; the doubtful ones are counted without their flow type. Gives
-    /// the evictions that are not among them.
-    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Rest) -> u64 {
+    /// the evictions that are not among them, and how many are, counted now or before.
+    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Rest) -> (u64, Share) {
         let total: u64 = self.rows.iter_mut().chain([&mut self.any]).map(|row| *pool(row)).sum();
         let evicted_here = evicted.min(total);
         let (mut evictions_left, mut others_left) = (evicted_here, total - evicted_here);
@@ -332,8 +327,8 @@ impl Account {
             others_left -= others;
         }
         settle(&mut self.any, evictions_left, others_left);
-        self.ahead = ahead;
-        evicted - evicted_here
+        let paid = std::mem::replace(&mut self.ahead, ahead) - ahead;
+        (evicted - evicted_here, Share { evicted: evicted_here + paid, of: total })
     }
 
     /// How many of these removals were counted already, as evictions whose event had not come.

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use ctwatch_ebpf::Group;
 
+use super::super::entry::status::{ASSURED, SEEN_REPLY};
+use super::super::fate::TCP_CLOSE;
 use super::*;
 
 const UDP: Event = Event { family: AF_INET, proto: 17, portid: 0 };
@@ -256,7 +258,9 @@ proptest! {
             for (count, event, ending) in
                 [(udp, UDP, ALIVE), (tcp, TCP, ALIVE), (udp_expired, UDP, EXPIRED), (tcp_expired, TCP, EXPIRED)]
             {
-                (0..count).for_each(|_| account.delete(event, ending));
+                (0..count).for_each(|_| {
+                    account.delete(event, ending);
+                });
             }
             account.lose_deletes(lost);
             let all = udp + tcp + udp_expired + tcp_expired + lost;

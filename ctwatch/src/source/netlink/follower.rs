@@ -14,6 +14,7 @@ use super::super::thread_time;
 use super::filter;
 use super::listener::Listener;
 use super::setting::Announced;
+use super::singles::{Asked, Room, Singles};
 use super::watched::{FORGED, Sockets, Watched};
 use crate::model::Filter;
 
@@ -41,6 +42,9 @@ pub struct Follower {
     roots: Roots,
     own: u32,
     filter: Filter,
+    /// Single events to hand over, and the room for them.
+    asked: Option<Arc<Asked>>,
+    room: Room,
     program: Vec<sock_filter>,
     next_look: Instant,
     next_check: Instant,
@@ -63,12 +67,14 @@ enum Opened {
 
 impl Follower {
     /// Nothing is listened to yet.
-    pub fn new(listener: Arc<Listener>, own: u32, filter: &Filter) -> Self {
+    pub fn new(listener: Arc<Listener>, own: u32, filter: &Filter, asked: Option<Arc<Asked>>) -> Self {
         Self {
             listener,
             roots: Roots::default(),
             own,
             filter: *filter,
+            asked,
+            room: Room::default(),
             program: filter::program(filter),
             next_look: Instant::now(),
             next_check: Instant::now() + CHECK_EVERY,
@@ -141,7 +147,9 @@ impl Follower {
             if silent.contains(&netns) {
                 Sockets::open(&self.program, self.queue).map(Opened::Again)
             } else {
-                let watched = Watched::open(netns, &filter, &self.program, self.queue, newborn(netns));
+                let singles = self.asked.clone().map(|asked| Singles::new(asked, self.room.clone()));
+                let watched =
+                    Watched::open(netns, &filter, &self.program, self.queue, newborn(netns), singles);
                 watched.map(|watched| Opened::New(Box::new(watched)))
             }
         };

@@ -14,6 +14,7 @@ use std::os::fd::AsFd as _;
 
 use super::super::thread_time;
 use super::lock;
+use super::singles::Heard;
 use super::socket::{Batch, Events};
 use super::watched::{Sockets, Watched};
 use crate::model::Cost;
@@ -42,10 +43,18 @@ pub struct Past {
     pub rows: BTreeMap<FlowType, Counters>,
     /// Events that were missed.
     pub lost: u64,
+    /// Single events.
+    pub heard: Heard,
 }
 
 impl Past {
-    fn keep(&mut self, watched: &Watched) {
+    fn keep(&mut self, watched: &mut Watched) {
+        watched.give_up_singles();
+        if let Some(singles) = &mut watched.singles {
+            self.heard.take(singles);
+            self.heard.suppressed += singles.suppressed();
+            self.heard.untold += singles.untold();
+        }
         for (flow, counters) in watched.rows() {
             self.rows.entry(flow).or_default().add(&counters);
         }
@@ -108,7 +117,7 @@ impl Watching {
             // Statistics go with the module; what was heard stays.
             watched.give_up(&mut self.batch);
         }
-        self.past.keep(&watched);
+        self.past.keep(&mut watched);
     }
 
     /// Lets those go that can no longer be listened to: an error in one says nothing about the others.
@@ -131,6 +140,19 @@ impl Watching {
     /// Events that were missed, those of ended namespaces included.
     pub fn lost(&self) -> u64 {
         self.past.lost + self.namespaces.values().map(|watched| watched.account.lost()).sum::<u64>()
+    }
+
+    /// Single events since the last time, and how many were held back or could not be told apart since the start.
+    pub fn heard(&mut self) -> Heard {
+        let Heard { suppressed, untold, .. } = self.past.heard;
+        let events = std::mem::take(&mut self.past.heard.events);
+        let mut heard = Heard { events, suppressed, untold };
+        for singles in self.namespaces.values_mut().filter_map(|watched| watched.singles.as_mut()) {
+            heard.take(singles);
+            heard.suppressed += singles.suppressed();
+            heard.untold += singles.untold();
+        }
+        heard
     }
 
     /// Processor time of taking events, and how many were taken.

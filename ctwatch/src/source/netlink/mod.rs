@@ -6,6 +6,7 @@
 mod account;
 pub mod entry;
 mod event;
+mod fate;
 mod filter;
 mod follower;
 mod listener;
@@ -15,6 +16,7 @@ pub mod presence;
 pub(super) mod remote;
 mod setting;
 mod settlement;
+pub mod singles;
 pub mod socket;
 pub mod statistics;
 pub mod table;
@@ -30,6 +32,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use self::follower::Follower;
 use self::listener::{Listener, Met, Past};
 use self::presence::Missing;
+use self::singles::{Asked, Heard, Told};
 use super::namespaces::Roots;
 use super::tables::Tables;
 use super::{Source, Status, now, own_time};
@@ -41,6 +44,8 @@ use crate::privileges::advice_for_namespaces;
 #[derive(Debug)]
 pub struct Netlink {
     filter: Filter,
+    /// Single events to hand over.
+    asked: Option<Arc<Asked>>,
     better: String,
     info: SourceInfo,
     tables: Tables,
@@ -62,9 +67,16 @@ impl Netlink {
     /// Prepares the source and listens at once where there is something to hear. `better` says why no better source
     /// runs.
     pub fn open(filter: Filter, better: String) -> anyhow::Result<Self> {
+        Self::open_for(filter, None, better)
+    }
+
+    /// The same, with single events where they are asked for: `filter` then selects no flows, or the kernel's statistics
+    /// could not be compared.
+    pub fn open_for(filter: Filter, asked: Option<Arc<Asked>>, better: String) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let mut source = Self {
             filter,
+            asked,
             info: SourceInfo {
                 kind: SourceKind::Netlink,
                 why: Some(better.clone()),
@@ -92,7 +104,7 @@ impl Netlink {
     fn listen(&mut self) -> anyhow::Result<()> {
         let listener = Arc::new(Listener::start().context("cannot start the thread that listens")?);
         let identity = presence::identity();
-        let mut follower = Follower::new(Arc::clone(&listener), self.own, &self.filter);
+        let mut follower = Follower::new(Arc::clone(&listener), self.own, &self.filter, self.asked.clone());
         follower.look();
         let watching = listener.watching();
         if watching.namespaces.is_empty() {
@@ -125,9 +137,26 @@ impl Netlink {
             self.past.rows.entry(flow).or_default().add(&counters);
         }
         self.past.lost += past.lost;
+        self.past.heard.add(past.heard);
         let cost = watching.cost();
         self.past_cost.run_ns += cost.run_ns;
         self.past_cost.runs += cost.runs;
+    }
+
+    /// Single events since the last time, up to this moment.
+    pub fn told(&mut self) -> Told {
+        let Heard { suppressed, untold, .. } = self.past.heard;
+        let events = std::mem::take(&mut self.past.heard.events);
+        let mut heard = Heard { events, suppressed, untold };
+        let mut lost = self.past.lost;
+        if let Some(Listening { listener, .. }) = &self.listening {
+            listener.settle(None);
+            let mut watching = listener.watching();
+            watching.leave_out_failed();
+            lost += watching.lost();
+            heard.add(watching.heard());
+        }
+        heard.told(lost)
     }
 
     /// Looks for namespaces that came or went, where that is due. A stopped ctwatch asks for no sample.
@@ -207,7 +236,7 @@ impl Source for Netlink {
     }
 
     fn sample(&mut self) -> anyhow::Result<Sample> {
-        let Past { mut rows, mut lost } = self.past.clone();
+        let Past { mut rows, mut lost, .. } = self.past.clone();
         let mut cost = self.past_cost;
         if let Some(Listening { listener, .. }) = &self.listening {
             listener.settle(None);

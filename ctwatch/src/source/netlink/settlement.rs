@@ -123,6 +123,7 @@ impl Watched {
         let Some(statistics) = &mut self.statistics else {
             self.take_drops()?;
             self.account.settle(None, true);
+            self.give_up_singles();
             return Ok(Next::Done);
         };
         let count = statistics::entries(&mut self.requests)?;
@@ -149,7 +150,10 @@ impl Watched {
         if let Some(sockets) = &self.sockets {
             self.account.compare_with_count(comparison.inserts, sockets.count_before, count);
         }
-        self.account.settle(Some(sums), calm);
+        let settled = self.account.settle(Some(sums), calm);
+        if let Some(singles) = &mut self.singles {
+            singles.settle(&settled);
+        }
         if let Some(sockets) = &self.sockets
             && calm
             && !comparison.moved

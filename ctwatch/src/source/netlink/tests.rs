@@ -114,7 +114,7 @@ fn sum(account: &Account, event: Counted) -> u64 {
 #[test]
 fn as_root_every_insert_and_delete_is_heard() {
     in_fresh_namespace(|netns| {
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false, None).unwrap();
         let maker = Maker::new();
         for port in 1..=1000 {
             maker.insert(17, port, 600);
@@ -152,7 +152,7 @@ fn as_root_every_insert_and_delete_is_heard() {
 #[test]
 fn as_root_entries_that_expire_are_told_from_others() {
     in_fresh_namespace(|netns| {
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false, None).unwrap();
         let maker = Maker::new();
         maker.insert(17, 1, 1);
         let started = Instant::now();
@@ -174,7 +174,7 @@ fn as_root_entries_that_expire_are_told_from_others() {
 fn as_root_what_finds_no_room_is_counted_exactly() {
     in_fresh_namespace(|netns| {
         // The kernel gives a queue 2,304 bytes at least (SOCK_MIN_RCVBUF).
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 1, false).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 1, false, None).unwrap();
         let maker = Maker::new();
         for port in 1..=1000 {
             maker.insert(17, port, 600);
@@ -202,7 +202,7 @@ fn as_root_a_namespace_that_is_found_while_entries_come_misses_none() {
             }
         });
         begins.recv().unwrap();
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, true).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, true, None).unwrap();
         maker.join().unwrap();
         settle(&mut watched);
         let told = sum(&watched.account, Counted::Insert) + sum(&watched.account, Counted::InsertNetlink);
@@ -221,7 +221,7 @@ fn as_root_unwanted_protocols_never_reach_the_queue() {
         for family in [None, Some(AF_INET)] {
             let filter = Filter { protos: Some(protos), family, ..Filter::default() };
             let mut watched =
-                Watched::open(netns, &filter, &filter::program(&filter), 8 << 20, false).unwrap();
+                Watched::open(netns, &filter, &filter::program(&filter), 8 << 20, false, None).unwrap();
             let maker = Maker::new();
             for port in 1..=100 {
                 maker.insert(17, port, 600);
@@ -232,7 +232,8 @@ fn as_root_unwanted_protocols_never_reach_the_queue() {
             maker.flush();
             assert_eq!(watched.drain(&mut Batch::default()), 1);
             let other = Filter { family: Some(ctwatch_ebpf::AF_INET6), ..filter };
-            let mut deaf = Watched::open(netns, &other, &filter::program(&other), 8 << 20, false).unwrap();
+            let mut deaf =
+                Watched::open(netns, &other, &filter::program(&other), 8 << 20, false, None).unwrap();
             maker.insert(6, 2, 600);
             assert_eq!(deaf.drain(&mut Batch::default()), 0);
             maker.flush();
@@ -243,7 +244,7 @@ fn as_root_unwanted_protocols_never_reach_the_queue() {
 #[test]
 fn as_root_messages_of_others_are_ignored() {
     in_fresh_namespace(|netns| {
-        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false).unwrap();
+        let mut watched = Watched::open(netns, &Filter::default(), &[], 8 << 20, false, None).unwrap();
         let maker = Maker::new();
         maker.insert(17, 1, 600);
         // A multicast message of another process, which the kernel delivers as it does its own.

@@ -6,12 +6,15 @@ use std::time::Instant;
 
 use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
+use nix::time::ClockId;
 
+use super::super::clock;
 use super::account::Account;
 use super::event::{self, Ending, Event};
 use super::message::{self, Messages};
 use super::setting::{Announced, Setting};
 use super::settlement::Step;
+use super::singles::Singles;
 use super::socket::{Batch, Events, Group, Requests};
 use super::statistics::{self, Statistics};
 use crate::model::{Filter, any_flow};
@@ -63,6 +66,8 @@ pub struct Watched {
     pub announced: Announced,
     /// What was counted.
     pub account: Account,
+    /// Single events, where they are asked for.
+    pub(super) singles: Option<Singles>,
     setting: Setting,
     pub(super) sockets: Option<Sockets>,
     pub(super) requests: Requests,
@@ -89,6 +94,7 @@ impl Watched {
         program: &[sock_filter],
         buffer: usize,
         newborn: bool,
+        singles: Option<Singles>,
     ) -> io::Result<Self> {
         let mut requests = Requests::open()?;
         let by_type = filter.selects_flows();
@@ -109,6 +115,7 @@ impl Watched {
             netns,
             announced,
             account,
+            singles,
             setting,
             sockets,
             requests,
@@ -207,13 +214,19 @@ impl Watched {
     pub(super) fn try_drain(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let Some(sockets) = &self.sockets else { return Ok(0) };
         let before = self.taken;
+        // One time for all that is taken now: an event has none of its own.
+        let wall_ns = match &self.singles {
+            Some(_) => clock(ClockId::CLOCK_REALTIME).map_err(io::Error::other)?,
+            None => 0,
+        };
         for (events, group) in [(&sockets.destroy, Group::Destroy), (&sockets.new, Group::New)] {
             for _ in 0..MOST_CALLS {
                 let more = batch.receive(events)?;
                 self.forged |= batch.forged() > 0;
                 for datagram in batch.datagrams() {
                     self.taken += 1;
-                    take(&mut self.account, &self.filter, group, datagram);
+                    let singles = self.singles.as_mut().map(|singles| (singles, wall_ns));
+                    take(&mut self.account, singles, &self.filter, group, datagram);
                 }
                 if !more {
                     break;
@@ -249,6 +262,14 @@ impl Watched {
         let _ = self.try_drain(batch);
         let _ = self.take_drops();
         self.account.settle(None, true);
+        self.give_up_singles();
+    }
+
+    /// What waits for statistics will not learn its cause.
+    pub fn give_up_singles(&mut self) {
+        if let Some(singles) = &mut self.singles {
+            singles.give_up();
+        }
     }
 
     pub(super) fn take_drops(&mut self) -> io::Result<()> {
@@ -265,7 +286,13 @@ impl Watched {
     }
 }
 
-fn take(account: &mut Account, filter: &Filter, group: Group, datagram: &[u8]) {
+fn take(
+    account: &mut Account,
+    mut singles: Option<(&mut Singles, u64)>,
+    filter: &Filter,
+    group: Group,
+    datagram: &[u8],
+) {
     let mut messages = Messages::new(datagram);
     for message in messages.by_ref() {
         let event = match (group, message.kind) {
@@ -276,8 +303,18 @@ fn take(account: &mut Account, filter: &Filter, group: Group, datagram: &[u8]) {
             (Some(Event { family, proto, .. }), _)
                 if !filter.wants(FlowType { netns: account.netns(), family, proto })
                     || filter.ends.is_some_and(|ends| !event::passes(&message, &ends)) => {}
-            (Some(event), Group::New) => account.insert(event),
-            (Some(event), Group::Destroy) => account.delete(event, Ending::parse(&message)),
+            (Some(event), Group::New) => {
+                account.insert(event);
+                if let Some((singles, wall_ns)) = &mut singles {
+                    singles.insert(account.netns(), &message, *wall_ns);
+                }
+            }
+            (Some(event), Group::Destroy) => {
+                let fate = account.delete(event, Ending::parse(&message));
+                if let Some((singles, wall_ns)) = &mut singles {
+                    singles.delete(account.netns(), &message, fate, *wall_ns);
+                }
+            }
             (None, _) => lose(account, group),
         }
     }

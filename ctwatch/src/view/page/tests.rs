@@ -46,7 +46,8 @@ fn made(name: &str, seconds: u64) -> String {
             newcomer: None,
             entry: None,
             invalid: None,
-            cpu: 0,
+            certainty: crate::model::trace::Certainty::default(),
+            cpu: Some(0),
             comm: Some(name.into()),
         };
         let top = Top {

@@ -1,6 +1,7 @@
 //! `trace`: every line names the flow that the generator made, and what is not shown is counted.
 
 mod entries;
+mod heard;
 mod run;
 mod selected;
 
@@ -32,7 +33,10 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::clash_resolve", entries::clash_resolve),
     scenario("trace::zone", entries::zone),
     scenario("trace::age", entries::age),
-    scenario("trace::directions", selected::directions),
+    scenario("trace::directions", || selected::directions("auto")),
+    scenario("trace::directions_netlink", || selected::directions("netlink")),
+    scenario("trace::netlink_events", heard::everything),
+    scenario("trace::netlink_overrun", heard::overrun),
     scenario("trace::refused", selected::refused),
     scenario("trace::evicted", selected::evicted),
     scenario("trace::sigterm_and_closed_pipe", ends),

@@ -137,7 +137,8 @@ fn full(second: u64) -> Sample {
         newcomer,
         entry: None,
         invalid: None,
-        cpu: 0,
+        certainty: trace::Certainty::default(),
+        cpu: Some(0),
         comm: Some("dhtd".into()),
     };
     let sport = u16::try_from(1000 + second).unwrap();

@@ -52,10 +52,11 @@ const CASES: [(&[&str], &[&str], u8); 8] = [
 ];
 
 /// Both directions, NAT, zone and mark, of what comes and of what goes.
-pub(super) fn directions() -> anyhow::Result<()> {
+pub(super) fn directions(source: &str) -> anyhow::Result<()> {
     modules::load()?;
     for (args, witness, marker) in CASES {
-        directions_by(args, witness, marker).with_context(|| format!("{args:?}"))?;
+        directions_by(&[args, &["--source", source]].concat(), witness, marker)
+            .with_context(|| format!("{args:?}"))?;
     }
     Ok(())
 }

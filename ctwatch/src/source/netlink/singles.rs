@@ -1,0 +1,296 @@
+//! Single events by ctnetlink: what an event tells is handed over at once; a removal that may have been an eviction waits
+//! until the kernel's statistics have told how many of those that wait were.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ctwatch_ebpf::Event as Counted;
+use ctwatch_ebpf::loss::{Budget, Traced, Tuple};
+use ctwatch_ebpf::{FlowType, Group};
+use serde::{Deserialize, Serialize};
+
+use super::entry::{self, Entry};
+use super::fate::{Fate, Settled, Share};
+use super::message::Message;
+use crate::model::Filter;
+use crate::model::entry as model;
+use crate::model::entry_filter::EntryFilter;
+use crate::model::trace::{Certainty, NO_CPU, Names, encode};
+
+/// How many events of all namespaces together wait for their cause or for a reader, some 200 bytes each.
+const MOST: usize = 1 << 16;
+
+/// Which events are handed over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// By name.
+    pub names: Names,
+    /// Of which flows.
+    pub filter: Filter,
+    /// Of which entries.
+    pub entries: EntryFilter,
+    /// At most this many in a second from each namespace.
+    pub per_second: u32,
+}
+
+/// One event, at a time of CLOCK_REALTIME, and how sure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Single {
+    /// As programs would write it.
+    pub traced: Traced,
+    /// Whether its cause was announced.
+    pub certainty: Certainty,
+}
+
+/// What was heard of some namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// Since the last time.
+    pub events: Vec<Single>,
+    /// Held back since the start.
+    pub suppressed: u64,
+    /// Evictions since the start that cannot be told from other removals.
+    pub untold: u64,
+}
+
+impl Heard {
+    /// Takes what was decided in one namespace.
+    pub fn take(&mut self, singles: &mut Singles) {
+        self.events.extend(singles.take());
+    }
+
+    /// What was heard of others as well.
+    pub fn add(&mut self, other: Self) {
+        self.events.extend(other.events);
+        self.suppressed += other.suppressed;
+        self.untold += other.untold;
+    }
+
+    /// For a reader, where so many events were lost. Of the same moment, entries that came go before those that went.
+    pub fn told(mut self, lost: u64) -> Told {
+        let came = |event: u32| event == Counted::Insert as u32 || event == Counted::InsertNetlink as u32;
+        self.events.sort_by_key(|single| (single.traced.ktime_ns, !came(single.traced.event)));
+        let event = |single: &Single| (encode(&single.traced), single.certainty);
+        Told {
+            events: self.events.iter().map(event).collect(),
+            suppressed: self.suppressed,
+            lost: lost + self.untold,
+        }
+    }
+}
+
+/// What one reading brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// In the order in which they were heard, as [`crate::model::trace::decode`] reads them.
+    pub events: Vec<(Vec<u8>, Certainty)>,
+    /// Held back since the start.
+    pub suppressed: u64,
+    /// Missed since the start, or evictions that cannot be told from other removals.
+    pub lost: u64,
+}
+
+/// Room for events that all namespaces share. Clones are the same room.
+#[derive(Clone, Debug, Default)]
+pub struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    fn take(&self) -> bool {
+        // Namespaces are drained one at a time.
+        let free = self.0.load(Ordering::Relaxed) < MOST;
+        if free {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        free
+    }
+
+    fn give_back(&self, places: usize) {
+        self.0.fetch_sub(places, Ordering::Relaxed);
+    }
+}
+
+/// Removals of which it is not known yet how many were evictions, and all that the kernel counted among them so far.
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    removals: Vec<Traced>,
+    /// How many removals there were, those included that nobody asked for.
+    of: u64,
+    evicted: u64,
+}
+
+/// What is to be handed over of one namespace.
+#[derive(Clone, Debug)]
+pub struct Singles {
+    asked: Arc<Asked>,
+    room: Room,
+    budget: Budget,
+    ready: VecDeque<Single>,
+    /// Ended with time left at nobody's request, from before the last settlement and since.
+    held: Waiting,
+    alive: Vec<Traced>,
+    /// Ended without time left.
+    expired: Vec<Traced>,
+    suppressed: u64,
+    untold: u64,
+}
+
+impl Singles {
+    /// Nothing is heard yet.
+    pub fn new(asked: Arc<Asked>, room: Room) -> Self {
+        Self {
+            asked,
+            room,
+            budget: Budget::default(),
+            ready: VecDeque::new(),
+            held: Waiting::default(),
+            alive: Vec::new(),
+            expired: Vec::new(),
+            suppressed: 0,
+            untold: 0,
+        }
+    }
+
+    /// An entry entered the table.
+    pub fn insert(&mut self, netns: u32, message: &Message<'_>, wall_ns: u64) {
+        let event = if message.portid == 0 { Counted::Insert } else { Counted::InsertNetlink };
+        if self.asked.names.ask(event)
+            && let Some(mut traced) = self.traced(netns, message, wall_ns)
+        {
+            // What is kept for the end of an entry.
+            traced.start_ns = 0;
+            self.hand_over(traced, event, Certainty::Sure);
+        }
+    }
+
+    /// An entry left it. What became of it is known, or told by a settlement.
+    pub fn delete(&mut self, netns: u32, message: &Message<'_>, fate: Fate, wall_ns: u64) {
+        let names = self.asked.names;
+        let wanted = match fate {
+            Fate::Known(event) => names.ask(event),
+            Fate::Alive | Fate::Expired => names.contains(Group::Delete) || names.contains(Group::EarlyDrop),
+        };
+        let Some(traced) = wanted.then(|| self.traced(netns, message, wall_ns)).flatten() else { return };
+        if let Fate::Known(event) = fate {
+            self.hand_over(traced, event, Certainty::Sure);
+        } else if !self.room.take() {
+            self.suppressed += 1;
+        } else if fate == Fate::Alive {
+            self.alive.push(traced);
+        } else {
+            self.expired.push(traced);
+        }
+    }
+
+    /// Hands over the removals that a settlement decided on.
+    pub fn settle(&mut self, settled: &Settled) {
+        let Settled { held, alive, expired, waits, tells_time_left, .. } = *settled;
+        let before = std::mem::take(&mut self.held);
+        let evicted = before.evicted + held.evicted;
+        self.decide(before.removals, Share { evicted, of: before.of }, Counted::DeleteOther);
+
+        let removals = std::mem::take(&mut self.alive);
+        if waits && alive.evicted < alive.of {
+            self.held = Waiting { removals, of: alive.of, evicted: alive.evicted };
+        } else {
+            self.decide(removals, alive, Counted::DeleteOther);
+        }
+        let rest = if tells_time_left { Counted::DeleteTimeout } else { Counted::DeleteOther };
+        let removals = std::mem::take(&mut self.expired);
+        self.decide(removals, expired, rest);
+    }
+
+    /// Hands over what waits, of which no more will be known.
+    pub fn give_up(&mut self) {
+        let held = std::mem::take(&mut self.held).removals;
+        let removals: Vec<Traced> =
+            held.into_iter().chain(self.alive.drain(..)).chain(self.expired.drain(..)).collect();
+        self.room.give_back(removals.len());
+        for traced in removals {
+            self.doubt(traced);
+        }
+    }
+
+    /// What was decided since the last time.
+    pub fn take(&mut self) -> impl Iterator<Item = Single> {
+        self.room.give_back(self.ready.len());
+        std::mem::take(&mut self.ready).into_iter()
+    }
+
+    /// How many events were held back since the start.
+    pub const fn suppressed(&self) -> u64 {
+        self.suppressed
+    }
+
+    /// How many evictions could not be told from other removals since the start.
+    pub const fn untold(&self) -> u64 {
+        self.untold
+    }
+
+    fn decide(&mut self, removals: Vec<Traced>, share: Share, rest: Counted) {
+        self.room.give_back(removals.len());
+        if share.evicted > 0 && share.evicted < share.of && self.asked.names.contains(Group::EarlyDrop) {
+            self.untold += share.evicted.min(removals.len() as u64);
+        }
+        for traced in removals {
+            if share.evicted >= share.of {
+                self.hand_over(traced, Counted::DeleteEarlyDrop, Certainty::Inferred);
+            } else if share.evicted > 0 {
+                self.doubt(traced);
+            } else if self.asked.names.ask(rest) {
+                self.hand_over(traced, rest, Certainty::Sure);
+            }
+        }
+    }
+
+    fn doubt(&mut self, traced: Traced) {
+        if self.asked.names.contains(Group::Delete) {
+            self.hand_over(traced, Counted::DeleteOther, Certainty::Doubtful);
+        }
+    }
+
+    fn hand_over(&mut self, traced: Traced, event: Counted, certainty: Certainty) {
+        let within = self.budget.spend(traced.ktime_ns, self.asked.per_second.into());
+        if within && self.room.take() {
+            let traced = Traced { event: event as u32, ..traced };
+            self.ready.push_back(Single { traced, certainty });
+        } else {
+            self.suppressed += 1;
+        }
+    }
+
+    /// The entry of a message, where it passes the filters.
+    fn traced(&self, netns: u32, message: &Message<'_>, wall_ns: u64) -> Option<Traced> {
+        let entry = Entry::parse(message)?;
+        let placed = |tuple: &entry::Tuple| Tuple { zone: entry.zone, ..tuple.for_filter() };
+        let seen = model::Entry {
+            netns,
+            tuple: placed(&entry.original),
+            reply: entry.reply.as_ref().map(placed),
+            state: entry.state,
+            status: entry.status,
+            mark: entry.mark.unwrap_or(0),
+            traffic: None,
+        };
+        let flow = FlowType { netns, family: seen.tuple.family, proto: seen.tuple.proto };
+        let Asked { filter, entries, .. } = &*self.asked;
+        let passes = filter.wants(flow) && filter.passes(netns, &seen.tuple) && entries.passes(&seen);
+        passes.then(|| Traced {
+            ktime_ns: wall_ns,
+            start_ns: entry.started_ns.unwrap_or(0),
+            netns,
+            event: 0,
+            status: entry.status,
+            cpu: NO_CPU,
+            tuple: seen.tuple,
+            newcomer: Tuple::default(),
+            reply: seen.reply.unwrap_or_default(),
+            mark: seen.mark.into(),
+            comm: [0; 16],
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "singles_tests.rs"]
+mod tests;

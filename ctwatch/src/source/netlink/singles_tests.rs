@@ -1,0 +1,171 @@
+use proptest::prelude::*;
+
+use super::super::message::build::{attribute, message, nest};
+use super::super::message::{CT_DELETE, CT_NEW, Messages};
+use super::*;
+use crate::model::entry::Nat;
+
+const NETNS: u32 = 7;
+const SECOND: u64 = 1_000_000_000;
+
+fn all() -> Names {
+    let mut names = Names::default();
+    for name in Group::ALL {
+        names.insert(name);
+    }
+    names
+}
+
+fn singles(names: Names) -> Singles {
+    let asked = Asked { names, filter: Filter::default(), entries: EntryFilter::default(), per_second: 1000 };
+    Singles::new(Arc::new(asked), Room::default())
+}
+
+/// A UDP flow from this port that is sent to another destination.
+fn bytes(kind: u16, portid: u32, port: u16) -> Vec<u8> {
+    let direction = |kind, src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16| {
+        let addresses = nest(1, &[attribute(1, &src), attribute(2, &dst)]);
+        let ports = [attribute(2, &sport.to_be_bytes()), attribute(3, &dport.to_be_bytes())].concat();
+        nest(kind, &[addresses, nest(2, &[attribute(1, &[17]), ports])])
+    };
+    let parts = [
+        direction(1, [10, 0, 0, 1], port, [10, 0, 0, 2], 53),
+        direction(2, [10, 9, 0, 77], 53, [10, 0, 0, 1], port),
+        attribute(3, &8_u32.to_be_bytes()),
+        attribute(8, &5_u32.to_be_bytes()),
+    ];
+    message(kind, portid, ctwatch_ebpf::AF_INET, &parts)
+}
+
+fn insert(singles: &mut Singles, portid: u32, port: u16) {
+    singles.insert(NETNS, &Messages::new(&bytes(CT_NEW, portid, port)).next().unwrap(), SECOND);
+}
+
+fn delete(singles: &mut Singles, fate: Fate, port: u16) {
+    singles.delete(NETNS, &Messages::new(&bytes(CT_DELETE, 0, port)).next().unwrap(), fate, SECOND);
+}
+
+/// What is handed over, by event and certainty.
+fn told(singles: &mut Singles) -> Vec<(Counted, Certainty)> {
+    let event = |number| Counted::ALL.into_iter().find(|event| *event as u32 == number).unwrap();
+    singles.take().map(|single| (event(single.traced.event), single.certainty)).collect()
+}
+
+fn share(evicted: u64, of: u64) -> Share {
+    Share { evicted, of }
+}
+
+/// What a settlement found among what ended with time left.
+fn settled(held: Share, alive: Share, waits: bool) -> Settled {
+    Settled { held, alive, expired: Share::default(), waits, tells_time_left: true }
+}
+
+#[test]
+fn an_insert_is_told_at_once_with_both_directions() {
+    let mut singles = singles(all());
+    insert(&mut singles, 0, 4000);
+    insert(&mut singles, 99, 4001);
+    let events: Vec<Single> = singles.take().collect();
+    assert_eq!(events[0].traced.event, Counted::Insert as u32);
+    assert_eq!(events[1].traced.event, Counted::InsertNetlink as u32);
+    let Traced { tuple, reply, mark, netns, ktime_ns, cpu, .. } = events[0].traced;
+    assert_eq!((netns, mark, ktime_ns, cpu), (NETNS, 5, SECOND, NO_CPU));
+    assert_eq!((tuple.src_part, reply.src_part), (4000_u16.to_be_bytes(), 53_u16.to_be_bytes()));
+    assert_eq!(Nat::between(&tuple, &reply), Nat::Dnat);
+}
+
+#[test]
+fn a_removal_waits_until_it_is_known_whether_it_was_an_eviction() {
+    let mut singles = singles(all());
+    delete(&mut singles, Fate::Known(Counted::DeleteNetlink), 1);
+    delete(&mut singles, Fate::Alive, 2);
+    delete(&mut singles, Fate::Expired, 3);
+    assert_eq!(told(&mut singles), [(Counted::DeleteNetlink, Certainty::Sure)]);
+    let one = Settled { expired: share(0, 1), ..settled(share(0, 0), share(1, 1), false) };
+    singles.settle(&one);
+    let evicted = (Counted::DeleteEarlyDrop, Certainty::Inferred);
+    assert_eq!(told(&mut singles), [evicted, (Counted::DeleteTimeout, Certainty::Sure)]);
+    delete(&mut singles, Fate::Alive, 4);
+    singles.settle(&settled(share(0, 0), share(0, 1), false));
+    assert_eq!(told(&mut singles), [(Counted::DeleteOther, Certainty::Sure)]);
+    assert_eq!((singles.untold(), singles.suppressed()), (0, 0));
+}
+
+#[test]
+fn the_kernel_counts_an_eviction_after_it_has_announced_it() {
+    let mut singles = singles(all());
+    (0..5).for_each(|port| delete(&mut singles, Fate::Alive, port));
+    singles.settle(&settled(share(0, 0), share(3, 5), true));
+    assert_eq!(told(&mut singles), [], "two more may be counted yet");
+    delete(&mut singles, Fate::Alive, 5);
+    singles.settle(&settled(share(2, 2), share(1, 1), true));
+    assert_eq!(told(&mut singles), [(Counted::DeleteEarlyDrop, Certainty::Inferred); 6]);
+}
+
+#[test]
+fn what_cannot_be_told_apart_has_no_cause_and_counts_as_lost() {
+    let mut both = singles(all());
+    (0..5).for_each(|port| delete(&mut both, Fate::Alive, port));
+    both.settle(&settled(share(0, 0), share(3, 5), true));
+    both.settle(&settled(share(0, 2), share(0, 0), false));
+    assert_eq!(told(&mut both), [(Counted::DeleteOther, Certainty::Doubtful); 5]);
+    assert_eq!(both.untold(), 3);
+
+    let mut losses = singles(Names::default());
+    (0..5).for_each(|port| delete(&mut losses, Fate::Alive, port));
+    losses.settle(&settled(share(0, 0), share(3, 5), false));
+    assert_eq!((told(&mut losses), losses.untold()), (Vec::new(), 3));
+}
+
+#[test]
+fn only_what_is_asked_for_is_kept() {
+    let mut losses = singles(Names::default());
+    insert(&mut losses, 0, 1);
+    delete(&mut losses, Fate::Known(Counted::DeleteNetlink), 2);
+    delete(&mut losses, Fate::Alive, 3);
+    losses.settle(&settled(share(0, 0), share(0, 1), false));
+    assert_eq!(told(&mut losses), []);
+
+    let entries = EntryFilter { rsport: vec![54], ..EntryFilter::default() };
+    let asked = Asked { names: all(), filter: Filter::default(), entries, per_second: 1000 };
+    let mut filtered = Singles::new(Arc::new(asked), Room::default());
+    insert(&mut filtered, 0, 1);
+    delete(&mut filtered, Fate::Alive, 2);
+    // The kernel's counts are of all flows.
+    filtered.settle(&settled(share(0, 0), share(1, 2), false));
+    assert_eq!((told(&mut filtered), filtered.untold()), (Vec::new(), 0));
+}
+
+#[test]
+fn beyond_the_budget_events_are_counted_and_room_is_given_back() {
+    let asked =
+        Asked { names: all(), filter: Filter::default(), entries: EntryFilter::default(), per_second: 2 };
+    let room = Room::default();
+    let mut singles = Singles::new(Arc::new(asked), room.clone());
+    (0..5).for_each(|port| insert(&mut singles, 0, port));
+    delete(&mut singles, Fate::Alive, 9);
+    assert_eq!(room.0.load(Ordering::Relaxed), 3);
+    singles.give_up();
+    assert_eq!((told(&mut singles).len(), singles.suppressed()), (2, 4));
+    assert_eq!(room.0.load(Ordering::Relaxed), 0);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_settled_each_removal_is_told_once(
+        rounds in proptest::collection::vec((0_u16..9, 0_u64..9, 0_u64..9, any::<bool>()), 1..12),
+    ) {
+        let mut singles = singles(all());
+        let (mut removed, mut told, mut held) = (0, 0, 0);
+        for (alive, evicted, late, waits) in rounds {
+            (0..alive).for_each(|port| delete(&mut singles, Fate::Alive, port));
+            removed += usize::from(alive);
+            let alive = share(evicted.min(alive.into()), alive.into());
+            singles.settle(&settled(share(late.min(held), held), alive, waits));
+            held = if waits { alive.of - alive.evicted } else { 0 };
+            told += singles.take().count();
+        }
+        singles.give_up();
+        prop_assert_eq!(told + singles.take().count(), removed);
+    }
+}

@@ -1,0 +1,88 @@
+//! `trace` by ctnetlink: what it announces, and evictions by the kernel's statistics.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+
+use super::super::super::ctwatch::PATIENCE;
+use super::super::super::space::checked;
+use super::super::super::traffic::{Family, Flows, raw, spread, udp};
+use super::super::super::trial::equal;
+use super::super::super::witness::{self, Stats};
+use super::super::super::{modules, processes, state};
+use super::run::{begin, key};
+
+const BY_NETLINK: [&str; 6] = ["--source", "netlink", "--events", "all", "--max-events", "1000000"];
+
+/// Each entry that came or went, with the cause that ctnetlink tells, and evictions as far as they can be told apart.
+pub(super) fn everything() -> anyhow::Result<()> {
+    const EXPIRED: u32 = 60;
+    // The collector may still evict after a refusal of an earlier scenario (see `events::evictions`).
+    if modules::present() {
+        modules::unload()?;
+    }
+    let (space, trace, _) = begin(&BY_NETLINK, 400, 512)?;
+    state::set("nf_conntrack_icmp_timeout", 1)?;
+    let before = Stats::read(&space)?;
+    let expired = raw::echo(Flows::new(Family::V4, EXPIRED))?.passed;
+    witness::wait_count(&space, 0, PATIENCE)?;
+    let sent = udp::send(Flows::new(Family::V4, 3000))?.passed;
+    let left = checked(space.command("conntrack").arg("-L"))?;
+    let flushed = left.lines().count() as u64;
+    checked(space.command("conntrack").arg("-F"))?;
+    let kernel = Stats::read(&space)?.since(&before);
+    let told = trace.stop()?;
+    let evicted = kernel.get("early_drop").unwrap_or(0);
+    anyhow::ensure!(evicted > 1000, "few evictions: {evicted}");
+    equal("entries gone", evicted + flushed, sent)?;
+    equal("suppressed", told.suppressed, 0)?;
+    told.covers("insert", expired + sent)?;
+    told.covers("early_drop", evicted)?;
+    anyhow::ensure!(told.count("early_drop") * 2 > evicted, "{} evictions told", told.count("early_drop"));
+    let listed: BTreeSet<&str> =
+        left.split_whitespace().filter_map(|word| word.strip_prefix("dst=127.64.")).collect();
+    for event in &told.events {
+        let evicted = event["event"] == "early_drop";
+        equal(&format!("inferred: {event}"), event["inferred"].as_bool(), evicted.then_some(true))?;
+        anyhow::ensure!(
+            event["cpu"].is_null() && event["newcomer"].is_null(),
+            "nobody announced that: {event}"
+        );
+        let address = key(event)?;
+        let is_left = address.strip_prefix("127.64.").is_some_and(|rest| listed.contains(rest));
+        anyhow::ensure!(!(evicted && is_left), "it was in the table after that: {event}");
+    }
+    let deletes = |cause: &str| told.of("delete").filter(|event| event["cause"] == cause).count() as u64;
+    equal("deletes by netlink", deletes("netlink"), flushed)?;
+    let icmp: Vec<_> = told.of("delete").filter(|event| event["proto"] == "icmp").collect();
+    let causes: BTreeSet<&str> = icmp.iter().filter_map(|event| event["cause"].as_str()).collect();
+    equal("expired", icmp.len() as u64, expired)?;
+    // Before 5.12 ctnetlink does not say whether time was left.
+    anyhow::ensure!(
+        causes.len() == 1 && (causes.contains("timeout") || causes.contains("other")),
+        "{causes:?}"
+    );
+    for name in ["drop", "insert_failed", "invalid"] {
+        let said = format!("{name} is unknown here");
+        anyhow::ensure!(told.stderr.contains(&said), "not said: {said}: {}", told.stderr);
+    }
+    Ok(())
+}
+
+/// More happens than its queue holds while it is stopped: what is not shown is counted.
+pub(super) fn overrun() -> anyhow::Result<()> {
+    const FLOWS: u32 = 60_000;
+    modules::load()?;
+    let (_, trace, _) = begin(&BY_NETLINK, 262_144, 65_536)?;
+    // The second process has the sockets: stopped, it reads none.
+    let children = processes::children(trace.running.pid()?)?;
+    let listener = children.first().copied().context("ctwatch has no second process")?;
+    kill(listener, Signal::SIGSTOP)?;
+    let sent = spread(Flows::new(Family::V6, FLOWS), 2, udp::send)?.passed;
+    kill(listener, Signal::SIGCONT)?;
+    let told = trace.stop()?;
+    anyhow::ensure!(told.lost > 0, "{FLOWS} flows found room in the queue: the scenario shows nothing");
+    anyhow::ensure!(told.count("insert") > 0, "nothing was told");
+    told.explains(sent)
+}
