@@ -36,6 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::directions", || selected::directions("auto")),
     scenario("trace::directions_netlink", || selected::directions("netlink")),
     scenario("trace::netlink_events", heard::everything),
+    scenario("trace::netlink_fallback", heard::fallback),
     scenario("trace::netlink_overrun", heard::overrun),
     scenario("trace::refused", selected::refused),
     scenario("trace::evicted", selected::evicted),

@@ -1,17 +1,22 @@
 //! `trace` by ctnetlink: what it announces, and evictions by the kernel's statistics.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use anyhow::Context;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 
-use super::super::super::ctwatch::PATIENCE;
+use super::super::super::ctwatch::{PATIENCE, program};
 use super::super::super::space::checked;
 use super::super::super::traffic::{Family, Flows, raw, spread, udp};
 use super::super::super::trial::equal;
 use super::super::super::witness::{self, Stats};
 use super::super::super::{modules, processes, state};
-use super::run::{begin, key};
+use super::super::init;
+use super::run::{MARKER, Trace, begin, key};
 
 const BY_NETLINK: [&str; 6] = ["--source", "netlink", "--events", "all", "--max-events", "1000000"];
 
@@ -66,6 +71,41 @@ pub(super) fn everything() -> anyhow::Result<()> {
     for name in ["drop", "insert_failed", "invalid"] {
         let said = format!("{name} is unknown here");
         anyhow::ensure!(told.stderr.contains(&said), "not said: {said}: {}", told.stderr);
+    }
+    Ok(())
+}
+
+/// Programs are refused to who may not load them: `auto` then listens.
+pub(super) fn fallback() -> anyhow::Result<()> {
+    modules::load()?;
+    let space = init();
+    state::fresh(&space)?;
+    let mut command = Command::new(program());
+    // SAFETY: the child only makes system calls, which allocate nothing.
+    unsafe { command.pre_exec(give_up_programs) };
+    let trace = Trace::start_as(&mut command, &["--events", "all"], false, |number| {
+        udp::send(Flows::new(Family::V4, 1).from(MARKER + number)).map(drop)
+    })?;
+    checked(space.command("conntrack").arg("-F"))?;
+    let sent = udp::send(Flows::new(Family::V4, 200))?.passed;
+    let listed = witness::listed_total(&space)?;
+    checked(space.command("conntrack").arg("-F"))?;
+    let told = trace.stop()?;
+    equal("entries and flows", listed, sent)?;
+    told.covers("insert", sent)?;
+    told.covers("delete", sent)?;
+    anyhow::ensure!(told.stderr.contains("drop is unknown here"), "it said {:?}", told.stderr);
+    Ok(())
+}
+
+/// Gives up the capabilities that loading programs takes, for good.
+fn give_up_programs() -> io::Result<()> {
+    // CAP_SYS_ADMIN, which was all of them before 5.8, CAP_PERFMON and CAP_BPF.
+    for capability in [21_u64, 38, 39] {
+        // SAFETY: the call takes numbers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }

@@ -47,16 +47,27 @@ impl Trace {
     /// The same where `send` makes the flow of this number, to a destination from [`MARKER`] on.
     pub(super) fn start_with(
         args: &[&str],
+        send: impl FnMut(u32) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        // Netlink cannot tell everything, and says so.
+        let quiet = !args.contains(&"netlink");
+        Self::start_as(&mut Command::new(program()), args, quiet, send)
+    }
+
+    /// The same by this command, which has nothing to say on stderr where it is `quiet`.
+    pub(super) fn start_as(
+        command: &mut Command,
+        args: &[&str],
+        quiet: bool,
         mut send: impl FnMut(u32) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let running = Running::spawn(
-            Command::new(program())
+            command
                 .args(["trace", "--json"])
                 .args(if args.contains(&"--events") { &[][..] } else { &["--events", "insert"] })
                 .args(args),
         )?;
-        // Netlink cannot tell everything, and says so.
-        let mut trace = Self { running, quiet: !args.contains(&"netlink"), seen: Vec::new() };
+        let mut trace = Self { running, quiet, seen: Vec::new() };
         let start = Instant::now();
         for number in 0.. {
             anyhow::ensure!(start.elapsed() < PATIENCE, "ctwatch traced nothing in {PATIENCE:?}");
