@@ -1,6 +1,6 @@
 //! What kube-proxy is told to set: by its configuration, else by its command line. Pure.
 //!
-//! kube-proxy sets the limit to so many entries for each CPU, and to a least number; since 1.36 to [`CAP`] at most. Nought
+//! kube-proxy sets the limit to so many entries for each CPU, and to a least number; since 1.36 to 1,048,576 at most. Nought
 //! leaves a sysctl alone. It does so as it starts; some releases before 1.29, and the latest for the limit, only where
 //! the kernel has less (`setIntSysCtl` and `SetSysctls` in its sources).
 
