@@ -13,8 +13,9 @@ use super::super::search::{self, Found, MOST, Place};
 use super::super::thread_time;
 use super::filter;
 use super::listener::Listener;
+use super::room::Room;
 use super::setting::Announced;
-use super::singles::{Asked, Room, Singles};
+use super::singles::{Asked, Singles};
 use super::watched::{FORGED, Sockets, Watched};
 use crate::model::Filter;
 

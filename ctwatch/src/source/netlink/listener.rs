@@ -37,7 +37,7 @@ pub struct Watching {
 }
 
 /// Counts of namespaces that were let go.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Past {
     /// By flow type.
     pub rows: BTreeMap<FlowType, Counters>,

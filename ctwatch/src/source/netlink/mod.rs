@@ -14,6 +14,7 @@ pub mod message;
 mod notes;
 pub mod presence;
 pub(super) mod remote;
+mod room;
 mod setting;
 mod settlement;
 pub mod singles;
@@ -236,7 +237,7 @@ impl Source for Netlink {
     }
 
     fn sample(&mut self) -> anyhow::Result<Sample> {
-        let Past { mut rows, mut lost, .. } = self.past.clone();
+        let (mut rows, mut lost) = (self.past.rows.clone(), self.past.lost);
         let mut cost = self.past_cost;
         if let Some(Listening { listener, .. }) = &self.listening {
             listener.settle(None);

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ctwatch_ebpf::Event as Counted;
 use ctwatch_ebpf::loss::{Budget, Traced, Tuple};
@@ -13,13 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::entry::{self, Entry};
 use super::fate::{Fate, Settled, Share};
 use super::message::Message;
+use super::room::{Kept, Room};
 use crate::model::Filter;
 use crate::model::entry as model;
 use crate::model::entry_filter::EntryFilter;
 use crate::model::trace::{Certainty, NO_CPU, Names, encode};
-
-/// How many events of all namespaces together wait for their cause or for a reader, some 200 bytes each.
-const MOST: usize = 1 << 16;
 
 /// Which events are handed over.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,10 +41,10 @@ pub struct Single {
 }
 
 /// What was heard of some namespaces.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Heard {
-    /// Since the last time.
-    pub events: Vec<Single>,
+    /// Since the last time. They keep their places until they are told.
+    pub events: Vec<Kept<Single>>,
     /// Held back since the start.
     pub suppressed: u64,
     /// Evictions since the start that cannot be told from other removals.
@@ -70,10 +67,10 @@ impl Heard {
     /// For a reader, where so many events were lost. Of the same moment, entries that came go before those that went.
     pub fn told(mut self, lost: u64) -> Told {
         let came = |event: u32| event == Counted::Insert as u32 || event == Counted::InsertNetlink as u32;
-        self.events.sort_by_key(|single| (single.traced.ktime_ns, !came(single.traced.event)));
-        let event = |single: &Single| (encode(&single.traced), single.certainty);
+        self.events.sort_by_key(|single| (single.it.traced.ktime_ns, !came(single.it.traced.event)));
+        let event = |Kept { it, .. }: Kept<Single>| (encode(&it.traced), it.certainty);
         Told {
-            events: self.events.iter().map(event).collect(),
+            events: self.events.into_iter().map(event).collect(),
             suppressed: self.suppressed,
             lost: lost + self.untold,
         }
@@ -91,46 +88,27 @@ pub struct Told {
     pub lost: u64,
 }
 
-/// Room for events that all namespaces share. Clones are the same room.
-#[derive(Clone, Debug, Default)]
-pub struct Room(Arc<AtomicUsize>);
-
-impl Room {
-    fn take(&self) -> bool {
-        // Namespaces are drained one at a time.
-        let free = self.0.load(Ordering::Relaxed) < MOST;
-        if free {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-        free
-    }
-
-    fn give_back(&self, places: usize) {
-        self.0.fetch_sub(places, Ordering::Relaxed);
-    }
-}
-
 /// Removals of which it is not known yet how many were evictions, and all that the kernel counted among them so far.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Waiting {
-    removals: Vec<Traced>,
+    removals: Vec<Kept<Traced>>,
     /// How many removals there were, those included that nobody asked for.
     of: u64,
     evicted: u64,
 }
 
 /// What is to be handed over of one namespace.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Singles {
     asked: Arc<Asked>,
     room: Room,
     budget: Budget,
-    ready: VecDeque<Single>,
+    ready: VecDeque<Kept<Single>>,
     /// Ended with time left at nobody's request, from before the last settlement and since.
     held: Waiting,
-    alive: Vec<Traced>,
+    alive: Vec<Kept<Traced>>,
     /// Ended without time left.
-    expired: Vec<Traced>,
+    expired: Vec<Kept<Traced>>,
     suppressed: u64,
     untold: u64,
 }
@@ -159,7 +137,7 @@ impl Singles {
         {
             // What is kept for the end of an entry.
             traced.start_ns = 0;
-            self.hand_over(traced, event, Certainty::Sure);
+            self.tell(traced, event);
         }
     }
 
@@ -172,13 +150,18 @@ impl Singles {
         };
         let Some(traced) = wanted.then(|| self.traced(netns, message, wall_ns)).flatten() else { return };
         if let Fate::Known(event) = fate {
-            self.hand_over(traced, event, Certainty::Sure);
-        } else if !self.room.take() {
+            self.tell(traced, event);
+            return;
+        }
+        let Some(place) = self.room.take() else {
             self.suppressed += 1;
-        } else if fate == Fate::Alive {
-            self.alive.push(traced);
+            return;
+        };
+        let removal = Kept { it: traced, place };
+        if fate == Fate::Alive {
+            self.alive.push(removal);
         } else {
-            self.expired.push(traced);
+            self.expired.push(removal);
         }
     }
 
@@ -203,17 +186,14 @@ impl Singles {
     /// Hands over what waits, of which no more will be known.
     pub fn give_up(&mut self) {
         let held = std::mem::take(&mut self.held).removals;
-        let removals: Vec<Traced> =
-            held.into_iter().chain(self.alive.drain(..)).chain(self.expired.drain(..)).collect();
-        self.room.give_back(removals.len());
-        for traced in removals {
-            self.doubt(traced);
+        let (alive, expired) = (std::mem::take(&mut self.alive), std::mem::take(&mut self.expired));
+        for removal in held.into_iter().chain(alive).chain(expired) {
+            self.doubt(removal);
         }
     }
 
     /// What was decided since the last time.
-    pub fn take(&mut self) -> impl Iterator<Item = Single> {
-        self.room.give_back(self.ready.len());
+    pub fn take(&mut self) -> impl Iterator<Item = Kept<Single>> {
         std::mem::take(&mut self.ready).into_iter()
     }
 
@@ -227,33 +207,39 @@ impl Singles {
         self.untold
     }
 
-    fn decide(&mut self, removals: Vec<Traced>, share: Share, rest: Counted) {
-        self.room.give_back(removals.len());
+    fn decide(&mut self, removals: Vec<Kept<Traced>>, share: Share, rest: Counted) {
         if share.evicted > 0 && share.evicted < share.of && self.asked.names.contains(Group::EarlyDrop) {
             self.untold += share.evicted.min(removals.len() as u64);
         }
-        for traced in removals {
+        for removal in removals {
             if share.evicted >= share.of {
-                self.hand_over(traced, Counted::DeleteEarlyDrop, Certainty::Inferred);
+                self.hand_over(removal, Counted::DeleteEarlyDrop, Certainty::Inferred);
             } else if share.evicted > 0 {
-                self.doubt(traced);
+                self.doubt(removal);
             } else if self.asked.names.ask(rest) {
-                self.hand_over(traced, rest, Certainty::Sure);
+                self.hand_over(removal, rest, Certainty::Sure);
             }
         }
     }
 
-    fn doubt(&mut self, traced: Traced) {
+    fn doubt(&mut self, removal: Kept<Traced>) {
         if self.asked.names.contains(Group::Delete) {
-            self.hand_over(traced, Counted::DeleteOther, Certainty::Doubtful);
+            self.hand_over(removal, Counted::DeleteOther, Certainty::Doubtful);
         }
     }
 
-    fn hand_over(&mut self, traced: Traced, event: Counted, certainty: Certainty) {
-        let within = self.budget.spend(traced.ktime_ns, self.asked.per_second.into());
-        if within && self.room.take() {
+    /// Hands over what is known at once.
+    fn tell(&mut self, traced: Traced, event: Counted) {
+        match self.room.take() {
+            Some(place) => self.hand_over(Kept { it: traced, place }, event, Certainty::Sure),
+            None => self.suppressed += 1,
+        }
+    }
+
+    fn hand_over(&mut self, Kept { it: traced, place }: Kept<Traced>, event: Counted, certainty: Certainty) {
+        if self.budget.spend(traced.ktime_ns, self.asked.per_second.into()) {
             let traced = Traced { event: event as u32, ..traced };
-            self.ready.push_back(Single { traced, certainty });
+            self.ready.push_back(Kept { it: Single { traced, certainty }, place });
         } else {
             self.suppressed += 1;
         }

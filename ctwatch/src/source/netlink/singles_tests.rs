@@ -48,7 +48,7 @@ fn delete(singles: &mut Singles, fate: Fate, port: u16) {
 /// What is handed over, by event and certainty.
 fn told(singles: &mut Singles) -> Vec<(Counted, Certainty)> {
     let event = |number| Counted::ALL.into_iter().find(|event| *event as u32 == number).unwrap();
-    singles.take().map(|single| (event(single.traced.event), single.certainty)).collect()
+    singles.take().map(|Kept { it, .. }| (event(it.traced.event), it.certainty)).collect()
 }
 
 fn share(evicted: u64, of: u64) -> Share {
@@ -65,7 +65,7 @@ fn an_insert_is_told_at_once_with_both_directions() {
     let mut singles = singles(all());
     insert(&mut singles, 0, 4000);
     insert(&mut singles, 99, 4001);
-    let events: Vec<Single> = singles.take().collect();
+    let events: Vec<Single> = singles.take().map(|Kept { it, .. }| it).collect();
     assert_eq!(events[0].traced.event, Counted::Insert as u32);
     assert_eq!(events[1].traced.event, Counted::InsertNetlink as u32);
     let Traced { tuple, reply, mark, netns, ktime_ns, cpu, .. } = events[0].traced;
@@ -144,10 +144,54 @@ fn beyond_the_budget_events_are_counted_and_room_is_given_back() {
     let mut singles = Singles::new(Arc::new(asked), room.clone());
     (0..5).for_each(|port| insert(&mut singles, 0, port));
     delete(&mut singles, Fate::Alive, 9);
-    assert_eq!(room.0.load(Ordering::Relaxed), 3);
+    assert_eq!(room.taken(), 3);
     singles.give_up();
+    assert_eq!(room.taken(), 2, "what is held back needs no room");
     assert_eq!((told(&mut singles).len(), singles.suppressed()), (2, 4));
-    assert_eq!(room.0.load(Ordering::Relaxed), 0);
+    assert_eq!(room.taken(), 0);
+}
+
+#[test]
+fn a_place_is_free_once_its_event_is_gone() {
+    let room = Room::default();
+    let asked =
+        Asked { names: all(), filter: Filter::default(), entries: EntryFilter::default(), per_second: 1000 };
+    let new = || Singles::new(Arc::new(asked.clone()), room.clone());
+    let fill = |singles: &mut Singles| {
+        (0..3).for_each(|port| insert(singles, 0, port));
+        (3..6).for_each(|port| delete(singles, Fate::Alive, port));
+    };
+    // What ended with its namespace waits for a reader as before.
+    let (mut heard, mut ended) = (Heard::default(), new());
+    fill(&mut ended);
+    ended.give_up();
+    heard.take(&mut ended);
+    drop(ended);
+    assert_eq!((heard.events.len(), room.taken()), (6, 6));
+
+    let mut dropped = new();
+    fill(&mut dropped);
+    dropped.settle(&settled(share(0, 0), share(1, 3), true));
+    assert_eq!(room.taken(), 12);
+    drop(dropped);
+    assert_eq!(room.taken(), 6);
+    assert_eq!((heard.told(0).events.len(), room.taken()), (6, 0));
+}
+
+#[test]
+fn without_a_place_nothing_is_kept() {
+    let room = Room::default();
+    let places: Vec<_> = std::iter::from_fn(|| room.take()).collect();
+    let asked =
+        Asked { names: all(), filter: Filter::default(), entries: EntryFilter::default(), per_second: 1000 };
+    let mut singles = Singles::new(Arc::new(asked), room.clone());
+    insert(&mut singles, 0, 1);
+    delete(&mut singles, Fate::Alive, 2);
+    delete(&mut singles, Fate::Known(Counted::DeleteNetlink), 3);
+    assert_eq!((told(&mut singles), singles.suppressed()), (Vec::new(), 3));
+    drop(places);
+    insert(&mut singles, 0, 1);
+    assert_eq!((told(&mut singles).len(), room.taken()), (1, 0));
 }
 
 proptest! {
