@@ -305,9 +305,12 @@ pub struct KernelLog {
     /// How long ago the last one was, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_ms: Option<u64>,
-    /// The same by namespace, by the inode that the kernel logs since 6.18.
+    /// The same by namespace, by the inode that the kernel logs since 6.18, for all but the first (`__nf_conntrack_alloc`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_netns: BTreeMap<u32, u64>,
+    /// The same of lines that name none: the first namespace's since 6.18, of any before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unnamed_ms: Option<u64>,
     /// How long ago the last `expectation table full` was, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expectations_ms: Option<u64>,
@@ -317,6 +320,16 @@ impl KernelLog {
     /// How long ago the last line about a full table was, in milliseconds; older captures have it in seconds alone.
     pub fn last_ago_ms(&self) -> Option<u64> {
         self.last_ms.or(self.last_s.map(|s| s.saturating_mul(1000)))
+    }
+
+    /// How long ago the last such line was that may be of a namespace, the first one or another.
+    pub fn ago_ms_of(&self, netns: u32, first: bool) -> Option<u64> {
+        match self.by_netns.get(&netns) {
+            Some(ago) => Some(*ago),
+            None if self.by_netns.is_empty() => self.last_ago_ms(),
+            // A kernel that names namespaces leaves out the first one alone.
+            None => self.unnamed_ms.filter(|_| first),
+        }
     }
 }
 

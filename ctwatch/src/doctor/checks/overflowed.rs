@@ -48,11 +48,7 @@ fn past(facts: &Facts, namespace: &Namespace) -> Option<Past> {
     if refused == 0 && evicted == 0 {
         return None;
     }
-    let ago_ms = log.and_then(|log| match log.by_netns.get(&namespace.netns) {
-        Some(ago) => Some(*ago),
-        // A kernel that names the namespace has named another.
-        None => log.last_ago_ms().filter(|_| log.by_netns.is_empty()),
-    });
+    let ago_ms = log.and_then(|log| log.ago_ms_of(namespace.netns, namespace.limit_writable));
     Some(Past { refused, evicted, ago_ms })
 }
 

@@ -301,6 +301,24 @@ fn the_past_is_told_until_it_is_dealt_with() {
     assert!(dealt(None, Some(59_000)) && !dealt(None, Some(61_000)));
 }
 
+/// Since 6.18 the kernel names the namespace in the log, but not the first one.
+#[test]
+fn the_first_namespace_has_a_time_where_others_are_named() {
+    use crate::doctor::facts::KernelLog;
+    let mut facts = filled(10_000, 100_000);
+    facts.namespaces[0].stats = [("drop".to_owned(), 1_913)].into();
+    let other = facts.namespaces[0].netns + 1;
+    let log = KernelLog { lines: 3, last_s: Some(20), last_ms: Some(20_000), ..KernelLog::default() };
+    facts.log = Some(KernelLog { by_netns: [(other, 20_000)].into(), unnamed_ms: Some(60_000), ..log });
+    let ago = |facts: &Facts| {
+        let evidence = diagnose(facts).findings[0].evidence.clone();
+        evidence.get("logged_seconds_ago").and_then(|ago| ago.value.as_u64())
+    };
+    assert_eq!(ago(&facts), Some(60));
+    facts.namespaces[0].limit_writable = false;
+    assert_eq!(ago(&facts), None, "another namespace that is not named lost nothing");
+}
+
 /// Clashes are in the counter `drop` too, and a log without a line says that no table was full.
 #[test]
 fn other_losses_are_no_overflow() {

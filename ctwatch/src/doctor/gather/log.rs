@@ -80,13 +80,17 @@ fn read_record(record: &str, log: &mut KernelLog, first: bool, now_us: u64) {
         log.lines += 1;
         log.last_ms = ago_ms;
         log.last_s = ago_ms.map(|ago| ago / 1000);
-        // ` in netns 4026531840, dropping packet` since 6.18; `, dropping packet` before.
+        // ` in netns 4026531840, dropping packet` since 6.18, but of the first namespace `, dropping packet` as before.
         let netns =
             rest.strip_prefix(" in netns ").and_then(|rest| rest.split(',').next()?.trim().parse().ok());
-        if let (Some(netns), Some(ago)) = (netns, ago_ms)
-            && (log.by_netns.contains_key(&netns) || log.by_netns.len() < MOST_NAMED)
-        {
-            log.by_netns.insert(netns, ago);
+        match (netns, ago_ms) {
+            (Some(netns), Some(ago))
+                if log.by_netns.contains_key(&netns) || log.by_netns.len() < MOST_NAMED =>
+            {
+                log.by_netns.insert(netns, ago);
+            }
+            (None, _) => log.unnamed_ms = ago_ms,
+            _ => {}
         }
     }
 }
@@ -120,6 +124,7 @@ mod tests {
             whole: true,
             last_ms: Some(3000),
             by_netns: [(4_026_531_840, 3000)].into(),
+            unnamed_ms: Some(5000),
             expectations_ms: None,
         };
         assert_eq!(log, expected);
