@@ -44,7 +44,7 @@ pub struct Table {
     pub max: Option<u64>,
 }
 
-/// Work done by the programs since the source started, from the kernel's program statistics.
+/// Work done by the programs since the source started: measured by the kernel in short samples, and estimated between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
     /// Nanoseconds spent in the programs, all CPUs together.

@@ -100,6 +100,11 @@ impl Attached {
         self.programs.clear();
     }
 
+    /// How many there are.
+    pub const fn programs(&self) -> usize {
+        self.programs.len()
+    }
+
     /// What the attached programs did since they were loaded.
     pub fn runs(&self) -> Result<Runs> {
         let mut sum = Runs::default();

@@ -20,6 +20,7 @@ pub mod object;
 mod occupant;
 pub mod probe;
 pub mod proc_stat;
+mod program_time;
 pub mod reader;
 pub mod saved;
 pub mod search;

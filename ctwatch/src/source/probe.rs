@@ -3,10 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
 };
 
-use aya::sys::{Stats, enable_stats};
 use ctwatch_ebpf::{Counters, Event, FlowType, ROWS, entry::TraceEntries};
 
 use super::{
@@ -14,6 +13,7 @@ use super::{
     demand::{DROPPED, FAILED, Reckoning, near_full},
     invalid::{Search, Step},
     now, own_time,
+    program_time::{ProgramTime, Work},
     tables::Tables,
     watch::{Events, Reading, Watch, settle},
 };
@@ -23,7 +23,7 @@ use crate::{
         hooks::When,
         plan::{self, Plan, Refusal},
     },
-    model::{Cost, Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
+    model::{Filter, Sample, SourceInfo, SourceKind, Table, ranking::By, trace::Wanted},
 };
 
 /// Why hooks are used that cost more.
@@ -114,7 +114,7 @@ pub struct Probe {
     events: Option<Events>,
     /// Read at opening, for the first attaching only: later ones may meet another load of the module.
     facts: Option<Facts>,
-    stats: Option<OwnedFd>,
+    time: ProgramTime,
     /// The tables at the last look.
     seen: Vec<Table>,
     /// Namespaces that the counters knew at the last sample.
@@ -139,13 +139,11 @@ impl std::fmt::Debug for Probe {
 struct Past {
     rows: BTreeMap<FlowType, Counters>,
     lost: u64,
-    cost: Cost,
 }
 
 impl Probe {
     /// Prepares the source and attaches at once where tracking is there.
     pub fn open(wishes: Wishes) -> anyhow::Result<Self> {
-        let stats = wishes.cost.then(|| enable_stats(Stats::RunTime)).transpose();
         let mut probe = Self {
             wishes,
             info: SourceInfo { kind: SourceKind::Kprobe, why: None, unknown: BTreeMap::new() },
@@ -155,8 +153,7 @@ impl Probe {
             past: Past::default(),
             events: None,
             facts: None,
-            // Needs CAP_SYS_ADMIN (5.8 to 7.3): without it, cost is not known and all else works.
-            stats: stats.unwrap_or(None),
+            time: ProgramTime::open(wishes.cost),
             seen: Vec::new(),
             met: BTreeSet::new(),
             unexplained: 0,
@@ -231,6 +228,7 @@ impl Probe {
         });
         self.info = SourceInfo { kind: plan.kind, why: plan.why, unknown: plan.unknown };
         self.say_misread();
+        self.time.begin(now()?.1, attached.programs());
         self.attached = Some(attached);
         self.module = module;
         Ok(())
@@ -258,6 +256,12 @@ impl Probe {
     /// Attaches hooks whose time has come.
     fn tend(&mut self) -> anyhow::Result<()> {
         let Some(attached) = &mut self.attached else { return Ok(()) };
+        let programs = attached.programs();
+        let (_, mono_ns) = now()?;
+        if self.time.is_due(mono_ns, programs) {
+            let reading = attached.read()?;
+            self.time.take(&work(mono_ns, &reading, programs));
+        }
         let waits = [When::NearFull, When::Unexplained, When::Misread]
             .into_iter()
             .any(|when| attached.waits_for(when));
@@ -378,7 +382,8 @@ impl Probe {
         if let Some(mut attached) = self.attached.take() {
             let mut reading = attached.read()?;
             self.disown(&mut reading);
-            let Reading { rows, lost, cost, .. } = reading;
+            self.time.end(&work(now()?.1, &reading, attached.programs()));
+            let Reading { rows, lost, .. } = reading;
             for (flow, counters) in rows {
                 // As bounded as one load's rows, however often the module comes and goes.
                 let known = self.past.rows.len() < ROWS as usize || self.past.rows.contains_key(&flow);
@@ -387,8 +392,6 @@ impl Probe {
             }
             let unseen = self.search.take().map_or(0, |search| search.lost());
             self.past.lost += lost + std::mem::take(&mut self.unexplained) + unseen;
-            self.past.cost.run_ns += cost.run_ns;
-            self.past.cost.runs += cost.runs;
         }
         Ok(())
     }
@@ -443,17 +446,18 @@ impl Source for Probe {
             None => Reading::default(),
         };
         self.reckon(&mut reading)?;
-        let Reading { mut rows, top, mut lost, mut cost, .. } = reading;
-        lost += self.unexplained + self.search.as_ref().map_or(0, Search::lost);
         let (wall_ns, mono_ns) = now()?;
+        let cost = match &self.attached {
+            Some(attached) => self.time.take(&work(mono_ns, &reading, attached.programs())),
+            None => self.time.total(),
+        };
+        let Reading { mut rows, top, mut lost, .. } = reading;
+        lost += self.unexplained + self.search.as_ref().map_or(0, Search::lost);
         for (flow, counters) in &self.past.rows {
             rows.entry(*flow).or_default().add(counters);
         }
         lost += self.past.lost;
-        cost.run_ns += self.past.cost.run_ns;
-        cost.runs += self.past.cost.runs;
         self.met = rows.keys().map(|flow| flow.netns).collect();
-        let cost = self.stats.is_some().then_some(cost);
         Ok(Sample {
             wall_ns,
             mono_ns,
@@ -467,6 +471,12 @@ impl Source for Probe {
             ..Sample::default()
         })
     }
+}
+
+/// What the programs did until this reading.
+fn work(mono_ns: u64, reading: &Reading, programs: usize) -> Work {
+    let events = reading.rows.values().flat_map(|row| row.0).fold(0, u64::saturating_add);
+    Work { mono_ns, measured: reading.cost, events, programs }
 }
 
 fn sum(rows: &BTreeMap<FlowType, Counters>, event: Event) -> u64 {

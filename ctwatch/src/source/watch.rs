@@ -205,6 +205,11 @@ impl Watch {
         self.disbelieved.set(0, 1, 0).context("cannot write map DISBELIEVED")
     }
 
+    /// How many programs are attached.
+    pub const fn programs(&self) -> usize {
+        self.attached.programs()
+    }
+
     /// The channel of single events.
     pub fn events(&mut self) -> Result<Events> {
         let object = &mut self.attached.object;

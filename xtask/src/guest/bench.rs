@@ -5,7 +5,7 @@ pub(super) mod floor;
 mod listing;
 mod million;
 mod observer;
-mod programs;
+pub(super) mod programs;
 mod workload;
 
 use std::fs;
@@ -106,6 +106,7 @@ impl Bench<'_> {
         let before = witness::count(&self.space)?;
         for workload in Workload::ALL {
             let cost = self.measure(observer, workload)?;
+            anyhow::ensure!(!running.times_programs()?, "{} had its programs timed", workload.name());
             self.report.figure(&Figure::Cost(cost))?;
         }
         // Every entry that came, all that are there no more, and every flow that was refused.

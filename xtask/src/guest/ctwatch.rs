@@ -30,6 +30,15 @@ pub(super) fn facts() -> anyhow::Result<Value> {
     serde_json::from_str(&facts).context("ctwatch facts")
 }
 
+/// Whether a process has the kernel measure the time of all BPF programs: it does while a descriptor of
+/// `BPF_ENABLE_STATS` is open (`bpf_enable_runtime_stats`, 5.8 to 7.3).
+pub(super) fn times_programs(pid: u32) -> anyhow::Result<bool> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors")?;
+    // One that was closed meanwhile has no target.
+    let mut targets = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    Ok(targets.any(|target| target.as_os_str().as_encoded_bytes() == b"anon_inode:bpf-stats"))
+}
+
 /// Runs it to its end.
 pub(super) fn run(args: &[&str]) -> anyhow::Result<Output> {
     Command::new(program())
@@ -131,6 +140,11 @@ impl Watch {
     /// The sum over all flow types in the objects read so far.
     pub(super) fn sum(&self, field: &str) -> anyhow::Result<u64> {
         Ok(sum_of(&rows_of(&self.seen)?, field))
+    }
+
+    /// How often its programs ran, as the objects read so far have it.
+    pub(super) fn program_runs(&self) -> u64 {
+        self.seen.iter().filter_map(|object| object["cost"]["events"].as_u64()).sum()
     }
 
     /// What kprobes are said to have missed in the objects read so far; other sources' losses are in the sums.

@@ -17,7 +17,7 @@ use super::watched::Loss;
 use crate::model::diff::per_second;
 use crate::model::ranking::{By, Top, unranked};
 use crate::model::verdict::Level;
-use crate::model::{protocol, protocol_name};
+use crate::model::{SourceKind, protocol, protocol_name};
 use crate::view::plain::left_out;
 use crate::view::trace_lines::flow_text;
 
@@ -242,6 +242,12 @@ pub(super) fn source(app: &App, width: usize) -> Vec<Line<'static>> {
                 "own cost: {:.2} % of one CPU, programs ran {} times in the interval{each}",
                 cost.cpu_pct, cost.events
             ));
+            if shown.info.kind != SourceKind::Netlink {
+                said.push(
+                    "the kernel times programs for 1 second in 31, and between these this is an estimate"
+                        .to_owned(),
+                );
+            }
         }
         if let Some(own) = report.own {
             said.push(format!(

@@ -101,7 +101,11 @@ pub(super) fn ctwatch(source: &str, interval: &str) -> anyhow::Result<Running> {
     let mut command = Command::new(ctwatch::program());
     command.args(["live", "--plain", "--source", source, "--interval", interval]);
     // Its header says that it watches.
-    Running::spawn(&mut command)?.when_it_says("counting by")
+    let running = Running::spawn(&mut command)?.when_it_says("counting by")?;
+    wait::until("the end of the sample of its programs' time", PATIENCE, || {
+        Ok(if running.times_programs()? { Err("the kernel measures".to_owned()) } else { Ok(()) })
+    })?;
+    Ok(running)
 }
 
 fn bpftrace(script: &str) -> anyhow::Result<Running> {
@@ -179,6 +183,11 @@ impl Running {
     /// Its process.
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Whether it has the kernel measure the time of programs (`BPF_ENABLE_STATS`), which makes them dearer meanwhile.
+    pub(super) fn times_programs(&self) -> anyhow::Result<bool> {
+        self.pid().map_or(Ok(false), ctwatch::times_programs)
     }
 
     /// Reads one more line of its output.

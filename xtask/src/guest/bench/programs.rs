@@ -14,13 +14,13 @@ const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// The gathering, on until dropped.
 #[derive(Debug)]
-pub(super) struct Statistics(());
+pub(in crate::guest) struct Statistics(());
 
 /// Runs and instructions of each program, by its id.
 pub(super) type Counts = BTreeMap<u64, (String, u64, u64)>;
 
 impl Statistics {
-    pub(super) fn switch_on() -> anyhow::Result<Self> {
+    pub(in crate::guest) fn switch_on() -> anyhow::Result<Self> {
         fs::write(SWITCH, "1").context("switch on the statistics of BPF programs")?;
         Ok(Self(()))
     }
@@ -45,6 +45,11 @@ pub(super) fn read() -> anyhow::Result<Counts> {
             (number(program, "id"), (name, number(program, "run_cnt"), number(program, "run_time_ns")))
         })
         .collect())
+}
+
+/// How often all of them ran.
+pub(in crate::guest) fn runs() -> anyhow::Result<u64> {
+    Ok(read()?.values().map(|(_, runs, _)| runs).sum())
 }
 
 /// What each program did between two readings.
