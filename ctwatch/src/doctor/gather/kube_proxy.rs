@@ -5,14 +5,23 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Component, Path};
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use nix::libc::O_PATH;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::libc::{O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_PATH};
+use nix::sys::statfs::{DEBUGFS_MAGIC, FsType, SYSFS_MAGIC, fstatfs};
 
 use crate::doctor::kube_proxy::{KubeProxy, Unread, by_command_line, by_configuration};
 
 /// Bytes of a configuration or a command line that are read.
 const MOST: u64 = 1 << 16;
+/// How long both may take together.
+const IN_TIME: Duration = Duration::from_secs(2);
+/// Their files have sizes like others, but to read one may do something. Those of procfs, tracefs and cgroups are of size 0.
+const MADE_BY_THE_KERNEL: [FsType; 3] = [SYSFS_MAGIC, DEBUGFS_MAGIC, FsType(0x6265_6570)];
 
 /// The first kube-proxy that may set sysctls of this network namespace: anybody can give a process a name.
 pub fn read(proc: &Path, netns: u32) -> Option<KubeProxy> {
@@ -23,7 +32,11 @@ pub fn read(proc: &Path, netns: u32) -> Option<KubeProxy> {
     numbered
         .map(|process| process.path())
         .find(|process| is_one(process, netns))
-        .map(|process| told(&process))
+        .map(|process| in_time(IN_TIME, move || told(&process)).unwrap_or_else(unread))
+}
+
+fn unread() -> KubeProxy {
+    KubeProxy { unread: Some(Unread::File), ..KubeProxy::default() }
 }
 
 /// Called kube-proxy, all of it root's, and in that namespace.
@@ -41,7 +54,7 @@ fn is_roots(status: &str) -> bool {
 
 fn told(process: &Path) -> KubeProxy {
     let Ok(words) = File::open(process.join("cmdline")).map_err(drop).and_then(bytes) else {
-        return KubeProxy { unread: Some(Unread::File), ..KubeProxy::default() };
+        return unread();
     };
     let words = String::from_utf8_lossy(&words);
     let (file, by_flags) = by_command_line(&words.split('\0').collect::<Vec<_>>());
@@ -52,23 +65,39 @@ fn told(process: &Path) -> KubeProxy {
     KubeProxy { file: Some(file), unread, told }
 }
 
-/// The file as the process sees it, from its own root or folder. Only a regular one is opened: a device does things when
-/// it is, and a pipe waits.
+/// The answer of some work, or `None` where it takes too long: the process chose the file, and the file's system may be
+/// one that never answers (FUSE, NFS). The thread is then left to itself: nothing ends such a call.
+fn in_time<T: Send + 'static>(most: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let work = move || drop(answer.send(work()));
+    thread::Builder::new().name("kube-proxy".into()).spawn(work).ok()?;
+    answered.recv_timeout(most).ok()
+}
+
+/// The file as the process sees it: links and `..` lead nowhere out of its root, and none of the kernel's own links is
+/// followed. Only a regular file that holds something is opened: a device does things when it is, and a pipe waits.
 fn open(process: &Path, file: &Path) -> Result<File, ()> {
-    let mut path = process.join(if file.is_absolute() { "root" } else { "cwd" });
-    for component in file.components() {
-        match component {
-            Component::Normal(name) => path.push(name),
-            Component::RootDir | Component::CurDir => {}
-            // From another root it would lead out of it.
-            Component::ParentDir | Component::Prefix(_) => return Err(()),
-        }
-    }
-    let place = OpenOptions::new().read(true).custom_flags(O_PATH).open(path).map_err(drop)?;
-    if !place.metadata().is_ok_and(|place| place.is_file()) {
+    // Where in its root its folder is cannot be told from outside, so from there nothing may lead up or to the root.
+    let (from, stay) = if file.is_absolute() {
+        ("root", ResolveFlag::RESOLVE_IN_ROOT)
+    } else {
+        ("cwd", ResolveFlag::RESOLVE_BENEATH)
+    };
+    let from = OpenOptions::new().read(true).custom_flags(O_PATH | O_DIRECTORY).open(process.join(from));
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(stay | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let place = File::from(openat2(from.map_err(drop)?, file, how).map_err(drop)?);
+    let status = place.metadata().map_err(drop)?;
+    if !status.is_file() || !(1..=MOST).contains(&status.len()) {
         return Err(());
     }
-    File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(drop)
+    if fstatfs(&place).map_or(true, |system| MADE_BY_THE_KERNEL.contains(&system.filesystem_type())) {
+        return Err(());
+    }
+    // The same file, whatever has its name by now. To wait is for one that somebody holds a lease on.
+    let same = format!("/proc/self/fd/{}", place.as_raw_fd());
+    OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(same).map_err(drop)
 }
 
 fn bytes(file: File) -> Result<Vec<u8>, ()> {
@@ -123,7 +152,90 @@ mod tests {
         fs::remove_file(&file).unwrap();
         nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(found().unread, Some(Unread::File));
-        process(proc.path(), "7", "0\t0\t0\t0", "kube-proxy\0--config=/etc/../../etc/c\0");
-        assert_eq!(found().unread, Some(Unread::File));
+    }
+
+    /// The process decides what is in its root, so that nothing there may lead out of it, wait, or do anything.
+    #[test]
+    fn no_file_leads_out_of_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        for folder in [root.join("etc"), root.join("proc"), folder.path().join("cwd")] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(folder.path().join("outside"), "outside").unwrap();
+        fs::write(root.join("etc/c"), "inside").unwrap();
+        fs::write(root.join("outside"), "inside").unwrap();
+        fs::write(folder.path().join("cwd/c"), "inside").unwrap();
+        for (name, target) in [
+            ("root/etc/absolute", "/etc/c"),
+            ("root/etc/up", "../../../../etc/c"),
+            ("root/etc/out", "/../outside"),
+            ("root/kmsg", "/proc/kmsg"),
+            ("root/etc/loop", "loop"),
+            ("root/etc/own", "/proc/self/root/etc/c"),
+            ("cwd/absolute", "/etc/hostname"),
+            ("cwd/up", "../outside"),
+        ] {
+            std::os::unix::fs::symlink(target, folder.path().join(name)).unwrap();
+        }
+        fs::write(root.join("empty"), "").unwrap();
+        fs::write(root.join("full"), " ".repeat(1 << 16)).unwrap();
+        fs::write(root.join("too_much"), " ".repeat((1 << 16) + 1)).unwrap();
+        nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let read = |file: &str| {
+            let text = open(folder.path(), Path::new(file)).and_then(bytes).ok()?;
+            Some(String::from_utf8(text).unwrap().trim().to_owned())
+        };
+        for file in
+            ["/etc/c", "//etc/./c", "/../../etc/c", "/etc/absolute", "/etc/up", "/etc/out", "c", "./c"]
+        {
+            assert_eq!(read(file).as_deref(), Some("inside"), "{file}");
+        }
+        assert_eq!(read("/full").as_deref(), Some(""));
+        for file in [
+            "/kmsg",
+            "/etc/loop",
+            "/etc/own",
+            "/etc",
+            "/",
+            "",
+            "/none",
+            "/etc/c/",
+            "/empty",
+            "/too_much",
+            "/pipe",
+            "absolute",
+            "up",
+            "../outside",
+            "../cwd/c",
+        ] {
+            assert_eq!(read(file), None, "{file}");
+        }
+    }
+
+    /// What the kernel makes as it is read is left alone, also where a process has it in its own root.
+    #[test]
+    fn files_of_the_kernel_are_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", folder.path().join("root")).unwrap();
+        for file in [
+            "/proc/kmsg",
+            "/proc/version",
+            "/proc/kcore",
+            "/proc/self/exe",
+            "/sys/kernel/notes",
+            "/sys/kernel/uevent_seqnum",
+            "/dev/null",
+            "/dev/zero",
+        ] {
+            assert!(open(folder.path(), Path::new(file)).is_err(), "{file}");
+        }
+        assert!(open(folder.path(), Path::new("/sys/kernel/no_such_file")).is_err());
+    }
+
+    #[test]
+    fn what_takes_too_long_is_left() {
+        assert_eq!(in_time(Duration::from_secs(20), || 7), Some(7));
+        assert_eq!(in_time(Duration::from_millis(20), || thread::sleep(Duration::from_mins(1))), None);
     }
 }

@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::super::super::space::checked;
 use super::super::super::trial::equal;
@@ -70,6 +72,25 @@ fn configure(per_core: u64, least: u64) -> anyhow::Result<()> {
     fs::write(CONFIGURATION, text).context(CONFIGURATION)
 }
 
+/// A file that has its reader wait, for a writer or for the kernel's next message, is not read: doctor comes back and says
+/// nothing of what was told.
+fn waits_for_no_file(told: &str) -> anyhow::Result<()> {
+    let pipe: fn() -> anyhow::Result<()> = || Ok(mkfifo(CONFIGURATION, Mode::S_IRWXU)?);
+    let log: fn() -> anyhow::Result<()> = || Ok(symlink("/proc/kmsg", CONFIGURATION)?);
+    for make in [pipe, log] {
+        fs::remove_file(CONFIGURATION)?;
+        make()?;
+        let sick = doctor(&[], 0)?;
+        sick.expect(1, "warning")?;
+        let finding = sick.finding("limit-not-applied")?;
+        let meaning = finding["meaning"].as_str().unwrap_or_default();
+        let said = format!("What {CONFIGURATION} says is not known");
+        anyhow::ensure!(meaning.contains(&said) && !finding.to_string().contains(told), "{finding}");
+    }
+    fs::remove_file(CONFIGURATION)?;
+    Ok(())
+}
+
 /// Why the file is not in force, and that doctor's words mend it: without them the remedy lasts until the next start.
 pub(super) fn wins() -> anyhow::Result<()> {
     modules::load()?;
@@ -118,6 +139,7 @@ pub(super) fn wins() -> anyhow::Result<()> {
     let what = sick.finding("limit-not-applied")?["what"].as_str().unwrap_or_default();
     let told = format!("kube-proxy's configuration {CONFIGURATION} sets nf_conntrack_max to 524,288");
     anyhow::ensure!(what.contains(&told), "{what}");
+    waits_for_no_file(&told)?;
     proxy.stop()?;
 
     // Anybody may call a process kube-proxy.
