@@ -16,19 +16,44 @@ const LEAST: u64 = 131_072;
 const CAP: u64 = 1_048_576;
 /// A longer value is none.
 const LONGEST: usize = 64;
+/// Numbers of kube-proxy's configuration are of 32 bits with a sign, and so are the kernel's sysctls.
+const MOST: u64 = i32::MAX as u64;
+/// A longer path is none (`PATH_MAX`, with the byte that ends it).
+const LONGEST_PATH: usize = 4095;
+/// So much of a path is told: whoever starts a process chooses it.
+const TOLD_OF_PATH: usize = 128;
 
-/// By the key in the file: the flag, the sysctl and what kube-proxy takes without either.
-const KEYS: [(&str, &str, &str, u64); 7] = [
-    (MAX_PER_CORE, "conntrack-max-per-core", "", PER_CORE),
-    (MIN, "conntrack-min", "", LEAST),
-    ("tcpEstablishedTimeout", "conntrack-tcp-timeout-established", "tcp_timeout_established", 86_400),
-    ("tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", "tcp_timeout_close_wait", 3_600),
-    ("udpTimeout", "conntrack-udp-timeout", "udp_timeout", 0),
-    ("udpStreamTimeout", "conntrack-udp-timeout-stream", "udp_timeout_stream", 0),
-    ("tcpBeLiberal", "conntrack-tcp-be-liberal", "tcp_be_liberal", 0),
+/// By the key in the file: the flag, the sysctl, how its value is written and what kube-proxy takes without either.
+const KEYS: [(&str, &str, &str, Value, u64); 7] = [
+    (MAX_PER_CORE, "conntrack-max-per-core", "", Value::Number, PER_CORE),
+    (MIN, "conntrack-min", "", Value::Number, LEAST),
+    (
+        "tcpEstablishedTimeout",
+        "conntrack-tcp-timeout-established",
+        "tcp_timeout_established",
+        Value::Time,
+        86_400,
+    ),
+    ("tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", "tcp_timeout_close_wait", Value::Time, 3_600),
+    ("udpTimeout", "conntrack-udp-timeout", "udp_timeout", Value::Time, 0),
+    ("udpStreamTimeout", "conntrack-udp-timeout-stream", "udp_timeout_stream", Value::Time, 0),
+    ("tcpBeLiberal", "conntrack-tcp-be-liberal", "tcp_be_liberal", Value::Switch, 0),
 ];
 const MAX_PER_CORE: &str = "maxPerCore";
 const MIN: &str = "min";
+/// What a configuration of kube-proxy calls itself; kube-proxy takes no other, and none without a name.
+const KIND: &str = "KubeProxyConfiguration";
+
+/// How a value is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value {
+    /// In digits, without quotes.
+    Number,
+    /// As Go writes it, `24h0m0s`.
+    Time,
+    /// `true` or `false`.
+    Switch,
+}
 
 /// A kube-proxy that runs on this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +77,8 @@ pub enum Unread {
     File,
     /// It is written in another form than the usual one.
     Form,
+    /// It is a configuration of something else.
+    NotProxy,
 }
 
 impl Unread {
@@ -60,6 +87,7 @@ impl Unread {
         match self {
             Self::File => "it could not be opened",
             Self::Form => "it is written in a form that doctor does not read",
+            Self::NotProxy => "it is no KubeProxyConfiguration",
         }
     }
 }
@@ -77,15 +105,16 @@ impl KubeProxy {
                 scaled => scaled.max(self.value(MIN)?),
             }
         } else {
-            self.value(KEYS.iter().find(|(_, _, set, _)| *set == sysctl)?.0)?
+            self.value(KEYS.iter().find(|(_, _, set, ..)| *set == sysctl)?.0)?
         };
-        Some(value).filter(|value| *value > 0)
+        // More than the kernel takes is refused by it: what was in force stays.
+        Some(value).filter(|value| (1..=MOST).contains(value))
     }
 
     /// Whether it is told so, and does not go by its default.
     pub fn is_told(&self, sysctl: &str) -> bool {
         let of_max = |key: &str| sysctl == "max" && [MAX_PER_CORE, MIN].contains(&key);
-        KEYS.iter().any(|(key, _, set, _)| (of_max(key) || *set == sysctl) && self.told.contains_key(*key))
+        KEYS.iter().any(|(key, _, set, ..)| (of_max(key) || *set == sysctl) && self.told.contains_key(*key))
     }
 
     /// Whether a configuration has this key.
@@ -94,7 +123,7 @@ impl KubeProxy {
     }
 
     fn value(&self, key: &str) -> Option<u64> {
-        let default = KEYS.iter().find(|(known, ..)| *known == key)?.3;
+        let default = KEYS.iter().find(|(known, ..)| *known == key)?.4;
         Some(self.told.get(key).copied().unwrap_or(default))
     }
 
@@ -102,13 +131,13 @@ impl KubeProxy {
     pub fn left_alone(&self, sysctl: &str) -> String {
         let wanted = if sysctl == "max" { MAX_PER_CORE } else { "" };
         let (key, flag, ..) =
-            KEYS.into_iter().find(|(key, _, set, _)| *key == wanted || *set == sysctl).unwrap_or(KEYS[0]);
+            KEYS.into_iter().find(|(key, _, set, ..)| *key == wanted || *set == sysctl).unwrap_or(KEYS[0]);
         let nought = match (key, self.file.is_some()) {
             ("tcpBeLiberal", _) => "false",
             (MAX_PER_CORE, _) | (_, false) => "0",
             _ => "0s",
         };
-        match &self.file {
+        match self.told_file() {
             Some(file) => format!(
                 "{file}, which decides again when kube-proxy starts next: write `{key}: {nought}` under `conntrack:` there, so that kube-proxy leaves nf_conntrack_{sysctl} alone; where \
                  kubeadm made the cluster, `kubectl -n kube-system edit configmap kube-proxy` does it for all nodes, and `kubectl \
@@ -119,6 +148,18 @@ impl KubeProxy {
                  it anew"
             ),
         }
+    }
+
+    /// The file's path, as far as it can be told in a sentence.
+    pub fn told_file(&self) -> Option<String> {
+        let file = self.file.as_deref()?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+@:=,".contains(&byte);
+        Some(match file.bytes().all(plain) {
+            true if file.len() <= TOLD_OF_PATH => file.to_owned(),
+            // Words and signs in it could pass for words of doctor's own.
+            true => format!("{}… (a path of {} bytes)", &file[..TOLD_OF_PATH], file.len()),
+            false => "a file whose path has unusual characters".to_owned(),
+        })
     }
 
     /// How it comes to its limit: `maxPerCore 32,768 for each of 2 CPUs, min 131,072`.
@@ -146,11 +187,15 @@ pub fn by_command_line(words: &[&str]) -> (Option<String>, KubeProxy) {
             continue;
         }
         // A switch takes no word after it.
-        let switch = known.is_some_and(|(key, ..)| *key == "tcpBeLiberal");
+        let switch = known.is_some_and(|(_, _, _, form, _)| *form == Value::Switch);
         let value = value.or_else(|| if switch { Some("true") } else { words.next().copied() });
-        match (known, value.map(|value| (value, number(value)))) {
-            (None, Some((value, _))) => file = (!value.is_empty()).then(|| value.to_owned()),
-            (Some((key, ..)), Some((_, Some(number)))) => drop(proxy.told.insert((*key).into(), number)),
+        match (known, value) {
+            (None, Some(value)) if value.len() <= LONGEST_PATH => {
+                file = (!value.is_empty()).then(|| value.to_owned());
+            }
+            (Some((key, _, _, form, _)), Some(value)) if let Some(number) = form.read(value) => {
+                proxy.told.insert((*key).into(), number);
+            }
             _ => proxy.unread = Some(Unread::Form),
         }
     }
@@ -158,10 +203,12 @@ pub fn by_command_line(words: &[&str]) -> (Option<String>, KubeProxy) {
 }
 
 /// What a configuration says in the form in which kubeadm and people write it: `conntrack:` at the beginning of a line, and
-/// a key and a plain value in each line below it. Whatever else there is of YAML is refused where it could change that.
+/// a key and a plain value in each line below it. Whatever else there is of YAML is refused where it could change that, and
+/// so is what kube-proxy does not start with: it then runs by an older text.
 pub fn by_configuration(text: &str) -> Result<BTreeMap<String, u64>, Unread> {
     let mut told = BTreeMap::new();
     let (mut seen, mut inside, mut indent, mut documents) = (false, false, 0, 0);
+    let (mut begun, mut kind) = (false, None);
     for line in text.lines() {
         let bare = line.split(" #").next().unwrap_or_default().trim_end();
         let body = bare.trim_start();
@@ -174,15 +221,22 @@ pub fn by_configuration(text: &str) -> Result<BTreeMap<String, u64>, Unread> {
             documents += usize::from(body == "---");
             // JSON, several documents, and keys that another name, a quote or a merge hides.
             let other = body.starts_with(['{', '[', '&', '*', '<', '?', '"', '\'', '\t', '%']);
-            if other || documents > 1 || (body == "---" && seen) {
+            let ended = (body.starts_with("---") && begun) || body.starts_with("...");
+            if other || documents > 1 || ended {
                 return Err(Unread::Form);
             }
+            begun = true;
             let Some((key, value)) = body.split_once(':') else { continue };
-            if key.trim_end() == "conntrack" {
-                if seen || !["", "null", "~"].contains(&value.trim()) {
-                    return Err(Unread::Form);
+            let value = value.trim();
+            match key.trim_end() {
+                "kind" if kind.replace(unquoted(value)).is_some() => return Err(Unread::Form),
+                "conntrack" => {
+                    if seen || !NOTHING.contains(&value) {
+                        return Err(Unread::Form);
+                    }
+                    (seen, inside, indent) = (true, value.is_empty(), 0);
                 }
-                (seen, inside, indent) = (true, value.trim().is_empty(), 0);
+                _ => {}
             }
         } else if inside {
             if indent == 0 {
@@ -192,33 +246,64 @@ pub fn by_configuration(text: &str) -> Result<BTreeMap<String, u64>, Unread> {
             if depth != indent || bare.as_bytes()[..depth].contains(&b'\t') {
                 return Err(Unread::Form);
             }
-            if !["", "null", "~"].contains(&value.trim()) && KEYS.iter().any(|(known, ..)| *known == key) {
-                let twice = told.insert(key.to_owned(), number(value.trim()).ok_or(Unread::Form)?);
-                if twice.is_some() {
-                    return Err(Unread::Form);
-                }
+            let Some((_, _, _, form, _)) = KEYS.iter().find(|(known, ..)| *known == key) else { continue };
+            if told.contains_key(key) {
+                return Err(Unread::Form);
+            }
+            // Without a value it is as if the key were not there.
+            if !NOTHING.contains(&value.trim()) {
+                told.insert(key.to_owned(), form.read_from_file(value.trim()).ok_or(Unread::Form)?);
             }
         } else if body.starts_with("conntrack:") {
             // A later version of the configuration has it below another key.
             return Err(Unread::Form);
         }
     }
-    Ok(told)
+    if kind == Some(KIND) { Ok(told) } else { Err(Unread::NotProxy) }
 }
 
-/// A number, a switch, or a time as Go writes it (`24h0m0s`), in seconds; perhaps in quotes.
-fn number(value: &str) -> Option<u64> {
-    let quoted = |quote| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
-    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
-    match value {
-        "true" => return Some(1),
-        "false" => return Some(0),
-        _ if value.is_empty() || value.len() > LONGEST || !value.is_ascii() => return None,
-        _ => {}
+/// How YAML writes that there is no value.
+const NOTHING: [&str; 3] = ["", "null", "~"];
+
+fn unquoted(value: &str) -> &str {
+    let between = |quote| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    between('"').or_else(|| between('\'')).unwrap_or(value)
+}
+
+impl Value {
+    /// As YAML has it: quotes make a text of a number, and a time is a text with or without.
+    fn read_from_file(self, value: &str) -> Option<u64> {
+        match self {
+            Self::Time if unquoted(value) == value && value == "0" => None,
+            Self::Time => self.read(unquoted(value)),
+            Self::Number | Self::Switch => self.read(value),
+        }
     }
-    if let Ok(number) = value.parse::<u64>() {
-        return value.bytes().all(|byte| byte.is_ascii_digit()).then_some(number);
+
+    /// What kube-proxy takes, a time in seconds. A negative one it refuses as it starts; a 0 in front would make it octal.
+    fn read(self, value: &str) -> Option<u64> {
+        if value.is_empty() || value.len() > LONGEST || !value.is_ascii() {
+            return None;
+        }
+        match self {
+            Self::Switch => match value {
+                "true" => Some(1),
+                "false" => Some(0),
+                _ => None,
+            },
+            Self::Number => {
+                let plain = value.bytes().all(|byte| byte.is_ascii_digit())
+                    && (value.len() == 1 || !value.starts_with('0'));
+                value.parse().ok().filter(|number| plain && *number <= MOST)
+            }
+            Self::Time if value == "0" => Some(0),
+            Self::Time => time(value),
+        }
     }
+}
+
+/// `24h0m0s`, in seconds.
+fn time(value: &str) -> Option<u64> {
     let (mut rest, mut millis) = (value, 0_u64);
     while !rest.is_empty() {
         let digits = rest.len() - rest.trim_start_matches(|char: char| char.is_ascii_digit()).len();
@@ -235,7 +320,7 @@ fn number(value: &str) -> Option<u64> {
         millis = millis.checked_add(count.parse::<u64>().ok()?.checked_mul(each)?)?;
         rest = after;
     }
-    Some(millis / 1_000)
+    Some(millis / 1_000).filter(|seconds| *seconds <= MOST)
 }
 
 #[cfg(test)]

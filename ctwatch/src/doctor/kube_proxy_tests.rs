@@ -21,7 +21,16 @@ kind: KubeProxyConfiguration
 ";
 
 fn proxy(text: &str) -> KubeProxy {
-    KubeProxy { told: by_configuration(text).unwrap(), ..KubeProxy::default() }
+    KubeProxy { told: by_configuration(&named(text)).unwrap(), ..KubeProxy::default() }
+}
+
+/// The text with its kind, where it has none.
+fn named(text: &str) -> String {
+    let kind = if text.contains("kind:") { "" } else { "kind: KubeProxyConfiguration\n" };
+    match text.strip_prefix("---\n") {
+        Some(rest) => format!("---\n{kind}{rest}"),
+        None => format!("{kind}{text}"),
+    }
 }
 
 #[test]
@@ -40,7 +49,7 @@ fn what_is_not_told_has_its_default() {
 
 #[test]
 fn values_are_those_that_kube_proxy_takes() {
-    let text = "---\nconntrack:\n    # ours\n    maxPerCore: 65536 # each\n\n    min: \"500000\"\n    \
+    let text = "---\nconntrack:\n    # ours\n    maxPerCore: 65536 # each\n\n    min: 500000\n    \
                 tcpEstablishedTimeout: 1h30m0s\n    tcpCloseWaitTimeout: '90s'\n    udpTimeout: 1500ms\n    \
                 tcpBeLiberal: true\n    other: {a: 1}\nmode: ipvs\n";
     let proxy = proxy(text);
@@ -74,14 +83,87 @@ fn another_form_is_not_guessed_at() {
         "conntrack:\n  maxPerCore: 1.5\n",
         "conntrack:\n  maxPerCore: -1\n",
         "conntrack:\n  maxPerCore: 99999999999999999999\n",
+        "conntrack:\n  maxPerCore: 2147483648\n",
+        "conntrack:\n  min: 4294967297\n",
+        "conntrack:\n  min: -1\n",
+        "conntrack:\n  min: +1\n",
+        "conntrack:\n  min: 010\n",
+        "conntrack:\n  min: 0x10\n",
+        "conntrack:\n  min: 1_000\n",
+        "conntrack:\n  min: 1e3\n",
+        "conntrack:\n  min: true\n",
+        "conntrack:\n  min: 10s\n",
+        "conntrack:\n  min: \"500000\"\n",
+        "conntrack:\n  maxPerCore: null\n  maxPerCore: 2\n  maxPerCore: 3\n",
+        "conntrack:\n  tcpBeLiberal: 1\n",
+        "conntrack:\n  tcpEstablishedTimeout: 3600\n",
+        "conntrack:\n  tcpEstablishedTimeout: 0\n",
+        "conntrack:\n  tcpEstablishedTimeout: -1s\n",
+        "conntrack:\n  tcpEstablishedTimeout: 600000h\n",
+        "conntrack:\n  min: 1\n...\n",
+        "conntrack:\n  min: 1\n--- other\n",
         "conntrack:\n  tcpEstablishedTimeout: 99999999999999999h\n",
         "conntrack:\n  tcpEstablishedTimeout: 24\u{e9}\n",
         "conntrack:\n  tcpEstablishedTimeout: h\n",
         "linux:\n  conntrack:\n    maxPerCore: 1\n",
         "conntrack:\n  <<: *base\n  - maxPerCore\n",
     ] {
-        assert_eq!(by_configuration(text), Err(Unread::Form), "{text}");
+        assert_eq!(by_configuration(&named(text)), Err(Unread::Form), "{text}");
     }
+}
+
+#[test]
+fn a_configuration_of_something_else_tells_nothing() {
+    for text in [
+        "",
+        "conntrack:\n  min: 1\n",
+        "kind: KubeletConfiguration\nconntrack:\n  min: 1\n",
+        "kind:\nconntrack:\n  min: 1\n",
+        "other:\n  kind: KubeProxyConfiguration\n",
+        "root:x:0:0:root:/root:/bin/bash\n",
+    ] {
+        assert_eq!(by_configuration(text), Err(Unread::NotProxy), "{text}");
+    }
+    for quoted in ["kind: \"KubeProxyConfiguration\"", "kind: 'KubeProxyConfiguration' # ours"] {
+        assert_eq!(by_configuration(quoted), Ok(BTreeMap::new()), "{quoted}");
+    }
+    let twice = "kind: KubeProxyConfiguration\nkind: KubeletConfiguration\n";
+    assert_eq!(by_configuration(twice), Err(Unread::Form));
+}
+
+/// 32 bits with a sign for each number, and no product of them that the kernel would refuse.
+#[test]
+fn numbers_end_where_kube_proxys_and_the_kernels_do() {
+    let most = proxy("conntrack:\n  maxPerCore: 2147483647\n  min: 2147483647\n");
+    assert_eq!(most.sets("max", 1, 0), Some(i32::MAX as u64));
+    assert_eq!(most.sets("max", 2, 0), None);
+    assert_eq!(most.sets("max", u32::MAX, 0), None);
+    // A capture may hold anything.
+    let told = [(MAX_PER_CORE.to_owned(), u64::MAX), (MIN.to_owned(), u64::MAX)].into();
+    assert_eq!(KubeProxy { told, ..KubeProxy::default() }.sets("max", u32::MAX, 0), None);
+    let flag = |value: &str| by_command_line(&["kube-proxy", &format!("--conntrack-min={value}")]).1;
+    assert_eq!(flag("2147483647").unread, None);
+    for value in ["2147483648", "-1", "", "true", "1h", "007"] {
+        assert_eq!(flag(value).unread, Some(Unread::Form), "{value}");
+    }
+    let time = |value| by_command_line(&["kube-proxy", "--conntrack-udp-timeout", value]).1;
+    assert_eq!((time("0").unread, time("90").unread), (None, Some(Unread::Form)));
+}
+
+#[test]
+fn a_path_is_told_in_bounds_and_without_words_of_its_own() {
+    let told =
+        |file: &str| KubeProxy { file: Some(file.into()), ..KubeProxy::default() }.told_file().unwrap();
+    assert_eq!(told("/var/lib/kube-proxy/config.conf"), "/var/lib/kube-proxy/config.conf");
+    assert_eq!(told(&"a".repeat(2_000)), format!("{}… (a path of 2000 bytes)", "a".repeat(TOLD_OF_PATH)));
+    for file in ["/a b", "/a\u{1b}[2J", "/a`id`", "/é", "/a\n"] {
+        assert_eq!(told(file), "a file whose path has unusual characters", "{file}");
+        let proxy = KubeProxy { file: Some(file.into()), ..KubeProxy::default() };
+        assert!(!proxy.left_alone("max").contains(file), "{file}");
+    }
+    let long = format!("--config=/{}", "a".repeat(LONGEST_PATH));
+    let (file, proxy) = by_command_line(&["kube-proxy", &long]);
+    assert_eq!((file, proxy.unread), (None, Some(Unread::Form)));
 }
 
 #[test]
@@ -131,7 +213,7 @@ proptest::proptest! {
     #[test]
     fn nothing_panics(text in "[a-zA-Z0-9:#\\-{}\"' \t\n&*<>~é]{0,200}", under in "\\PC{0,40}") {
         let _ = by_configuration(&text);
-        let _ = by_configuration(&format!("conntrack:\n  min: {under}\n"));
+        let _ = by_configuration(&format!("kind: KubeProxyConfiguration\nconntrack:\n  min: {under}\n"));
         let _ = by_command_line(&text.split(' ').collect::<Vec<_>>());
     }
 }

@@ -132,7 +132,7 @@ fn elsewhere(facts: &Facts, own: &Namespace, name: &'static str) -> Option<Findi
 fn by_proxy(facts: &Facts, name: &str, in_force: u64) -> Option<Configured> {
     let proxy = facts.kube_proxy.as_ref()?;
     let value = proxy.sets(name, facts.cpus, in_force)?;
-    let file = match (&proxy.file, proxy.is_told(name)) {
+    let file = match (proxy.told_file(), proxy.is_told(name)) {
         (Some(file), true) => format!("kube-proxy's configuration {file}"),
         (None, true) => "kube-proxy's command line".to_owned(),
         (_, false) => "kube-proxy's default".to_owned(),
@@ -334,8 +334,9 @@ impl<'a> Proxy<'a> {
                     String::new()
                 };
                 let unread = unread.map_or_else(String::new, |why| {
-                    let file = facts.kube_proxy.as_ref().and_then(|proxy| proxy.file.as_deref());
-                    format!(" What {} says is not known: {}.", file.unwrap_or("its command line"), why.text())
+                    let file = facts.kube_proxy.as_ref().and_then(KubeProxy::told_file);
+                    let told = file.as_deref().unwrap_or("its command line");
+                    format!(" What {told} says is not known: {}.", why.text())
                 });
                 format!(" {program} sets it whenever it starts{by_default}: it wins over each file.{unread}")
             }

@@ -52,6 +52,12 @@ fn kube_proxy_wins_over_files_and_where_to_write_is_told() {
     let told = found("kube-proxy", "max", &|facts| proxy(facts).unread = Some(Unread::Form));
     assert!(told.contains("131,072 is its default for 2 CPUs"), "{told}");
     assert!(told.contains(&format!("What {FILE} says is not known: it is written in a form")), "{told}");
+    let told = found("kube-proxy", "max", &|facts| proxy(facts).unread = Some(Unread::NotProxy));
+    assert!(
+        told.contains(&format!("What {FILE} says is not known: it is no KubeProxyConfiguration.")),
+        "{told}"
+    );
+    assert!(!told.contains("kubectl") && !told.contains("write `"), "{told}");
     // It leaves the sysctl alone: something else set it.
     let told = found("kube-proxy", "max", &|facts| {
         proxy(facts).told.insert("maxPerCore".into(), 0);

@@ -141,7 +141,7 @@ mod tests {
         let found = || read(proc.path(), netns).unwrap();
         let file = proc.path().join("7/root/etc/c");
         assert_eq!(found().unread, Some(Unread::File));
-        fs::write(&file, "conntrack:\n  maxPerCore: 5\n").unwrap();
+        fs::write(&file, "kind: KubeProxyConfiguration\nconntrack:\n  maxPerCore: 5\n").unwrap();
         let told = found();
         assert_eq!((told.file.as_deref(), told.unread), (Some("/etc/c"), None));
         assert_eq!(told.told, [("maxPerCore".to_owned(), 5)].into());
