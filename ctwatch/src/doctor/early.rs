@@ -13,6 +13,17 @@ pub struct DroppedPort {
     pub port: u16,
     /// How many rules before it in its chain do more than drop a port: they may accept some of it.
     pub before: u64,
+    /// How many of these accept answers and nothing else: packets of flows that have an entry, or that a helper expects.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub answers: u64,
+    /// Whether a socket of the namespace has this port, so that answers may come to it; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<bool>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl DroppedPort {

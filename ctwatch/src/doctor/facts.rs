@@ -116,6 +116,12 @@ pub struct Namespace {
     /// Where packets wait, most first: each may hold an entry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<Waiting>,
+    /// Whether packets for others pass through; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwards: Option<bool>,
+    /// The first and last port from which the kernel opens flows by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_ports: Option<(u16, u16)>,
 }
 
 impl Namespace {
@@ -493,6 +499,9 @@ pub struct Live {
     /// Where refused flows wanted to go, most first, the first few; empty where the source cannot tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedPort>,
+    /// Whether the source knows where refused flows wanted to go, also where none was refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ranks_ports: bool,
     /// What the source knows it missed.
     pub lost: u64,
     /// Nanoseconds that the source's programs took.

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::facts::{Listing, ListingState, Namespace, Rule};
+use super::command::Refused;
+use super::facts::{Listing, ListingState, Namespace, Rule, RuleKind};
 
 /// Rules looked at in one namespace.
 const MOST_RULES: usize = 64;
@@ -26,7 +27,11 @@ impl Sources {
     /// Whether it may have given this source.
     pub fn gives(&self, address: IpAddr, port: u16) -> bool {
         let fits = self.addresses.is_none_or(|(first, last)| (first..=last).contains(&address));
-        fits && (self.ports.0..=self.ports.1).contains(&port)
+        fits && self.gives_port(port)
+    }
+
+    fn gives_port(&self, port: u16) -> bool {
+        (self.ports.0..=self.ports.1).contains(&port)
     }
 }
 
@@ -87,13 +92,69 @@ fn range(text: &str) -> Option<(u16, u16)> {
     (first <= last).then_some((first, last))
 }
 
+/// Whether every rule that may translate was read.
+pub fn all_known(namespace: &Namespace) -> bool {
+    namespace.listings().iter().all(|listing: &&Listing| {
+        !matches!(listing.state, ListingState::Unreadable(_)) && listing.left_out == 0 && !listing.cut
+    })
+}
+
+/// Whether something in a namespace translates.
+pub fn is_there(namespace: &Namespace) -> bool {
+    namespace.rules().any(|rule| rule.kind == RuleKind::NatChain || translates(rule, &[DESTINATION, SOURCE]))
+}
+
+/// What changes destinations, and what changes sources.
+const DESTINATION: &[&str] = &["dnat", "redirect", "DNAT", "REDIRECT", "NETMAP", "nat"];
+const SOURCE: &[&str] = &["snat", "masquerade", "SNAT", "MASQUERADE", "NETMAP", "nat"];
+
+fn translates(rule: &Rule, ways: &[&[&str]]) -> bool {
+    let named = |need: &String| ways.iter().any(|names| names.contains(&need.as_str()));
+    rule.kind != RuleKind::NatChain && rule.needs.iter().any(named)
+}
+
+/// Whether packets that come to a port of this machine are for that port, as far as NAT is concerned: none are led elsewhere,
+/// and unless only a flow's first packet counts, none are answers to flows that were given the port as a source.
+pub fn leaves_alone(namespace: &Namespace, port: u16, first_packets: bool) -> Result<(), Refused> {
+    // Where a name breaks out of its place, a rule's text may be another's.
+    let unclear = namespace.listings().iter().any(|listing| listing.unquotable > 0);
+    if unclear || !all_known(namespace) {
+        return Err(Refused("not all rules are known, so NAT may use this port"));
+    }
+    for rule in namespace.rules() {
+        if translates(rule, &[DESTINATION]) && !is_for_another(&rule.text, port) {
+            return Err(Refused("a rule may lead elsewhere what comes to this port (destination NAT)"));
+        }
+        // Without a range each port may be given: a source that nobody else has stays as it is.
+        let gives = |sources: Sources| sources.ports == USUAL || sources.gives_port(port);
+        if !first_packets && translates(rule, &[SOURCE]) && sources(&rule.text).is_none_or(gives) {
+            return Err(Refused("source NAT may give it to flows, whose answers then come to this port"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a rule matches only ports other than this one. Quotes may hold what looks like a match.
+fn is_for_another(text: &str, port: u16) -> bool {
+    if text.contains(|char: char| char == '"' || char.is_control()) {
+        return false;
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut another = false;
+    for (at, _) in words.iter().enumerate().filter(|(_, word)| ["dport", "--dport"].contains(word)) {
+        let negated = at > 0 && words[at - 1] == "!";
+        match words.get(at + 1).and_then(|ports| range(&ports.replace(':', "-"))) {
+            Some((first, last)) if !negated => another |= !(first..=last).contains(&port),
+            _ => return false,
+        }
+    }
+    another
+}
+
 /// Where the rules of a namespace lead flows; `None` where that cannot be known from them: some were not read, or a rule
 /// names a map or the interface's address, or IPVS leads flows without rules.
 pub fn targets(namespace: &Namespace) -> Option<Vec<Addresses>> {
-    let unread = |listing: &&Listing| {
-        matches!(listing.state, ListingState::Unreadable(_)) || listing.left_out > 0 || listing.cut
-    };
-    if namespace.ipvs_conntrack || namespace.listings().iter().any(unread) {
+    if namespace.ipvs_conntrack || !all_known(namespace) {
         return None;
     }
     let mut targets = Vec::new();
@@ -204,10 +265,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn rules_that_were_not_read_may_lead_anywhere() {
-        let rule = |need: &str, text: &str| Rule {
-            kind: crate::doctor::facts::RuleKind::Rule,
+    fn rule(need: &str, text: &str) -> Rule {
+        Rule {
+            kind: RuleKind::Rule,
             family: "ip".into(),
             table: "nat".into(),
             chain: "pre".into(),
@@ -215,7 +275,46 @@ mod tests {
             number: None,
             text: text.into(),
             needs: vec![need.into()],
-        };
+        }
+    }
+
+    /// A port of this machine is its own only where no rule can lead packets from it or bring answers to it.
+    #[test]
+    fn a_port_may_be_used_by_nat() {
+        for (need, text, all, first) in [
+            ("dnat", "udp dport 9999 dnat to 10.0.0.1", true, true),
+            ("dnat", "dnat to 10.0.0.1", true, true),
+            ("dnat", "udp dport { 53, 9999 } dnat to 10.0.0.1", true, true),
+            ("dnat", "udp dport != 53 dnat to 10.0.0.1", true, true),
+            ("dnat", "udp dport 53 dnat to udp dport map { 53 : 10.0.0.1 }", true, true),
+            ("dnat", "iifname \"dport 53 \" dnat to 10.0.0.1", true, true),
+            ("dnat", "udp dport 53 dnat to 10.0.0.1:9999", false, false),
+            ("redirect", "tcp dport 1-9998 redirect to :80", false, false),
+            ("DNAT", "PRE -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.1", false, false),
+            ("DNAT", "PRE -p udp -m udp --dport 53:9999 -j DNAT --to-destination 10.0.0.1", true, true),
+            ("DNAT", "PRE -p udp -m udp ! --dport 53 -j DNAT --to-destination 10.0.0.1", true, true),
+            ("REDIRECT", "PRE -p udp -m multiport --dports 53 -j REDIRECT", true, true),
+            ("masquerade", "masquerade", true, false),
+            ("snat", "snat to 192.0.2.1:1024-2047", false, false),
+            ("snat", "snat to 192.0.2.1:9000-10000", true, false),
+            ("SNAT", "POST -j SNAT --to-source 192.0.2.1", true, false),
+            ("snat", "snat to ip saddr map @clients", true, false),
+            ("nat", "xt target \"NETMAP\"", true, true),
+            ("ct state", "ct state new", false, false),
+        ] {
+            let mut namespace = Namespace::default();
+            namespace.nft.rules.push(rule(need, text));
+            let used = |first| leaves_alone(&namespace, 9999, first).is_err();
+            assert_eq!((used(false), used(true)), (all, first), "{text}");
+        }
+        let mut namespace = Namespace::default();
+        assert!(leaves_alone(&namespace, 9999, false).is_ok() && !is_there(&namespace));
+        namespace.ip6tables.state = ListingState::Unreadable("ip6tables-save is not installed".into());
+        assert!(leaves_alone(&namespace, 9999, true).is_err());
+    }
+
+    #[test]
+    fn rules_that_were_not_read_may_lead_anywhere() {
         let mut namespace = Namespace::default();
         assert_eq!(targets(&namespace), Some(Vec::new()));
         namespace.nft.rules.push(rule("dnat", "dnat to 10.9.0.77"));

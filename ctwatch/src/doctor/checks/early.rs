@@ -2,12 +2,16 @@
 
 use crate::doctor::early::DroppedPort;
 use crate::doctor::facts::{Facts, Namespace};
+use crate::doctor::nat;
 use crate::doctor::text::{sum, thousands};
 
 /// Names told in a sentence.
 const TOLD: usize = 3;
 const GENERAL: &str = "Tracking comes before the filter, so among the refused flows may be such as the rules would drop anyway: drop \
                        those in the raw stage (prerouting, priority -300), or leave them untracked there, and they take no place.";
+
+/// Modules that track packets which meet no input chain.
+const BY_OTHER_WAYS: [&str; 3] = ["openvswitch", "act_ct", "nf_conntrack_bridge"];
 
 /// What the rules drop, as far as it has to do with refused flows.
 #[derive(Debug, Default)]
@@ -16,6 +20,8 @@ pub struct Early<'a> {
     pub ports: Vec<&'a DroppedPort>,
     /// How many of the refused flows were for them; `None` where nobody knows where these wanted to go.
     pub refused: Option<u64>,
+    /// Why some of these may be missed all the same.
+    pub doubts: Vec<&'static str>,
 }
 
 /// Ports that the rules drop and that refused flows wanted, or may have wanted.
@@ -27,14 +33,46 @@ pub fn find<'a>(facts: &Facts, namespace: &'a Namespace, refused: Option<u64>) -
     let listings = namespace.listings().into_iter().filter(|listing| listing.unquotable == 0);
     let mut ports: Vec<&DroppedPort> = listings.flat_map(|listing| &listing.dropped).collect();
     let mut wanted = facts.live.refused.iter().filter(|port| port.netns == namespace.netns).peekable();
-    if wanted.peek().is_none() {
-        return Early { ports, refused: None };
+    // A capture of an older ctwatch does not say whether the source ranks ports.
+    if wanted.peek().is_none() && !facts.live.ranks_ports {
+        return Early { ports, ..Early::default() };
     }
     let dropped: Vec<_> = wanted
         .filter(|wanted| ports.iter().any(|port| (port.proto, port.port) == (wanted.proto, wanted.port)))
         .collect();
     ports.retain(|port| dropped.iter().any(|wanted| (port.proto, port.port) == (wanted.proto, wanted.port)));
-    Early { ports, refused: Some(sum(dropped.iter().map(|wanted| wanted.count))) }
+    let doubts = doubts(facts, namespace, &ports);
+    Early { ports, refused: Some(sum(dropped.iter().map(|wanted| wanted.count))), doubts }
+}
+
+/// A port alone does not tell whether a flow would have met the rule that drops it.
+fn doubts(facts: &Facts, namespace: &Namespace, ports: &[&DroppedPort]) -> Vec<&'static str> {
+    let by_other_ways = facts.modules.iter().any(|module| BY_OTHER_WAYS.contains(&module.name.as_str()));
+    let passing = match namespace.forwards {
+        Some(false) if by_other_ways => {
+            Some("packets pass through a bridge, Open vSwitch or tc, where no input chain sees them")
+        }
+        Some(false) => None,
+        Some(true) => Some("this machine forwards, and what is for others meets no input chain"),
+        None => {
+            Some("it is not known whether this machine forwards, and what is for others meets no input chain")
+        }
+    };
+    let translated = if nat::is_there(namespace) {
+        Some("NAT leads flows to other ports and machines")
+    } else if !nat::all_known(namespace) {
+        Some("not all rules are known, and NAT may be among them")
+    } else {
+        None
+    };
+    // A new flow is no answer, unless a helper expects it.
+    let counts = |port: &&DroppedPort| {
+        let answers = if namespace.expectations == Some(0) { port.answers } else { 0 };
+        port.before > answers
+    };
+    let accepted =
+        ports.iter().any(counts).then_some("rules come before the one that drops, and may accept some");
+    [passing, translated, accepted].into_iter().flatten().collect()
 }
 
 impl Early<'_> {
@@ -53,37 +91,43 @@ impl Early<'_> {
         Some(if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) })
     }
 
-    /// `, 480 of them for udp port 9999, which the rules drop anyway`.
+    /// `; 480 of the refused flows were for udp port 9999, which the rules drop anyway`.
     pub fn verdict(&self) -> String {
         match (self.names(), self.refused) {
             (Some(names), Some(refused)) => {
-                format!(
-                    "; {} of the refused flows were for {names}, which the rules drop anyway",
-                    thousands(refused)
-                )
+                let refused = thousands(refused);
+                let dropped = if self.doubts.is_empty() {
+                    "which the rules drop anyway"
+                } else {
+                    "which the rules may drop anyway"
+                };
+                format!("; {refused} of the refused flows were for {names}, {dropped}")
             }
             _ => String::new(),
         }
     }
 
-    /// What this means, in a sentence or two.
+    /// What this means, in a few sentences.
     pub fn meaning(&self) -> String {
         match (self.names(), self.refused) {
-            (Some(names), Some(refused)) => format!(
+            (Some(names), Some(refused)) if self.doubts.is_empty() => format!(
                 "Tracking comes before the filter: {} of the refused flows were for {names}, which the input chain drops anyway. \
-                 Nobody misses them, but each asked for a place, and had a live entry thrown out where one could be. Dropped in the \
-                 raw stage (prerouting, priority -300), or left untracked there, they ask for none.",
+                 Nobody misses them, except such as this machine itself opened to that port elsewhere. Each asked for a place, and \
+                 had a live entry thrown out where one could be. Dropped in the raw stage (prerouting, priority -300), or left \
+                 untracked there, they ask for none.",
                 thousands(refused)
+            ),
+            (Some(names), Some(refused)) => format!(
+                "Tracking comes before the filter: {} of the refused flows were for {names}, which the input chain drops where it \
+                 is a port of this machine. How many it would have dropped is not known: {}. Those that it drops ask for no place \
+                 if the raw stage (prerouting, priority -300) drops them, or leaves them untracked.",
+                thousands(refused),
+                self.doubts.join("; ")
             ),
             (Some(names), None) => format!(
                 "{GENERAL} The input chain drops {names}; this source cannot tell whether the refused flows are among these."
             ),
             _ => GENERAL.to_owned(),
         }
-    }
-
-    /// Whether at least half of the refused flows are of no use to anybody.
-    pub fn are_most(&self, refused: Option<u64>) -> bool {
-        self.refused.is_some_and(|early| early > 0 && early.saturating_mul(2) >= refused.unwrap_or(0))
     }
 }

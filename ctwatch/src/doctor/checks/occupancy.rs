@@ -71,12 +71,17 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
         return None;
     };
     let top = culprit(namespace);
+    let at_most = if early.doubts.is_empty() { "" } else { "; at most, by the port alone" };
     let finding = finding
         .seen("netns", namespace.netns, namespace.name.clone())
         .seen("count", peak, COUNT)
         .seen("max", max, MAX)
         .seen_if("refused", refused, live_source(facts))
-        .seen_if("refused_that_rules_drop", early.refused.filter(|early| *early > 0), live_source(facts))
+        .seen_if(
+            "refused_that_rules_drop",
+            early.refused.filter(|early| *early > 0),
+            format!("{}{at_most}", live_source(facts)),
+        )
         .seen_if("dropped_by_rules", early.names(), "rules of input chains that match by nothing but a port")
         .seen_if("early_drop", evicted, live_source(facts))
         .seen_if("collector_evictions", pressure(facts, namespace), live_source(facts))
@@ -91,13 +96,12 @@ fn table(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
             namespace.table.from.clone(),
         )
         .seen_if("not_seen", namespace.table.unseen.clone(), "the table's composition");
-    Some(finding.cure(cures(facts, namespace, &early, refused)))
+    Some(finding.cure(cures(facts, namespace, &early)))
 }
 
 /// A larger table, less in it, or both.
-fn cures(facts: &Facts, namespace: &Namespace, early: &Early<'_>, refused: Option<u64>) -> Vec<Remedy> {
+fn cures(facts: &Facts, namespace: &Namespace, early: &Early<'_>) -> Vec<Remedy> {
     let dropped = before::drop_early(facts.tools, namespace, early);
-    let (useless, perhaps) = if early.are_most(refused) { (dropped, None) } else { (None, dropped) };
     let untracked = culprit(namespace).map(|filler| notrack::remedies(facts.tools, namespace, &filler));
     let excesses = timeouts::excesses(namespace);
     let shorter = excesses.iter().take(2).map(|excess| timeouts::shorten(facts, namespace, excess));
@@ -105,10 +109,11 @@ fn cures(facts: &Facts, namespace: &Namespace, early: &Early<'_>, refused: Optio
     let tcp = culprit(namespace).is_some_and(|port| port.proto == 6);
     let (early, late) = if tcp { (None, untracked) } else { (untracked, None) };
     let raised = limit::raise(facts, namespace);
-    // Held entries would fill a larger table too.
-    let (first, last) = if held::is_cause(namespace) { (None, raised) } else { (raised, None) };
+    // Room takes nothing from anybody; a rule that drops may.
+    let raised = raised.into_iter().chain(dropped);
     let others = early.into_iter().flatten().chain(shorter).chain(late.into_iter().flatten());
-    useless.into_iter().chain(first).chain(perhaps).chain(others).chain(last).collect()
+    // Held entries would fill a larger table too.
+    if held::is_cause(namespace) { others.chain(raised).collect() } else { raised.chain(others).collect() }
 }
 
 fn losses(facts: &Facts, refused: Option<u64>, evicted: Option<u64>, culprit: &str) -> String {

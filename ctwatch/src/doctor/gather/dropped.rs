@@ -7,11 +7,27 @@ use crate::doctor::early::DroppedPort;
 const MOST: usize = 64;
 const PROTOCOLS: [(&str, u8); 4] = [("udp", 17), ("tcp", 6), ("sctp", 132), ("udplite", 136)];
 
+const FAMILIES: [&str; 3] = ["ip", "ip6", "inet"];
+/// Packets of flows that are known already, and such as a helper expects.
+const STATES: [&str; 2] = ["established", "related"];
+
+/// What a rule has to do with ports that are dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// It drops these ports of a protocol, and asks nothing else.
+    Drops(u8, Vec<u16>),
+    /// It accepts answers, and asks nothing else.
+    Answers,
+    /// It may do anything.
+    Other,
+}
+
 /// A chain as its lines are read.
 #[derive(Debug, Default)]
 pub struct Chain {
     input: bool,
     before: u64,
+    answers: u64,
 }
 
 impl Chain {
@@ -22,27 +38,42 @@ impl Chain {
 
     /// The chain of this name of iptables' table `filter`.
     pub fn of_xtables(table: &str, name: &str) -> Self {
-        Self { input: table == "filter" && name == "INPUT", before: 0 }
+        Self { input: table == "filter" && name == "INPUT", ..Self::default() }
     }
 
-    /// A rule by the ports that it drops, as far as there is room for them.
-    pub fn rule(&mut self, family: &str, dropped: Option<(u8, Vec<u16>)>, found: &mut Vec<DroppedPort>) {
-        if !self.input {
+    /// A rule, and the ports that it drops, as far as there is room for them. What bridges and interfaces drop never asks
+    /// for a place.
+    pub fn rule(&mut self, family: &str, rule: Rule, found: &mut Vec<DroppedPort>) {
+        if !self.input || !FAMILIES.contains(&family) {
             return;
         }
-        let Some((proto, ports)) = dropped else {
-            self.before = self.before.saturating_add(1);
-            return;
+        let (proto, ports) = match rule {
+            Rule::Drops(proto, ports) => (proto, ports),
+            Rule::Answers | Rule::Other => {
+                self.before = self.before.saturating_add(1);
+                self.answers = self.answers.saturating_add(u64::from(rule == Rule::Answers));
+                return;
+            }
         };
         let room = MOST.saturating_sub(found.len());
-        let before = self.before;
-        let port = |port| DroppedPort { family: family.to_owned(), proto, port, before };
+        let (before, answers) = (self.before, self.answers);
+        let port =
+            |port| DroppedPort { family: family.to_owned(), proto, port, before, answers, bound: None };
         found.extend(ports.into_iter().take(room).map(port));
     }
 }
 
+/// A rule as nft prints it.
+pub fn by_nft(rule: &str) -> Rule {
+    match drops_by_nft(rule) {
+        Some((proto, ports)) => Rule::Drops(proto, ports),
+        None if answers_by_nft(rule).is_some() => Rule::Answers,
+        None => Rule::Other,
+    }
+}
+
 /// `udp dport 9999 counter packets 0 bytes 0 drop`, also with several ports.
-pub fn by_nft(rule: &str) -> Option<(u8, Vec<u16>)> {
+fn drops_by_nft(rule: &str) -> Option<(u8, Vec<u16>)> {
     let (name, rest) = rule.split_once(" dport ")?;
     let (_, proto) = PROTOCOLS.into_iter().find(|(known, _)| *known == name)?;
     let (ports, rest) = match rest.strip_prefix("{ ") {
@@ -50,19 +81,48 @@ pub fn by_nft(rule: &str) -> Option<(u8, Vec<u16>)> {
         None => rest.split_once(' ')?,
     };
     let ports = ports.split(", ").map(|port| port.parse().ok()).collect::<Option<_>>()?;
+    ends_in(rest, "drop")?;
+    Some((proto, ports))
+}
+
+/// `ct state established,related counter packets 0 bytes 0 accept`.
+fn answers_by_nft(rule: &str) -> Option<()> {
+    let rest = rule.strip_prefix("ct state ")?;
+    let (states, rest) = match rest.strip_prefix("{ ") {
+        Some(set) => set.split_once(" } ")?,
+        None => rest.split_once(' ')?,
+    };
+    states.split(',').all(|state| STATES.contains(&state.trim())).then_some(())?;
+    ends_in(rest, "accept")
+}
+
+/// What may come before a verdict is a counter, and after it a comment.
+fn ends_in(rest: &str, verdict: &str) -> Option<()> {
     let mut words = rest.split(' ').peekable();
     if words.next_if_eq(&"counter").is_some() && words.next_if_eq(&"packets").is_some() {
         words.nth(2)?;
     }
-    let drops = words.next() == Some("drop") && matches!(words.next(), None | Some("comment"));
-    drops.then_some((proto, ports))
+    (words.next() == Some(verdict) && matches!(words.next(), None | Some("comment"))).then_some(())
 }
 
-/// `INPUT -p udp -m udp --dport 9999 -j DROP`, word by word.
-pub fn by_iptables(rule: &[&str]) -> Option<(u8, Vec<u16>)> {
-    let [_, "-p", name, "-m", same, "--dport", port, "-j", "DROP"] = rule else { return None };
-    let (_, proto) = PROTOCOLS.into_iter().find(|(known, _)| known == name && known == same)?;
-    Some((proto, vec![port.parse().ok()?]))
+/// A rule of iptables, word by word.
+pub fn by_iptables(rule: &[&str]) -> Rule {
+    match rule {
+        [_, "-p", name, "-m", same, "--dport", port, "-j", "DROP"] => {
+            let known = PROTOCOLS.into_iter().find(|(known, _)| known == name && known == same);
+            match (known, port.parse()) {
+                (Some((_, proto)), Ok(port)) => Rule::Drops(proto, vec![port]),
+                _ => Rule::Other,
+            }
+        }
+        [_, "-m", "conntrack", "--ctstate", states, "-j", "ACCEPT"]
+        | [_, "-m", "state", "--state", states, "-j", "ACCEPT"]
+            if states.split(',').all(|state| STATES.contains(&state.to_ascii_lowercase().as_str())) =>
+        {
+            Rule::Answers
+        }
+        _ => Rule::Other,
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +152,7 @@ mod tests {
             ("iifname \"udp dport 9999 drop", None),
             ("", None),
         ] {
-            assert_eq!(by_nft(rule), ports, "{rule}");
+            assert_eq!(drops_by_nft(rule), ports, "{rule}");
         }
         for (rule, ports) in [
             ("INPUT -p udp -m udp --dport 9999 -j DROP", Some((17, vec![9999]))),
@@ -101,23 +161,56 @@ mod tests {
             ("INPUT -s 10.0.0.1/32 -p udp -m udp --dport 9999 -j DROP", None),
             ("INPUT -p udp -m tcp --dport 9999 -j DROP", None),
         ] {
-            assert_eq!(by_iptables(&rule.split(' ').collect::<Vec<_>>()), ports, "{rule}");
+            let expected = ports.map_or(Rule::Other, |(proto, ports)| Rule::Drops(proto, ports));
+            assert_eq!(by_iptables(&rule.split(' ').collect::<Vec<_>>()), expected, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_accepts_answers_alone_is_known() {
+        for (rule, is_one) in [
+            ("ct state established accept", true),
+            ("ct state established,related counter packets 1 bytes 2 accept comment \"x\"", true),
+            ("ct state { established, related } accept", true),
+            ("ct state established,new accept", false),
+            ("ct state != invalid accept", false),
+            ("ct state established drop", false),
+            ("ct state established", false),
+            ("ct state established udp dport 1 accept", false),
+            ("ct state vmap { established : accept }", false),
+            ("ip saddr 10.0.0.1 ct state established accept", false),
+        ] {
+            assert_eq!(by_nft(rule) == Rule::Answers, is_one, "{rule}");
+        }
+        for (rule, is_one) in [
+            ("INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", true),
+            ("INPUT -m state --state ESTABLISHED -j ACCEPT", true),
+            ("INPUT -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT", false),
+            ("INPUT -m conntrack ! --ctstate ESTABLISHED -j ACCEPT", false),
+            ("INPUT -m conntrack --ctstate ESTABLISHED -j LOG", false),
+        ] {
+            let words: Vec<&str> = rule.split(' ').collect();
+            assert_eq!(by_iptables(&words) == Rule::Answers, is_one, "{rule}");
         }
     }
 
     #[test]
     fn only_input_chains_count_and_rules_before_are_told() {
+        let drops = |ports: std::ops::Range<u16>| Rule::Drops(17, ports.collect());
         let mut found = Vec::new();
         let mut other = Chain::default();
         other.line("\t\ttype filter hook forward priority filter; policy accept;");
-        other.rule("inet", Some((17, vec![1])), &mut found);
-        assert_eq!(found, []);
+        other.rule("inet", drops(1..2), &mut found);
         let mut chain = Chain::default();
         chain.line("\t\ttype filter hook input priority filter; policy accept;");
-        chain.rule("inet", Some((17, vec![1])), &mut found);
-        chain.rule("inet", None, &mut found);
-        chain.rule("inet", Some((17, (2..100).collect())), &mut found);
-        assert_eq!(found.iter().map(|port| port.before).take(2).collect::<Vec<_>>(), [0, 1]);
+        chain.rule("bridge", drops(1..2), &mut found);
+        assert_eq!(found, []);
+        chain.rule("inet", drops(1..2), &mut found);
+        chain.rule("inet", Rule::Other, &mut found);
+        chain.rule("inet", Rule::Answers, &mut found);
+        chain.rule("inet", drops(2..100), &mut found);
+        let before: Vec<_> = found.iter().map(|port| (port.before, port.answers)).take(2).collect();
+        assert_eq!(before, [(0, 0), (2, 1)]);
         assert_eq!(found.len(), MOST);
     }
 }

@@ -49,6 +49,8 @@ async fn watch(wishes: &Wishes, live: &mut Live) -> anyhow::Result<()> {
     live.lost = last.lost.saturating_sub(first.lost);
     live.run_ns = last.cost.map(|cost| cost.run_ns - first.cost.unwrap_or_default().run_ns);
     live.runs = last.cost.map(|cost| cost.runs - first.cost.unwrap_or_default().runs);
+    // Whoever has no ranking says so by having none, not by an empty one.
+    live.ranks_ports = first.top.is_some() && last.top.is_some();
     live.refused = refused(first.top.as_deref().unwrap_or_default(), last.top.as_deref().unwrap_or_default());
     live.flows = last.rows.keys().filter_map(|flow| flow_between(*flow, &first, &last)).collect();
     Ok(())

@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod nft;
 pub mod output;
 pub mod places;
+pub mod reach;
 pub mod rules;
 pub mod system;
 pub mod table;

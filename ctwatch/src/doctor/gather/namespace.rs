@@ -14,7 +14,7 @@ use super::places::Place;
 use super::system::Kernel;
 use super::table::Collector;
 use super::translations::Translations;
-use super::{rules, table, waiting};
+use super::{reach, rules, table, waiting};
 use crate::doctor::facts::{Namespace, TableView};
 use crate::source::netlink::message::{CT_GET_STATS_CPU, EXPECT_GET};
 use crate::source::netlink::socket::Requests;
@@ -45,8 +45,11 @@ pub fn read(place: &Place, kernel: Kernel, budget: &Budget) -> Namespace {
         ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables", budget),
         waiting: waiting::read(),
         table: TableView::default(),
+        forwards: None,
+        local_ports: None,
         sysctls,
     };
+    reach::read(&mut namespace);
     if count.is_some_and(|count| count > 0) {
         namespace.table = look_into_table(&namespace, kernel);
     }

@@ -149,6 +149,8 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
         ip6tables,
         table,
         waiting,
+        forwards: _,
+        local_ports: _,
     } = namespace;
     for Waiting { queue, device, packets: _ } in waiting {
         // The kind of a queueing discipline, or `nfqueue 7`.
@@ -210,7 +212,7 @@ fn is_sysctl(name: &str) -> bool {
 fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
     let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, dropped, policies: _, unquotable } =
         listing;
-    for DroppedPort { family, proto: _, port: _, before: _ } in dropped {
+    for DroppedPort { family, proto: _, port: _, before: _, answers: _, bound: _ } in dropped {
         if !FAMILIES.contains(&family.as_str()) {
             *family = masks.name(family);
         }
@@ -251,6 +253,7 @@ fn mask_live(live: &mut Live, masks: &mut Masks) {
         unknown,
         flows,
         refused: _,
+        ranks_ports: _,
         lost: _,
         run_ns: _,
         runs: _,
