@@ -48,6 +48,9 @@ pub struct Facts {
     /// Settings of connection tracking in files of sysctls, in the order in which they are applied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configured: Vec<Configured>,
+    /// How many settings, and files of such, were not kept: those that are applied first.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub configured_left_out: u64,
     /// What the kube-proxy of this machine was told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kube_proxy: Option<KubeProxy>,
@@ -189,6 +192,9 @@ pub struct Listing {
     /// Ports that an input chain drops, as far as there was room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<DroppedPort>,
+    /// How many more of these were counted only.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub dropped_left_out: u64,
     /// Names and texts that the tool would not read back as it prints them: rules that hold such cannot be saved and
     /// loaded again.
     #[serde(default, skip_serializing_if = "is_none")]
@@ -502,6 +508,9 @@ pub struct Live {
     /// Whether the source knows where refused flows wanted to go, also where none was refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ranks_ports: bool,
+    /// Refused flows that went to further ports, by namespace.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused_left_out: BTreeMap<u32, u64>,
     /// What the source knows it missed.
     pub lost: u64,
     /// Nanoseconds that the source's programs took.

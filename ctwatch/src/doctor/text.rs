@@ -13,6 +13,15 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// A name as a sentence has room for it: a stranger's may be as long as the kernel lets it be.
+pub fn short(name: &str) -> String {
+    const MOST: usize = 48;
+    match name.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
 /// A sum that stays at the largest number: a capture may hold any.
 pub fn sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
     numbers.into_iter().fold(0, u64::saturating_add)
@@ -84,6 +93,13 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        assert_eq!(short("input"), "input");
+        assert_eq!(short(&"é".repeat(48)), "é".repeat(48));
+        assert_eq!(short(&"é".repeat(49)), "é".repeat(48) + "…");
+    }
 
     #[test]
     fn numbers_read_well() {

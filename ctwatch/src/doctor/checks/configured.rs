@@ -221,6 +221,11 @@ fn finding(
         .seen("in_force", in_force, format!("/proc/sys/net/netfilter/{full}"))
         .seen("files", others.join(", "), format!("{folders}, in the order in which they are applied"))
         .seen_if(
+            "files_left_out",
+            Some(facts.configured_left_out).filter(|more| *more > 0),
+            "settings that come before these, and files of sysctls, beyond what ctwatch keeps",
+        )
+        .seen_if(
             "set_seconds_ago",
             facts.written_ms.get(&full).map(|written| written / 1000),
             format!("/proc/sys/net/netfilter/{full}: the time of its contents"),

@@ -22,6 +22,8 @@ pub struct Early<'a> {
     pub refused: Option<u64>,
     /// Why some of these may be missed all the same.
     pub doubts: Vec<&'static str>,
+    /// What of both was not kept.
+    pub left_out: Vec<String>,
 }
 
 /// Ports that the rules drop and that refused flows wanted, or may have wanted.
@@ -31,18 +33,25 @@ pub fn find<'a>(facts: &Facts, namespace: &'a Namespace, refused: Option<u64>) -
     }
     // Where a name breaks out of its place, a comment may look like a rule.
     let listings = namespace.listings().into_iter().filter(|listing| listing.unquotable == 0);
-    let mut ports: Vec<&DroppedPort> = listings.flat_map(|listing| &listing.dropped).collect();
+    let mut ports: Vec<&DroppedPort> = listings.clone().flat_map(|listing| &listing.dropped).collect();
+    let more_ports = sum(listings.map(|listing| listing.dropped_left_out));
+    let more_flows = facts.live.refused_left_out.get(&namespace.netns).copied().unwrap_or(0);
+    let left_out = [(more_ports, "more ports that rules drop"), (more_flows, "refused flows to more ports")];
+    let left_out = left_out.into_iter().filter(|(more, _)| *more > 0);
+    let left_out = left_out.map(|(more, what)| format!("{} {what}", thousands(more))).collect();
     let mut wanted = facts.live.refused.iter().filter(|port| port.netns == namespace.netns).peekable();
     // A capture of an older ctwatch does not say whether the source ranks ports.
     if wanted.peek().is_none() && !facts.live.ranks_ports {
-        return Early { ports, ..Early::default() };
+        return Early { ports, left_out, ..Early::default() };
     }
     let dropped: Vec<_> = wanted
         .filter(|wanted| ports.iter().any(|port| (port.proto, port.port) == (wanted.proto, wanted.port)))
         .collect();
     ports.retain(|port| dropped.iter().any(|wanted| (port.proto, port.port) == (wanted.proto, wanted.port)));
     let doubts = doubts(facts, namespace, &ports);
-    Early { ports, refused: Some(sum(dropped.iter().map(|wanted| wanted.count))), doubts }
+    // One reading may be a moment behind the other.
+    let of_these = sum(dropped.iter().map(|wanted| wanted.count)).min(refused.unwrap_or(0));
+    Early { ports, refused: Some(of_these), doubts, left_out }
 }
 
 /// A port alone does not tell whether a flow would have met the rule that drops it.
@@ -109,6 +118,14 @@ impl Early<'_> {
 
     /// What this means, in a few sentences.
     pub fn meaning(&self) -> String {
+        let known = self.known();
+        if self.left_out.is_empty() {
+            return known;
+        }
+        format!("{known} ctwatch kept no more, so this leaves out {}.", self.left_out.join(" and "))
+    }
+
+    fn known(&self) -> String {
         match (self.names(), self.refused) {
             (Some(names), Some(refused)) if self.doubts.is_empty() => format!(
                 "Tracking comes before the filter: {} of the refused flows were for {names}, which the input chain drops anyway. \

@@ -8,7 +8,7 @@ use super::{STATS, evicted, live_source, of_namespace, refused};
 use crate::doctor::facts::{Facts, Namespace, RuleKind};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::invalid as remedies;
-use crate::doctor::text::{rate, sum, thousands};
+use crate::doctor::text::{rate, short, sum, thousands};
 use crate::model::protocol;
 
 /// So many a second of known connections or of damaged packets are no accident.
@@ -42,7 +42,7 @@ fn invalid(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let rule = namespace.rules().find(|rule| rule.kind == RuleKind::Rule && drops_invalid(&rule.text));
     let hurts = rule.is_some() && (known as f64 / seconds >= HURTS || per_second >= MANY);
     let fate = match rule {
-        Some(rule) => format!("; a rule in chain {} drops them", rule.chain),
+        Some(rule) => format!("; a rule in chain {} drops them", short(&rule.chain)),
         None => String::new(),
     };
     let meaning = if hurts {

@@ -524,6 +524,18 @@ fn refused_flows_may_be_missed_where_more_than_one_rule_has_a_say() {
     }
 }
 
+/// What ctwatch has no room for may change the picture, so it is told.
+#[test]
+fn ports_that_were_not_kept_are_told() {
+    let mut facts = machine("refused-anyway");
+    let netns = facts.namespaces[0].netns;
+    facts.namespaces[0].nft.dropped_left_out = 1_200;
+    facts.live.refused_left_out = [(netns, 3_000)].into();
+    let told = finding(&diagnose(&facts), "table-full").unwrap().meaning.clone();
+    let words = "this leaves out 1,200 more ports that rules drop and 3,000 refused flows to more ports.";
+    assert!(told.ends_with(words), "{told}");
+}
+
 fn nat_rule(facts: &mut Facts, need: &str, text: &str) {
     let rules = &mut facts.namespaces[0].nft.rules;
     let rule = Rule { needs: vec![need.into()], text: text.into(), ..rules[0].clone() };

@@ -23,13 +23,13 @@ const MODULES: [&str; 5] = [
 /// Files looked at in one folder, and bytes of one.
 const MOST_FILES: usize = 256;
 const MOST_BYTES: u64 = 1 << 16;
-/// Settings kept.
+/// Settings kept, those that are applied last: of one sysctl the last stays.
 const MOST_SETTINGS: usize = 256;
 
-/// Settings of connection tracking in the order in which they are applied: of one sysctl the last stays.
-pub fn settings(root: &Path, systemd: bool) -> Vec<Configured> {
+/// Settings of connection tracking in the order in which they are applied, and how many settings and files were left out.
+pub fn settings(root: &Path, systemd: bool) -> (Vec<Configured>, u64) {
     let mut found = Vec::new();
-    let mut files = in_order(root, &SYSCTL);
+    let (mut files, mut left_out) = in_order(root, &SYSCTL);
     if !systemd {
         files.push(root.join(SYSCTL_CONF));
     }
@@ -45,12 +45,11 @@ pub fn settings(root: &Path, systemd: bool) -> Vec<Configured> {
             file: file.clone(),
             changed_s,
         }));
-        if found.len() >= MOST_SETTINGS {
-            found.truncate(MOST_SETTINGS);
-            break;
-        }
+        let more = found.len().saturating_sub(MOST_SETTINGS);
+        found.drain(..more);
+        left_out += more as u64;
     }
-    found
+    (found, left_out)
 }
 
 /// Whether a file has nf_conntrack, or a module that needs it, loaded before sysctls are set.
@@ -60,7 +59,7 @@ pub fn loaded_early(root: &Path, modules: &[Module]) -> bool {
         name == "nf_conntrack"
             || modules.iter().any(|module| module.name == "nf_conntrack" && module.used_by.contains(&name))
     };
-    let mut files = in_order(root, &MODULES);
+    let (mut files, _) = in_order(root, &MODULES);
     // Debian's older list, which systemd-modules-load reads by a link in modules-load.d.
     files.push(root.join("etc/modules"));
     files.iter().filter_map(|path| read(path)).any(|(text, _)| {
@@ -77,11 +76,14 @@ pub fn firewalld_unloads(root: &Path) -> bool {
     last.is_some_and(|(_, value)| ["yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str()))
 }
 
-/// Files that end in `.conf`, by their names alone, without those that an earlier folder replaces.
-fn in_order(root: &Path, folders: &[&str]) -> Vec<PathBuf> {
+/// Files that end in `.conf`, by their names alone, without those that an earlier folder replaces; and how many were not
+/// looked at.
+fn in_order(root: &Path, folders: &[&str]) -> (Vec<PathBuf>, u64) {
     let mut files: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut left_out = 0;
     for folder in folders {
-        for entry in fs::read_dir(root.join(folder)).into_iter().flatten().flatten().take(MOST_FILES) {
+        let mut entries = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
+        for entry in entries.by_ref().take(MOST_FILES) {
             let path = entry.path();
             if let Ok(name) = entry.file_name().into_string()
                 && path.extension().is_some_and(|extension| extension == "conf")
@@ -89,8 +91,9 @@ fn in_order(root: &Path, folders: &[&str]) -> Vec<PathBuf> {
                 files.entry(name).or_insert(path);
             }
         }
+        left_out += entries.count() as u64;
     }
-    files.into_values().collect()
+    (files.into_values().collect(), left_out)
 }
 
 /// The text of a regular file and when it was changed. A link to /dev/null stands for no file.
@@ -166,7 +169,8 @@ mod tests {
         write(root, "etc/sysctl.d/91-no-suffix", &max(5));
         write(root, "etc/sysctl.conf", &max(6));
         let found = |systemd| -> Vec<(u64, String)> {
-            let settings = settings(root, systemd);
+            let (settings, left_out) = settings(root, systemd);
+            assert_eq!(left_out, 0);
             settings.into_iter().map(|setting| (setting.value, setting.file)).collect()
         };
         let mut expected = vec![
@@ -186,9 +190,16 @@ mod tests {
         write(root, "usr/lib/sysctl.d/50-a.conf", "net.netfilter.nf_conntrack_max=1\n");
         fs::create_dir_all(root.join("etc/sysctl.d")).unwrap();
         std::os::unix::fs::symlink("/dev/null", root.join("etc/sysctl.d/50-a.conf")).unwrap();
-        assert_eq!(settings(root, true), []);
-        write(root, "etc/sysctl.d/60-b.conf", &"net.netfilter.nf_conntrack_max=1\n".repeat(10_000));
-        assert_eq!(settings(root, true).len(), MOST_SETTINGS);
+        assert_eq!(settings(root, true), (Vec::new(), 0));
+        write(root, "etc/sysctl.d/60-b.conf", &"net.netfilter.nf_conntrack_max=1\n".repeat(1_000));
+        write(root, "etc/sysctl.d/61-c.conf", "net.netfilter.nf_conntrack_max=2\n");
+        let (kept, left_out) = settings(root, true);
+        assert_eq!((kept.len(), left_out), (MOST_SETTINGS, 1_001 - MOST_SETTINGS as u64));
+        assert_eq!(kept.last().map(|setting| setting.value), Some(2), "the last one decides");
+        for number in 0..MOST_FILES {
+            write(root, &format!("etc/sysctl.d/{number}.conf"), "");
+        }
+        assert!(settings(root, true).1 >= 3, "files without room are counted");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! may depend on more than a port.
 
 use crate::doctor::early::DroppedPort;
+use crate::doctor::facts::Listing;
 
-/// Ports kept of one listing.
+/// Ports kept of one listing; the rest is counted.
 const MOST: usize = 64;
 const PROTOCOLS: [(&str, u8); 4] = [("udp", 17), ("tcp", 6), ("sctp", 132), ("udplite", 136)];
 
@@ -43,7 +44,7 @@ impl Chain {
 
     /// A rule, and the ports that it drops, as far as there is room for them. What bridges and interfaces drop never asks
     /// for a place.
-    pub fn rule(&mut self, family: &str, rule: Rule, found: &mut Vec<DroppedPort>) {
+    pub fn rule(&mut self, family: &str, rule: Rule, listing: &mut Listing) {
         if !self.input || !FAMILIES.contains(&family) {
             return;
         }
@@ -55,11 +56,13 @@ impl Chain {
                 return;
             }
         };
-        let room = MOST.saturating_sub(found.len());
+        let room = MOST.saturating_sub(listing.dropped.len());
+        let left_out = ports.len().saturating_sub(room) as u64;
+        listing.dropped_left_out = listing.dropped_left_out.saturating_add(left_out);
         let (before, answers) = (self.before, self.answers);
         let port =
             |port| DroppedPort { family: family.to_owned(), proto, port, before, answers, bound: None };
-        found.extend(ports.into_iter().take(room).map(port));
+        listing.dropped.extend(ports.into_iter().take(room).map(port));
     }
 }
 
@@ -197,20 +200,20 @@ mod tests {
     #[test]
     fn only_input_chains_count_and_rules_before_are_told() {
         let drops = |ports: std::ops::Range<u16>| Rule::Drops(17, ports.collect());
-        let mut found = Vec::new();
+        let mut found = Listing::default();
         let mut other = Chain::default();
         other.line("\t\ttype filter hook forward priority filter; policy accept;");
         other.rule("inet", drops(1..2), &mut found);
         let mut chain = Chain::default();
         chain.line("\t\ttype filter hook input priority filter; policy accept;");
         chain.rule("bridge", drops(1..2), &mut found);
-        assert_eq!(found, []);
+        assert_eq!(found, Listing::default());
         chain.rule("inet", drops(1..2), &mut found);
         chain.rule("inet", Rule::Other, &mut found);
         chain.rule("inet", Rule::Answers, &mut found);
         chain.rule("inet", drops(2..100), &mut found);
-        let before: Vec<_> = found.iter().map(|port| (port.before, port.answers)).take(2).collect();
+        let before: Vec<_> = found.dropped.iter().map(|port| (port.before, port.answers)).take(2).collect();
         assert_eq!(before, [(0, 0), (2, 1)]);
-        assert_eq!(found.len(), MOST);
+        assert_eq!((found.dropped.len(), found.dropped_left_out), (MOST, 35));
     }
 }

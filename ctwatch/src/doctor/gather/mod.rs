@@ -47,6 +47,7 @@ pub struct Wishes {
 pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
     let conntrack = presence();
     let (root, tools, modules) = (Path::new("/"), system::tools(), system::modules());
+    let (configured, configured_left_out) = configured::settings(root, tools.systemd);
     let mut facts = Facts {
         format: FORMAT,
         release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
@@ -56,7 +57,8 @@ pub async fn read(wishes: Wishes) -> anyhow::Result<Facts> {
         memory: system::memory(),
         conntrack,
         root: nix::unistd::geteuid().is_root(),
-        configured: configured::settings(root, tools.systemd),
+        configured,
+        configured_left_out,
         firewalld_unloads: configured::firewalld_unloads(root),
         loaded_early: configured::loaded_early(root, &modules),
         modules,

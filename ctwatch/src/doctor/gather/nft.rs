@@ -68,7 +68,7 @@ impl<'a> Collector<'a> {
             if line.starts_with("table ") || body.starts_with("chain ") {
                 chain = Chain::default();
             } else {
-                chain.rule(&table.0, dropped::by_nft(body), &mut self.listing.dropped);
+                chain.rule(&table.0, dropped::by_nft(body), &mut self.listing);
             }
             if line.starts_with("table ") {
                 let mut words = body.split_whitespace().skip(1).map(str::to_owned);

@@ -140,7 +140,7 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
             let number = numbers.entry(chain).or_default();
             *number += 1;
             if chain == "INPUT" {
-                input.rule(family, dropped::by_iptables(&words), &mut listing.dropped);
+                input.rule(family, dropped::by_iptables(&words), &mut listing);
             }
             listing.unquotable +=
                 u64::from(rule.contains(|char: char| char.is_control() || char == '\u{fffd}'));

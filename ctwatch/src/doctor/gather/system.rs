@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use nix::time::{ClockId, clock_gettime};
@@ -139,6 +140,10 @@ pub fn programs() -> Vec<Program> {
     known.map(|(name, uses)| Program { name: (*name).into(), uses: (*uses).into() }).collect()
 }
 
+/// Lines of modprobe's configuration that are kept, and bytes read of one file.
+const MOST_LINES: usize = 64;
+const MOST_BYTES: u64 = 1 << 16;
+
 /// What modprobe's configuration says of nf_conntrack.
 pub fn modprobe() -> Vec<String> {
     let mut lines = BTreeSet::new();
@@ -150,7 +155,7 @@ pub fn modprobe() -> Vec<String> {
         "/lib/modprobe.d",
     ] {
         for file in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let text = fs::read_to_string(file.path()).unwrap_or_default();
+            let text = regular(&file.path()).unwrap_or_default();
             let named = text.lines().map(str::trim).filter(|line| {
                 !line.starts_with('#')
                     && line.split_whitespace().nth(1).is_some_and(|name| name == "nf_conntrack")
@@ -166,7 +171,20 @@ pub fn modprobe() -> Vec<String> {
         })
     });
     lines.extend(refused.map(|word| format!("kernel command line: {word}")));
-    lines.into_iter().collect()
+    let more = lines.len().saturating_sub(MOST_LINES);
+    let mut lines: Vec<String> = lines.into_iter().take(MOST_LINES).collect();
+    if more > 0 {
+        lines.push(format!("({more} more lines)"));
+    }
+    lines
+}
+
+/// The beginning of a regular file.
+fn regular(path: &Path) -> Option<String> {
+    fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The slab of entries; the file is root's.

@@ -58,6 +58,7 @@ pub fn mask(facts: &mut Facts) {
         programs,
         modprobe,
         configured,
+        configured_left_out: _,
         loaded_early: _,
         firewalld_unloads: _,
         kube_proxy,
@@ -210,8 +211,17 @@ fn is_sysctl(name: &str) -> bool {
 }
 
 fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
-    let Listing { state, rules, left_out: _, cut: _, drops_by_default: _, dropped, policies: _, unquotable } =
-        listing;
+    let Listing {
+        state,
+        rules,
+        left_out: _,
+        cut: _,
+        drops_by_default: _,
+        dropped,
+        dropped_left_out: _,
+        policies: _,
+        unquotable,
+    } = listing;
     for DroppedPort { family, proto: _, port: _, before: _, answers: _, bound: _ } in dropped {
         if !FAMILIES.contains(&family.as_str()) {
             *family = masks.name(family);
@@ -254,6 +264,7 @@ fn mask_live(live: &mut Live, masks: &mut Masks) {
         flows,
         refused: _,
         ranks_ports: _,
+        refused_left_out: _,
         lost: _,
         run_ns: _,
         runs: _,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::doctor::command::{Arg, Call, Command, Place, Refused};
 use crate::doctor::facts::{Listing, Namespace, Rule, RuleKind};
+use crate::doctor::text::short;
 
 /// More handles than these are looked up by a person anyway.
 const NAMED: usize = 8;
@@ -79,7 +80,7 @@ fn reference(rule: &Rule) -> String {
     };
     match (rule.handle, rule.number) {
         (Some(handle), _) => format!("{kind} handle {handle} ({})", rule.family),
-        (None, Some(number)) => format!("{kind} {number} of a chain of table {}", rule.table),
+        (None, Some(number)) => format!("{kind} {number} of a chain of table {}", short(&rule.table)),
         (None, None) => format!("a {kind} of unknown number"),
     }
 }
