@@ -73,8 +73,20 @@ pub struct KubeProxy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unread {
-    /// The file could not be opened, or is none.
+    /// The file could not be opened, or not read.
     File,
+    /// Where the process sees the path, nothing is.
+    Missing,
+    /// It is no regular file, or one that the kernel makes up.
+    NotRegular,
+    /// Nothing is in it.
+    Empty,
+    /// It is larger than what is read.
+    TooLarge,
+    /// Its path leads out of the process's root or folder, or through links that are not followed, or somebody denies it.
+    NotAllowed,
+    /// It did not come in time.
+    Late,
     /// It is written in another form than the usual one.
     Form,
     /// It is a configuration of something else.
@@ -82,12 +94,37 @@ pub enum Unread {
 }
 
 impl Unread {
-    /// In words.
+    /// What is wrong, and how to mend it.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::File => "it could not be opened",
-            Self::Form => "it is written in a form that doctor does not read",
-            Self::NotProxy => "it is no KubeProxyConfiguration",
+            Self::File => {
+                "it could not be opened or read; look whether the process still runs, and whether its disk has errors"
+            }
+            Self::Missing => {
+                "there is no such file where the process sees this path; name one with --config that is there, or put it back"
+            }
+            Self::NotRegular => {
+                "it is no regular file; put the configuration into one, since a device, a pipe or a file that the kernel makes up is \
+                 not opened"
+            }
+            Self::Empty => "it is empty; kube-proxy does not start with such a file, so look what emptied it",
+            Self::TooLarge => {
+                "it is larger than 64 KiB; keep the configuration of kube-proxy alone in it, without long comments"
+            }
+            Self::NotAllowed => {
+                "doctor may not follow its path; run doctor as root of the host, and name the file with --config by an absolute path \
+                 whose links stay inside the root of the process"
+            }
+            Self::Late => {
+                "it did not come within two seconds; look whether the file system that it is on answers, and ask again"
+            }
+            Self::Form => {
+                "it is written in a form that doctor does not read, or has a value with which kube-proxy does not start; write one \
+                 plain key and value in each line below `conntrack:`, as kubeadm does, and numbers and times with units in flags"
+            }
+            Self::NotProxy => {
+                "it is no KubeProxyConfiguration (its `kind:` says what it is); name the right file with --config"
+            }
         }
     }
 }

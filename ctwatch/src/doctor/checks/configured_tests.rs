@@ -54,10 +54,26 @@ fn kube_proxy_wins_over_files_and_where_to_write_is_told() {
     assert!(told.contains(&format!("What {FILE} says is not known: it is written in a form")), "{told}");
     let told = found("kube-proxy", "max", &|facts| proxy(facts).unread = Some(Unread::NotProxy));
     assert!(
-        told.contains(&format!("What {FILE} says is not known: it is no KubeProxyConfiguration.")),
+        told.contains(&format!(
+            "What {FILE} says is not known: it is no KubeProxyConfiguration (its `kind:`"
+        )),
         "{told}"
     );
     assert!(!told.contains("kubectl") && !told.contains("write `"), "{told}");
+    // Each reason has its own words, and what mends it after them.
+    let why = |why| found("kube-proxy", "max", &|facts| proxy(facts).unread = Some(why));
+    for (reason, words) in [
+        (Unread::File, "could not be opened or read; look"),
+        (Unread::Missing, "there is no such file where the process sees this path; name one"),
+        (Unread::NotRegular, "it is no regular file; put"),
+        (Unread::Empty, "it is empty; kube-proxy does not start"),
+        (Unread::TooLarge, "it is larger than 64 KiB; keep"),
+        (Unread::NotAllowed, "doctor may not follow its path; run"),
+        (Unread::Late, "it did not come within two seconds; look"),
+    ] {
+        let told = why(reason);
+        assert!(told.contains(&format!("What {FILE} says is not known: ")) && told.contains(words), "{told}");
+    }
     // It leaves the sysctl alone: something else set it.
     let told = found("kube-proxy", "max", &|facts| {
         proxy(facts).told.insert("maxPerCore".into(), 0);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::libc::{O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_PATH};
-use nix::sys::statfs::{DEBUGFS_MAGIC, FsType, SYSFS_MAGIC, fstatfs};
+use nix::libc::{self, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_PATH};
+use nix::sys::statfs::{DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 
 use crate::doctor::kube_proxy::{KubeProxy, Unread, by_command_line, by_configuration};
 
@@ -32,11 +32,11 @@ pub fn read(proc: &Path, netns: u32) -> Option<KubeProxy> {
     numbered
         .map(|process| process.path())
         .find(|process| is_one(process, netns))
-        .map(|process| in_time(IN_TIME, move || told(&process)).unwrap_or_else(unread))
+        .map(|process| in_time(IN_TIME, move || told(&process)).unwrap_or_else(|| unread(Unread::Late)))
 }
 
-fn unread() -> KubeProxy {
-    KubeProxy { unread: Some(Unread::File), ..KubeProxy::default() }
+fn unread(why: Unread) -> KubeProxy {
+    KubeProxy { unread: Some(why), ..KubeProxy::default() }
 }
 
 /// Called kube-proxy, all of it root's, and in that namespace.
@@ -53,13 +53,14 @@ fn is_roots(status: &str) -> bool {
 }
 
 fn told(process: &Path) -> KubeProxy {
-    let Ok(words) = File::open(process.join("cmdline")).map_err(drop).and_then(bytes) else {
-        return unread();
+    let words = match File::open(process.join("cmdline")).map_err(|_| Unread::File).and_then(bytes) {
+        Ok(words) => words,
+        Err(why) => return unread(why),
     };
     let words = String::from_utf8_lossy(&words);
     let (file, by_flags) = by_command_line(&words.split('\0').collect::<Vec<_>>());
     let Some(file) = file else { return by_flags };
-    let text = open(process, Path::new(&file)).and_then(bytes).map_err(|()| Unread::File);
+    let text = open(process, Path::new(&file)).and_then(bytes);
     let read = text.and_then(|text| by_configuration(str::from_utf8(&text).map_err(|_| Unread::Form)?));
     let (told, unread) = read.map_or_else(|why| (BTreeMap::new(), Some(why)), |told| (told, None));
     KubeProxy { file: Some(file), unread, told }
@@ -76,7 +77,7 @@ fn in_time<T: Send + 'static>(most: Duration, work: impl FnOnce() -> T + Send + 
 
 /// The file as the process sees it: links and `..` lead nowhere out of its root, and none of the kernel's own links is
 /// followed. Only a regular file that holds something is opened: a device does things when it is, and a pipe waits.
-fn open(process: &Path, file: &Path) -> Result<File, ()> {
+fn open(process: &Path, file: &Path) -> Result<File, Unread> {
     // Where in its root its folder is cannot be told from outside, so from there nothing may lead up or to the root.
     let (from, stay) = if file.is_absolute() {
         ("root", ResolveFlag::RESOLVE_IN_ROOT)
@@ -84,27 +85,41 @@ fn open(process: &Path, file: &Path) -> Result<File, ()> {
         ("cwd", ResolveFlag::RESOLVE_BENEATH)
     };
     let from = OpenOptions::new().read(true).custom_flags(O_PATH | O_DIRECTORY).open(process.join(from));
+    let from = from.map_err(|error| why(&error))?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(stay | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let place = File::from(openat2(from.map_err(drop)?, file, how).map_err(drop)?);
-    let status = place.metadata().map_err(drop)?;
-    if !status.is_file() || !(1..=MOST).contains(&status.len()) {
-        return Err(());
-    }
-    if fstatfs(&place).map_or(true, |system| MADE_BY_THE_KERNEL.contains(&system.filesystem_type())) {
-        return Err(());
+    let place = File::from(openat2(from, file, how).map_err(|error| why(&error.into()))?);
+    let status = place.metadata().map_err(|error| why(&error))?;
+    let system = fstatfs(&place).map_err(|error| why(&error.into()))?.filesystem_type();
+    match status.len() {
+        _ if !status.is_file() || MADE_BY_THE_KERNEL.contains(&system) => return Err(Unread::NotRegular),
+        // procfs, tracefs and cgroups tell no size.
+        0 if system == PROC_SUPER_MAGIC => return Err(Unread::NotRegular),
+        0 => return Err(Unread::Empty),
+        1..=MOST => {}
+        _ => return Err(Unread::TooLarge),
     }
     // The same file, whatever has its name by now. To wait is for one that somebody holds a lease on.
     let same = format!("/proc/self/fd/{}", place.as_raw_fd());
-    OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(same).map_err(drop)
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(same);
+    file.map_err(|error| why(&error))
 }
 
-fn bytes(file: File) -> Result<Vec<u8>, ()> {
+fn why(error: &io::Error) -> Unread {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => Unread::Missing,
+        // Out of the root, or through a loop or a link of the kernel's.
+        Some(libc::EXDEV | libc::ELOOP | libc::EACCES | libc::EPERM) => Unread::NotAllowed,
+        _ => Unread::File,
+    }
+}
+
+fn bytes(file: File) -> Result<Vec<u8>, Unread> {
     let mut bytes = Vec::new();
-    file.take(MOST + 1).read_to_end(&mut bytes).map_err(drop)?;
+    file.take(MOST + 1).read_to_end(&mut bytes).map_err(|error| why(&error))?;
     // What is cut off could say another thing.
-    if bytes.len() as u64 > MOST { Err(()) } else { Ok(bytes) }
+    if bytes.len() as u64 > MOST { Err(Unread::TooLarge) } else { Ok(bytes) }
 }
 
 #[cfg(test)]
@@ -140,7 +155,7 @@ mod tests {
             process(proc.path(), "7", "0\t0\t0\t0", "kube-proxy\0--config=/etc/c\0--conntrack-min=9\0");
         let found = || read(proc.path(), netns).unwrap();
         let file = proc.path().join("7/root/etc/c");
-        assert_eq!(found().unread, Some(Unread::File));
+        assert_eq!(found().unread, Some(Unread::Missing));
         fs::write(&file, "kind: KubeProxyConfiguration\nconntrack:\n  maxPerCore: 5\n").unwrap();
         let told = found();
         assert_eq!((told.file.as_deref(), told.unread), (Some("/etc/c"), None));
@@ -148,10 +163,10 @@ mod tests {
         fs::write(&file, b"conntrack:\xff").unwrap();
         assert_eq!(found().unread, Some(Unread::Form));
         fs::write(&file, " ".repeat(1 << 17)).unwrap();
-        assert_eq!(found().unread, Some(Unread::File));
+        assert_eq!(found().unread, Some(Unread::TooLarge));
         fs::remove_file(&file).unwrap();
         nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(found().unread, Some(Unread::File));
+        assert_eq!(found().unread, Some(Unread::NotRegular));
     }
 
     /// The process decides what is in its root, so that nothing there may lead out of it, wait, or do anything.
@@ -192,24 +207,25 @@ mod tests {
             assert_eq!(read(file).as_deref(), Some("inside"), "{file}");
         }
         assert_eq!(read("/full").as_deref(), Some(""));
-        for file in [
-            "/kmsg",
-            "/etc/loop",
-            "/etc/own",
-            "/etc",
-            "/",
-            "",
-            "/none",
-            "/etc/c/",
-            "/empty",
-            "/too_much",
-            "/pipe",
-            "absolute",
-            "up",
-            "../outside",
-            "../cwd/c",
+        for (file, why) in [
+            ("/kmsg", Unread::Missing),
+            ("/etc/loop", Unread::NotAllowed),
+            ("/etc/own", Unread::Missing),
+            ("/etc", Unread::NotRegular),
+            ("/", Unread::NotRegular),
+            ("", Unread::Missing),
+            ("/none", Unread::Missing),
+            ("/etc/c/", Unread::Missing),
+            ("/empty", Unread::Empty),
+            ("/too_much", Unread::TooLarge),
+            ("/pipe", Unread::NotRegular),
+            ("absolute", Unread::NotAllowed),
+            ("up", Unread::NotAllowed),
+            ("../outside", Unread::NotAllowed),
+            ("../cwd/c", Unread::NotAllowed),
         ] {
-            assert_eq!(read(file), None, "{file}");
+            let found = open(folder.path(), Path::new(file)).and_then(bytes);
+            assert_eq!(found, Err(why), "{file}");
         }
     }
 
@@ -222,15 +238,18 @@ mod tests {
             "/proc/kmsg",
             "/proc/version",
             "/proc/kcore",
-            "/proc/self/exe",
             "/sys/kernel/notes",
             "/sys/kernel/uevent_seqnum",
             "/dev/null",
             "/dev/zero",
         ] {
-            assert!(open(folder.path(), Path::new(file)).is_err(), "{file}");
+            // Not each kernel has all of them.
+            let expected = if Path::new(file).exists() { Unread::NotRegular } else { Unread::Missing };
+            assert_eq!(open(folder.path(), Path::new(file)).map(drop), Err(expected), "{file}");
         }
-        assert!(open(folder.path(), Path::new("/sys/kernel/no_such_file")).is_err());
+        // Through a link of the kernel's own.
+        let own = Path::new("/proc/self/exe");
+        assert_eq!(open(folder.path(), own).map(drop), Err(Unread::NotAllowed));
     }
 
     #[test]

@@ -77,17 +77,19 @@ fn configure(per_core: u64, least: u64) -> anyhow::Result<()> {
 fn waits_for_no_file(told: &str) -> anyhow::Result<()> {
     let pipe: fn() -> anyhow::Result<()> = || Ok(mkfifo(CONFIGURATION, Mode::S_IRWXU)?);
     let log: fn() -> anyhow::Result<()> = || Ok(symlink("/proc/kmsg", CONFIGURATION)?);
-    for make in [pipe, log] {
+    let sysfs: fn() -> anyhow::Result<()> = || Ok(symlink("/sys/kernel/uevent_seqnum", CONFIGURATION)?);
+    let none: fn() -> anyhow::Result<()> = || Ok(());
+    let regular = "it is no regular file";
+    for (make, why) in [(pipe, regular), (log, regular), (sysfs, regular), (none, "there is no such file")] {
         fs::remove_file(CONFIGURATION)?;
         make()?;
         let sick = doctor(&[], 0)?;
         sick.expect(1, "warning")?;
         let finding = sick.finding("limit-not-applied")?;
         let meaning = finding["meaning"].as_str().unwrap_or_default();
-        let said = format!("What {CONFIGURATION} says is not known");
+        let said = format!("What {CONFIGURATION} says is not known: {why}");
         anyhow::ensure!(meaning.contains(&said) && !finding.to_string().contains(told), "{finding}");
     }
-    fs::remove_file(CONFIGURATION)?;
     Ok(())
 }
 
