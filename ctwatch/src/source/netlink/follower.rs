@@ -148,7 +148,7 @@ impl Follower {
             if silent.contains(&netns) {
                 Sockets::open(&self.program, self.queue).map(Opened::Again)
             } else {
-                let singles = self.asked.clone().map(|asked| Singles::new(asked, self.room.clone()));
+                let singles = self.asked.clone().map(|asked| Singles::new(asked, self.room.share()));
                 let watched =
                     Watched::open(netns, &filter, &self.program, self.queue, newborn(netns), singles);
                 watched.map(|watched| Opened::New(Box::new(watched)))

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::entry::{self, Entry};
 use super::fate::{Fate, Settled, Share};
 use super::message::Message;
-use super::room::{Kept, Room};
+use super::room::{Kept, Share as Places};
 use crate::model::Filter;
 use crate::model::entry as model;
 use crate::model::entry_filter::EntryFilter;
@@ -101,7 +101,7 @@ struct Waiting {
 #[derive(Debug)]
 pub struct Singles {
     asked: Arc<Asked>,
-    room: Room,
+    places: Places,
     budget: Budget,
     ready: VecDeque<Kept<Single>>,
     /// Ended with time left at nobody's request, from before the last settlement and since.
@@ -115,10 +115,10 @@ pub struct Singles {
 
 impl Singles {
     /// Nothing is heard yet.
-    pub fn new(asked: Arc<Asked>, room: Room) -> Self {
+    pub fn new(asked: Arc<Asked>, places: Places) -> Self {
         Self {
             asked,
-            room,
+            places,
             budget: Budget::default(),
             ready: VecDeque::new(),
             held: Waiting::default(),
@@ -153,7 +153,7 @@ impl Singles {
             self.tell(traced, event);
             return;
         }
-        let Some(place) = self.room.take() else {
+        let Some(place) = self.places.take() else {
             self.suppressed += 1;
             return;
         };
@@ -230,7 +230,7 @@ impl Singles {
 
     /// Hands over what is known at once.
     fn tell(&mut self, traced: Traced, event: Counted) {
-        match self.room.take() {
+        match self.places.take() {
             Some(place) => self.hand_over(Kept { it: traced, place }, event, Certainty::Sure),
             None => self.suppressed += 1,
         }
