@@ -140,7 +140,7 @@ impl Account {
     pub fn insert(&mut self, event: Event) {
         self.heard_inserts += 1;
         let counted = if event.portid == 0 { Counted::Insert } else { Counted::InsertNetlink };
-        self.counters(event).0[counted as usize] += 1;
+        self.row(event).count(counted, 1);
     }
 
     /// An entry left it. Gives what is known of the cause; a settlement tells of the rest.
@@ -153,15 +153,11 @@ impl Account {
             self.ended_reply_only += 1;
         }
         let fate = Fate::of(event, ending, self.tells_time_left);
-        match (fate, self.row(event)) {
-            (Fate::Known(counted), Some(row)) => row.counters.0[counted as usize] += 1,
-            (Fate::Alive, Some(row)) => row.alive += 1,
-            (Fate::Expired, Some(row)) => row.expired += 1,
-            (Fate::Known(counted), None) => self.any.count(counted, 1),
-            (Fate::Alive | Fate::Expired, None) => {
-                self.any.count(Counted::DeleteOther, 1);
-                return Fate::Known(Counted::DeleteOther);
-            }
+        let row = self.row(event);
+        match fate {
+            Fate::Known(counted) => row.count(counted, 1),
+            Fate::Alive => row.alive += 1,
+            Fate::Expired => row.expired += 1,
         }
         fate
     }
@@ -338,15 +334,13 @@ impl Account {
         paid
     }
 
-    fn counters(&mut self, event: Event) -> &mut Counters {
+    /// The row of a flow type. Beyond the most it is the namespace's for any flow type: what happens to such flows is
+    /// as uncertain as to others.
+    fn row(&mut self, event: Event) -> &mut Row {
         match self.place(event) {
-            Some(place) => &mut self.rows[place].counters,
-            None => &mut self.any.counters,
+            Some(place) => &mut self.rows[place],
+            None => &mut self.any,
         }
-    }
-
-    fn row(&mut self, event: Event) -> Option<&mut Row> {
-        self.place(event).map(|place| &mut self.rows[place])
     }
 
     fn place(&mut self, event: Event) -> Option<usize> {

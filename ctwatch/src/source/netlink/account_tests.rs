@@ -215,6 +215,30 @@ fn rows_are_bounded_and_the_excess_is_visible() {
 }
 
 #[test]
+fn removals_of_flow_types_beyond_the_rows_wait_for_their_cause_too() {
+    let mut account = account();
+    let beyond = Event { family: AF_INET6, proto: 0, portid: 0 };
+    for proto in 0..=u8::MAX {
+        account.insert(Event { family: AF_INET, proto, portid: 0 });
+    }
+    assert_eq!(account.delete(beyond, ALIVE), Fate::Alive);
+    assert_eq!(account.delete(beyond, EXPIRED), Fate::Expired);
+    assert_eq!(
+        account.delete(beyond, Ending { status: ASSURED, ..ALIVE }),
+        Fate::Known(Counted::DeleteOther)
+    );
+    assert_eq!(deletes(&account), 1);
+    // The kernel counts the eviction: it is the one that still had time left, and not one more removal.
+    settle(&mut account, &[(Statistic::EarlyDrop, 1)], true);
+    account.delete(UDP, ALIVE);
+    settle(&mut account, &[(Statistic::EarlyDrop, 1)], true);
+    assert_eq!(typeless(&account, Counted::DeleteEarlyDrop), 1);
+    assert_eq!(typeless(&account, Counted::DeleteTimeout), 1);
+    assert_eq!(get(&account, UDP, Counted::DeleteOther), 1);
+    assert_eq!(deletes(&account), 4);
+}
+
+#[test]
 fn a_removal_announced_before_the_kernel_counts_it_waits() {
     let mut account = account();
     for _ in 0..10 {
