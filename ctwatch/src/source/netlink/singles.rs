@@ -2,13 +2,16 @@
 //! until the kernel's statistics have told how many of those that wait were.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use ctwatch_ebpf::Event as Counted;
 use ctwatch_ebpf::loss::{Budget, Traced, Tuple};
 use ctwatch_ebpf::{FlowType, Group};
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
+use super::super::clock;
 use super::entry::{self, Entry};
 use super::fate::{Fate, Settled, Share};
 use super::message::Message;
@@ -17,6 +20,24 @@ use crate::model::Filter;
 use crate::model::entry as model;
 use crate::model::entry_filter::EntryFilter;
 use crate::model::trace::{Certainty, NO_CPU, Names, encode};
+
+/// A moment by two clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moment {
+    /// CLOCK_REALTIME, nanoseconds, which events show.
+    pub wall_ns: u64,
+    /// CLOCK_MONOTONIC, nanoseconds, which the budget goes by: the other clock can be set, and what would then be held
+    /// back depends on who sets it.
+    pub mono_ns: u64,
+}
+
+impl Moment {
+    /// This one.
+    pub fn now() -> io::Result<Self> {
+        let read = |id| clock(id).map_err(io::Error::other);
+        Ok(Self { wall_ns: read(ClockId::CLOCK_REALTIME)?, mono_ns: read(ClockId::CLOCK_MONOTONIC)? })
+    }
+}
 
 /// Which events are handed over.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +124,7 @@ pub struct Singles {
     asked: Arc<Asked>,
     places: Places,
     budget: Budget,
+    now: Moment,
     ready: VecDeque<Kept<Single>>,
     /// Ended with time left at nobody's request, from before the last settlement and since.
     held: Waiting,
@@ -120,6 +142,7 @@ impl Singles {
             asked,
             places,
             budget: Budget::default(),
+            now: Moment::default(),
             ready: VecDeque::new(),
             held: Waiting::default(),
             alive: Vec::new(),
@@ -129,11 +152,16 @@ impl Singles {
         }
     }
 
+    /// What comes from now on is heard, or decided, at this moment.
+    pub const fn set_now(&mut self, now: Moment) {
+        self.now = now;
+    }
+
     /// An entry entered the table.
-    pub fn insert(&mut self, netns: u32, message: &Message<'_>, wall_ns: u64) {
+    pub fn insert(&mut self, netns: u32, message: &Message<'_>) {
         let event = if message.portid == 0 { Counted::Insert } else { Counted::InsertNetlink };
         if self.asked.names.ask(event)
-            && let Some(mut traced) = self.traced(netns, message, wall_ns)
+            && let Some(mut traced) = self.traced(netns, message)
         {
             // What is kept for the end of an entry.
             traced.start_ns = 0;
@@ -142,13 +170,13 @@ impl Singles {
     }
 
     /// An entry left it. What became of it is known, or told by a settlement.
-    pub fn delete(&mut self, netns: u32, message: &Message<'_>, fate: Fate, wall_ns: u64) {
+    pub fn delete(&mut self, netns: u32, message: &Message<'_>, fate: Fate) {
         let names = self.asked.names;
         let wanted = match fate {
             Fate::Known(event) => names.ask(event),
             Fate::Alive | Fate::Expired => names.contains(Group::Delete) || names.contains(Group::EarlyDrop),
         };
-        let Some(traced) = wanted.then(|| self.traced(netns, message, wall_ns)).flatten() else { return };
+        let Some(traced) = wanted.then(|| self.traced(netns, message)).flatten() else { return };
         if let Fate::Known(event) = fate {
             self.tell(traced, event);
             return;
@@ -237,7 +265,8 @@ impl Singles {
     }
 
     fn hand_over(&mut self, Kept { it: traced, place }: Kept<Traced>, event: Counted, certainty: Certainty) {
-        if self.budget.spend(traced.ktime_ns, self.asked.per_second.into()) {
+        // A removal spends of the second in which it is decided: else older ones would begin a second anew.
+        if self.budget.spend(self.now.mono_ns, self.asked.per_second.into()) {
             let traced = Traced { event: event as u32, ..traced };
             self.ready.push_back(Kept { it: Single { traced, certainty }, place });
         } else {
@@ -246,7 +275,7 @@ impl Singles {
     }
 
     /// The entry of a message, where it passes the filters.
-    fn traced(&self, netns: u32, message: &Message<'_>, wall_ns: u64) -> Option<Traced> {
+    fn traced(&self, netns: u32, message: &Message<'_>) -> Option<Traced> {
         let entry = Entry::parse(message)?;
         let placed = |tuple: &entry::Tuple| Tuple { zone: entry.zone, ..tuple.for_filter() };
         let seen = model::Entry {
@@ -262,7 +291,7 @@ impl Singles {
         let Asked { filter, entries, .. } = &*self.asked;
         let passes = filter.wants(flow) && filter.passes(netns, &seen.tuple) && entries.passes(&seen);
         passes.then(|| Traced {
-            ktime_ns: wall_ns,
+            ktime_ns: self.now.wall_ns,
             start_ns: entry.started_ns.unwrap_or(0),
             netns,
             event: 0,

@@ -38,12 +38,16 @@ fn bytes(kind: u16, portid: u32, port: u16) -> Vec<u8> {
     message(kind, portid, ctwatch_ebpf::AF_INET, &parts)
 }
 
+fn at(mono: u64, wall: u64) -> Moment {
+    Moment { wall_ns: wall * SECOND, mono_ns: mono * SECOND }
+}
+
 fn insert(singles: &mut Singles, portid: u32, port: u16) {
-    singles.insert(NETNS, &Messages::new(&bytes(CT_NEW, portid, port)).next().unwrap(), SECOND);
+    singles.insert(NETNS, &Messages::new(&bytes(CT_NEW, portid, port)).next().unwrap());
 }
 
 fn delete(singles: &mut Singles, fate: Fate, port: u16) {
-    singles.delete(NETNS, &Messages::new(&bytes(CT_DELETE, 0, port)).next().unwrap(), fate, SECOND);
+    singles.delete(NETNS, &Messages::new(&bytes(CT_DELETE, 0, port)).next().unwrap(), fate);
 }
 
 /// What is handed over, by event and certainty.
@@ -64,6 +68,7 @@ fn settled(held: Share, alive: Share, waits: bool) -> Settled {
 #[test]
 fn an_insert_is_told_at_once_with_both_directions() {
     let mut singles = singles(all());
+    singles.set_now(at(9, 1));
     insert(&mut singles, 0, 4000);
     insert(&mut singles, 99, 4001);
     let events: Vec<Single> = singles.take().map(|Kept { it, .. }| it).collect();
@@ -150,6 +155,40 @@ fn beyond_the_budget_events_are_counted_and_room_is_given_back() {
     assert_eq!(room.taken(), 2, "what is held back needs no room");
     assert_eq!((told(&mut singles).len(), singles.suppressed()), (2, 4));
     assert_eq!(room.taken(), 0);
+}
+
+#[test]
+fn the_budget_goes_by_a_clock_that_nobody_sets() {
+    let asked =
+        Asked { names: all(), filter: Filter::default(), entries: EntryFilter::default(), per_second: 2 };
+    let mut singles = Singles::new(Arc::new(asked), Room::default().share());
+    let mut shown = |now, count| {
+        singles.set_now(now);
+        (0..count).for_each(|port| insert(&mut singles, 0, port));
+        told(&mut singles).len()
+    };
+    assert_eq!(shown(at(1, 100), 3), 2);
+    // Setting the clock gives nothing more in a second …
+    assert_eq!(shown(at(1, 50), 3), 0);
+    // … and takes nothing from the next.
+    assert_eq!(shown(at(2, 50), 3), 2);
+    assert_eq!(shown(at(2, 100), 1), 0);
+    assert_eq!(singles.suppressed(), 6);
+}
+
+#[test]
+fn a_removal_spends_of_the_second_in_which_it_is_decided() {
+    let asked =
+        Asked { names: all(), filter: Filter::default(), entries: EntryFilter::default(), per_second: 3 };
+    let mut singles = Singles::new(Arc::new(asked), Room::default().share());
+    singles.set_now(at(1, 1));
+    (0..3).for_each(|port| delete(&mut singles, Fate::Alive, port));
+    singles.set_now(at(2, 2));
+    (0..2).for_each(|port| insert(&mut singles, 0, port));
+    singles.settle(&settled(share(0, 0), share(3, 3), false));
+    insert(&mut singles, 0, 9);
+    let heard: Vec<u64> = singles.take().map(|Kept { it, .. }| it.traced.ktime_ns / SECOND).collect();
+    assert_eq!((heard, singles.suppressed()), (vec![2, 2, 1], 3));
 }
 
 #[test]

@@ -6,15 +6,13 @@ use std::time::Instant;
 
 use ctwatch_ebpf::{Counters, FlowType};
 use nix::libc::sock_filter;
-use nix::time::ClockId;
 
-use super::super::clock;
 use super::account::Account;
 use super::event::{self, Ending, Event};
 use super::message::{self, Messages};
 use super::setting::{Announced, Setting};
 use super::settlement::Step;
-use super::singles::Singles;
+use super::singles::{Moment, Singles};
 use super::socket::{Batch, Events, Group, Requests};
 use super::statistics::{self, Statistics};
 use crate::model::{Filter, any_flow};
@@ -215,18 +213,16 @@ impl Watched {
         let Some(sockets) = &self.sockets else { return Ok(0) };
         let before = self.taken;
         // One time for all that is taken now: an event has none of its own.
-        let wall_ns = match &self.singles {
-            Some(_) => clock(ClockId::CLOCK_REALTIME).map_err(io::Error::other)?,
-            None => 0,
-        };
+        if let Some(singles) = &mut self.singles {
+            singles.set_now(Moment::now()?);
+        }
         for (events, group) in [(&sockets.destroy, Group::Destroy), (&sockets.new, Group::New)] {
             for _ in 0..MOST_CALLS {
                 let more = batch.receive(events)?;
                 self.forged |= batch.forged() > 0;
                 for datagram in batch.datagrams() {
                     self.taken += 1;
-                    let singles = self.singles.as_mut().map(|singles| (singles, wall_ns));
-                    take(&mut self.account, singles, &self.filter, group, datagram);
+                    take(&mut self.account, self.singles.as_mut(), &self.filter, group, datagram);
                 }
                 if !more {
                     break;
@@ -288,7 +284,7 @@ impl Watched {
 
 fn take(
     account: &mut Account,
-    mut singles: Option<(&mut Singles, u64)>,
+    mut singles: Option<&mut Singles>,
     filter: &Filter,
     group: Group,
     datagram: &[u8],
@@ -305,14 +301,14 @@ fn take(
                     || filter.ends.is_some_and(|ends| !event::passes(&message, &ends)) => {}
             (Some(event), Group::New) => {
                 account.insert(event);
-                if let Some((singles, wall_ns)) = &mut singles {
-                    singles.insert(account.netns(), &message, *wall_ns);
+                if let Some(singles) = &mut singles {
+                    singles.insert(account.netns(), &message);
                 }
             }
             (Some(event), Group::Destroy) => {
                 let fate = account.delete(event, Ending::parse(&message));
-                if let Some((singles, wall_ns)) = &mut singles {
-                    singles.delete(account.netns(), &message, fate, *wall_ns);
+                if let Some(singles) = &mut singles {
+                    singles.delete(account.netns(), &message, fate);
                 }
             }
             (None, _) => lose(account, group),
