@@ -8,7 +8,7 @@ use ctwatch_ebpf::{AF_INET, AF_INET6, Counters, Event as Counted, FlowType, Grou
 
 use super::entry::status::NAT_CLASH;
 use super::event::{Ending, Event};
-use super::fate::{Fate, Settled, Share};
+use super::fate::Fate;
 use super::statistics::{Statistic, Sums};
 use crate::model::any_flow;
 
@@ -73,7 +73,7 @@ pub struct Account {
     heard_deletes: u64,
     /// Removals that the count shows and no event told.
     unheard_deletes: u64,
-    /// Removals whose event was lost since the last settlement.
+    /// Removals whose event was lost, or never came, since the last settlement.
     lost_deletes: u64,
     lost: u64,
     statistics: Sums,
@@ -179,16 +179,22 @@ impl Account {
     /// Compares what was heard with how the count changed. `inserts` were heard before the count was read, and all
     /// removals up to then are in the book: so unheard removals may be seen late, but never too many.
     ///
-    /// Since 5.19 an entry made while nobody listened ends without an event (`nf_conntrack_events` = 2).
-    pub fn compare_with_count(&mut self, inserts: u64, count_before: u64, count: u64) {
+    /// Since 5.19 an entry made while nobody listened ends without an event (`nf_conntrack_events` = 2). Gives how many
+    /// such removals are new.
+    pub fn compare_with_count(&mut self, inserts: u64, count_before: u64, count: u64) -> u64 {
         let unheard = i128::from(inserts) + i128::from(count_before)
             - i128::from(self.heard_deletes)
             - i128::from(count);
         let unheard = u64::try_from(unheard).unwrap_or(0);
-        if let Some(new) = unheard.checked_sub(self.unheard_deletes) {
-            self.unheard_deletes = unheard;
-            self.lost_deletes += new;
-        }
+        let new = unheard.saturating_sub(self.unheard_deletes);
+        self.unheard_deletes += new;
+        self.lost_deletes += new;
+        new
+    }
+
+    /// How many removals no event told.
+    pub const fn unheard(&self) -> u64 {
+        self.unheard_deletes
     }
 
     /// From now on the count is compared with what is heard from now on.
@@ -223,12 +229,12 @@ impl Account {
     /// Distributes the removals that wait for their cause. `statistics` are the kernel's, read before the last events
     /// were; `None` where they cannot be compared, because only some flow types are listened to. `calm` says that no
     /// eviction was counted meanwhile.
-    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) -> Settled {
+    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
         let evicted = statistics.map_or(0, |now| self.take_statistics(now));
         self.evicted_lately = evicted > 0;
-        let (evicted, held) = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
+        let evicted = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
         let rest = if calm { Rest::Is(Counted::DeleteOther) } else { Rest::Waits };
-        let (evicted, alive) = self.distribute(evicted, |row| &mut row.alive, rest);
+        let evicted = self.distribute(evicted, |row| &mut row.alive, rest);
 
         let lost = std::mem::take(&mut self.lost_deletes);
         let lost_evicted = evicted.min(lost);
@@ -238,11 +244,9 @@ impl Account {
         self.any.count(Counted::DeleteOther, lost_others - paid);
 
         let expiry = if self.tells_time_left { Counted::DeleteTimeout } else { Counted::DeleteOther };
-        let (evicted, expired) =
-            self.distribute(evicted - lost_evicted, |row| &mut row.expired, Rest::Is(expiry));
+        let evicted = self.distribute(evicted - lost_evicted, |row| &mut row.expired, Rest::Is(expiry));
         self.any.count(Counted::DeleteEarlyDrop, evicted);
         self.ahead += evicted;
-        Settled { held, alive, expired, waits: !calm, tells_time_left: self.tells_time_left }
     }
 
     /// Whether more removals wait for their cause than these statistics have evictions.
@@ -297,8 +301,8 @@ impl Account {
 
     /// Of the removals in these pools, `evicted` were evictions, and `rest` says what the others were. Each row gets of
     /// both what is certain whichever removals they were; the doubtful ones are counted without their flow type. Gives
-    /// the evictions that are not among them, and how many are, counted now or before.
-    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Rest) -> (u64, Share) {
+    /// the evictions that are not among them.
+    fn distribute(&mut self, evicted: u64, pool: fn(&mut Row) -> &mut u64, rest: Rest) -> u64 {
         let total: u64 = self.rows.iter_mut().chain([&mut self.any]).map(|row| *pool(row)).sum();
         let evicted_here = evicted.min(total);
         let (mut evictions_left, mut others_left) = (evicted_here, total - evicted_here);
@@ -323,8 +327,8 @@ impl Account {
             others_left -= others;
         }
         settle(&mut self.any, evictions_left, others_left);
-        let paid = std::mem::replace(&mut self.ahead, ahead) - ahead;
-        (evicted - evicted_here, Share { evicted: evicted_here + paid, of: total })
+        self.ahead = ahead;
+        evicted - evicted_here
     }
 
     /// How many of these removals were counted already, as evictions whose event had not come.

@@ -1,4 +1,4 @@
-//! What an announced removal says of its cause, and what the kernel's statistics said of those that say too little.
+//! What an announced removal says of its cause.
 
 use ctwatch_ebpf::Event as Counted;
 
@@ -35,28 +35,4 @@ impl Fate {
             Self::Known(Counted::DeleteTimeout)
         }
     }
-}
-
-/// Of so many removals, how many the kernel counted as evictions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Those counted.
-    pub evicted: u64,
-    /// All of them.
-    pub of: u64,
-}
-
-/// What a settlement found among the removals that were undecided, by [`Fate`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Those of [`Fate::Alive`] that an earlier settlement left undecided.
-    pub held: Share,
-    /// Those of [`Fate::Alive`] since.
-    pub alive: Share,
-    /// Those of [`Fate::Expired`].
-    pub expired: Share,
-    /// Whether the rest of `alive` is decided at the next settlement only.
-    pub waits: bool,
-    /// Whether events of this kernel carry the time that was left.
-    pub tells_time_left: bool,
 }

@@ -53,7 +53,7 @@ impl Past {
         if let Some(singles) = &mut watched.singles {
             self.heard.take(singles);
             self.heard.suppressed += singles.suppressed();
-            self.heard.untold += singles.untold();
+            self.heard.lost += singles.lost();
         }
         for (flow, counters) in watched.rows() {
             self.rows.entry(flow).or_default().add(&counters);
@@ -142,15 +142,15 @@ impl Watching {
         self.past.lost + self.namespaces.values().map(|watched| watched.account.lost()).sum::<u64>()
     }
 
-    /// Single events since the last time, and how many were held back or could not be told apart since the start.
+    /// Single events since the last time, and how many were held back or lost since the start.
     pub fn heard(&mut self) -> Heard {
-        let Heard { suppressed, untold, .. } = self.past.heard;
+        let Heard { suppressed, lost, .. } = self.past.heard;
         let events = std::mem::take(&mut self.past.heard.events);
-        let mut heard = Heard { events, suppressed, untold };
+        let mut heard = Heard { events, suppressed, lost };
         for singles in self.namespaces.values_mut().filter_map(|watched| watched.singles.as_mut()) {
             heard.take(singles);
             heard.suppressed += singles.suppressed();
-            heard.untold += singles.untold();
+            heard.lost += singles.lost();
         }
         heard
     }

@@ -22,6 +22,7 @@ pub mod socket;
 pub mod statistics;
 pub mod table;
 mod watched;
+mod window;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,9 +147,9 @@ impl Netlink {
 
     /// Single events since the last time, up to this moment.
     pub fn told(&mut self) -> Told {
-        let Heard { suppressed, untold, .. } = self.past.heard;
+        let Heard { suppressed, lost, .. } = self.past.heard;
         let events = std::mem::take(&mut self.past.heard.events);
-        let mut heard = Heard { events, suppressed, untold };
+        let mut heard = Heard { events, suppressed, lost };
         let mut lost = self.past.lost;
         if let Some(Listening { listener, .. }) = &self.listening {
             listener.settle(None);

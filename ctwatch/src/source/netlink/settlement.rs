@@ -6,9 +6,11 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::singles::Singles;
 use super::socket::Batch;
-use super::statistics::{self, Sums};
+use super::statistics::{self, Statistic, Sums};
 use super::watched::Watched;
+use super::window::Reading;
 
 /// How often statistics and events are read until both agree; under a flood of evictions they never do.
 const MOST_READINGS: usize = 3;
@@ -98,7 +100,8 @@ impl Watched {
                 // The kernel announces a removal before it counts it as an eviction: so both are read until they agree,
                 // and where evictions are fewer than removals that could be some, the kernel gets the time to count.
                 let wait = if comparison.reading <= MOST_READINGS { KERNEL_COUNTS } else { REST };
-                let undecided = self.account.is_undecided(comparison.sums);
+                let undecided = self.account.is_undecided(comparison.sums) || self.is_waiting();
+                self.settle_if_all(comparison.sums)?;
                 let next = Step::Compare(comparison);
                 Ok(if undecided { Next::After(wait, next) } else { Next::Now(next) })
             }
@@ -134,7 +137,10 @@ impl Watched {
     fn compare(&mut self, mut comparison: Comparison, batch: &mut Batch) -> io::Result<Next> {
         let Some(statistics) = &mut self.statistics else { return Ok(Next::Done) };
         let sums = statistics.read(&mut self.requests)?;
-        let calm = sums.is_calm_since(&comparison.sums);
+        let calm = sums.is_calm_since(&comparison.sums) && !self.behind;
+        let evictions = |sums: &Sums| sums.get(Statistic::EarlyDrop);
+        // All evictions that were counted by now have been taken.
+        let still = evictions(&sums) == evictions(&comparison.sums) && !self.behind;
         comparison.sums = sums;
         // Under a flood of evictions they never agree.
         let enough = if calm { MOST_READINGS + REST_READINGS } else { MOST_READINGS };
@@ -142,17 +148,20 @@ impl Watched {
             comparison.reading += 1;
             return Ok(Next::Now(Step::Drain(comparison)));
         }
-        if !calm {
+        if !still {
             self.try_drain(batch)?;
         }
         self.take_drops()?;
         let count = comparison.count;
-        if let Some(sockets) = &self.sockets {
-            self.account.compare_with_count(comparison.inserts, sockets.count_before, count);
+        self.compare_with_count(comparison.inserts, count);
+        let mut reading = Reading { evictions: evictions(&sums), calm: still, complete: !self.behind };
+        if self.has_older() && self.singles.as_ref().is_some_and(|singles| singles.has_evictions(reading)) {
+            let known = still && self.counts_older(batch)?;
+            reading = Reading { calm: known, complete: known, ..reading };
         }
-        let settled = self.account.settle(Some(sums), calm);
+        self.account.settle(Some(sums), calm);
         if let Some(singles) = &mut self.singles {
-            singles.settle(&settled);
+            singles.settle(reading);
         }
         if let Some(sockets) = &self.sockets
             && calm
@@ -165,5 +174,46 @@ impl Watched {
             }
         }
         Ok(Next::Done)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.singles.as_ref().is_some_and(Singles::is_waiting)
+    }
+
+    /// Whether there may be entries that came before anybody listened. The kernel may evict them unannounced.
+    fn has_older(&self) -> bool {
+        self.sockets.as_ref().is_some_and(|sockets| sockets.older > self.account.unheard())
+    }
+
+    /// Hands over evictions while more are going on, where all removals that were taken were some: by these sums, which
+    /// were read before.
+    fn settle_if_all(&mut self, sums: Sums) -> io::Result<()> {
+        if self.is_waiting() && !self.behind && !self.has_older() {
+            self.take_drops()?;
+            if let Some(singles) = &mut self.singles {
+                singles.settle_if_all(sums.get(Statistic::EarlyDrop));
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_with_count(&mut self, inserts: u64, count: u64) {
+        let Some(sockets) = &self.sockets else { return };
+        let unheard = self.account.compare_with_count(inserts, sockets.count_before, count);
+        if let Some(singles) = &mut self.singles {
+            singles.miss(unheard);
+        }
+    }
+
+    /// Counts the entries once more, and says whether that tells for certain how many ended unannounced: nothing may come
+    /// or go meanwhile.
+    fn counts_older(&mut self, batch: &mut Batch) -> io::Result<bool> {
+        let inserts = self.account.heard().inserts;
+        let count = statistics::entries(&mut self.requests)?;
+        if self.try_drain(batch)? > 0 {
+            return Ok(false);
+        }
+        self.compare_with_count(inserts, count);
+        Ok(true)
     }
 }

@@ -1,5 +1,5 @@
 //! Single events by ctnetlink: what an event tells is handed over at once; a removal that may have been an eviction waits
-//! until the kernel's statistics have told how many of those that wait were.
+//! until the kernel's statistics have told whether those that wait were.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::clock;
 use super::entry::{self, Entry};
-use super::fate::{Fate, Settled, Share};
+use super::fate::Fate;
 use super::message::Message;
-use super::room::{Kept, Share as Places};
+use super::room::{Kept, Share};
+use super::window::{Reading, Verdict, Window};
 use crate::model::Filter;
 use crate::model::entry as model;
 use crate::model::entry_filter::EntryFilter;
@@ -68,8 +69,8 @@ pub struct Heard {
     pub events: Vec<Kept<Single>>,
     /// Held back since the start.
     pub suppressed: u64,
-    /// Evictions since the start that cannot be told from other removals.
-    pub untold: u64,
+    /// Since the start: evictions that cannot be told from other removals.
+    pub lost: u64,
 }
 
 impl Heard {
@@ -82,10 +83,10 @@ impl Heard {
     pub fn add(&mut self, other: Self) {
         self.events.extend(other.events);
         self.suppressed += other.suppressed;
-        self.untold += other.untold;
+        self.lost += other.lost;
     }
 
-    /// For a reader, where so many events were lost. Of the same moment, entries that came go before those that went.
+    /// For a reader, where so many events were lost in the kernel. Of the same moment, entries that came go before those that went.
     pub fn told(mut self, lost: u64) -> Told {
         let came = |event: u32| event == Counted::Insert as u32 || event == Counted::InsertNetlink as u32;
         self.events.sort_by_key(|single| (single.it.traced.ktime_ns, !came(single.it.traced.event)));
@@ -93,7 +94,7 @@ impl Heard {
         Told {
             events: self.events.into_iter().map(event).collect(),
             suppressed: self.suppressed,
-            lost: lost + self.untold,
+            lost: lost + self.lost,
         }
     }
 }
@@ -105,50 +106,38 @@ pub struct Told {
     pub events: Vec<(Vec<u8>, Certainty)>,
     /// Held back since the start.
     pub suppressed: u64,
-    /// Missed since the start, or evictions that cannot be told from other removals.
+    /// Since the start: events that were missed, and evictions that cannot be told from other removals.
     pub lost: u64,
-}
-
-/// Removals of which it is not known yet how many were evictions, and all that the kernel counted among them so far.
-#[derive(Debug, Default)]
-struct Waiting {
-    removals: Vec<Kept<Traced>>,
-    /// How many removals there were, those included that nobody asked for.
-    of: u64,
-    evicted: u64,
 }
 
 /// What is to be handed over of one namespace.
 #[derive(Debug)]
 pub struct Singles {
     asked: Arc<Asked>,
-    places: Places,
+    places: Share,
     budget: Budget,
     now: Moment,
     ready: VecDeque<Kept<Single>>,
-    /// Ended with time left at nobody's request, from before the last settlement and since.
-    held: Waiting,
-    alive: Vec<Kept<Traced>>,
-    /// Ended without time left.
-    expired: Vec<Kept<Traced>>,
+    window: Window,
+    /// Evictions that the kernel has counted, as far as the window knows of them.
+    evictions: u64,
     suppressed: u64,
-    untold: u64,
+    lost: u64,
 }
 
 impl Singles {
     /// Nothing is heard yet.
-    pub fn new(asked: Arc<Asked>, places: Places) -> Self {
+    pub fn new(asked: Arc<Asked>, places: Share) -> Self {
         Self {
             asked,
             places,
             budget: Budget::default(),
             now: Moment::default(),
             ready: VecDeque::new(),
-            held: Waiting::default(),
-            alive: Vec::new(),
-            expired: Vec::new(),
+            window: Window::default(),
+            evictions: 0,
             suppressed: 0,
-            untold: 0,
+            lost: 0,
         }
     }
 
@@ -171,52 +160,78 @@ impl Singles {
 
     /// An entry left it. What became of it is known, or told by a settlement.
     pub fn delete(&mut self, netns: u32, message: &Message<'_>, fate: Fate) {
-        let names = self.asked.names;
         let wanted = match fate {
-            Fate::Known(event) => names.ask(event),
-            Fate::Alive | Fate::Expired => names.contains(Group::Delete) || names.contains(Group::EarlyDrop),
+            Fate::Known(event) => self.asked.names.ask(event),
+            Fate::Alive | Fate::Expired => self.asks_for_removals(),
         };
-        let Some(traced) = wanted.then(|| self.traced(netns, message)).flatten() else { return };
-        if let Fate::Known(event) = fate {
-            self.tell(traced, event);
-            return;
-        }
-        let Some(place) = self.places.take() else {
-            self.suppressed += 1;
-            return;
-        };
-        let removal = Kept { it: traced, place };
-        if fate == Fate::Alive {
-            self.alive.push(removal);
-        } else {
-            self.expired.push(removal);
+        let traced = wanted.then(|| self.traced(netns, message)).flatten();
+        match (fate, traced) {
+            (Fate::Known(event), Some(traced)) => self.tell(traced, event),
+            (Fate::Known(_), None) => {}
+            (Fate::Alive | Fate::Expired, Some(traced)) => match self.places.take() {
+                Some(place) => self.window.kept.push(Kept { it: (traced, fate), place }),
+                None => {
+                    self.window.others += 1;
+                    self.suppressed += 1;
+                }
+            },
+            (Fate::Alive | Fate::Expired, None) => self.window.others += 1,
         }
     }
 
-    /// Hands over the removals that a settlement decided on.
-    pub fn settle(&mut self, settled: &Settled) {
-        let Settled { held, alive, expired, waits, tells_time_left, .. } = *settled;
-        let before = std::mem::take(&mut self.held);
-        let evicted = before.evicted + held.evicted;
-        self.decide(before.removals, Share { evicted, of: before.of }, Counted::DeleteOther);
-
-        let removals = std::mem::take(&mut self.alive);
-        if waits && alive.evicted < alive.of {
-            self.held = Waiting { removals, of: alive.of, evicted: alive.evicted };
-        } else {
-            self.decide(removals, alive, Counted::DeleteOther);
-        }
-        let rest = if tells_time_left { Counted::DeleteTimeout } else { Counted::DeleteOther };
-        let removals = std::mem::take(&mut self.expired);
-        self.decide(removals, expired, rest);
+    /// Removals whose events were lost: that they are missing is counted already.
+    pub const fn lose(&mut self, count: u64) {
+        self.window.lost += count;
     }
 
-    /// Hands over what waits, of which no more will be known.
+    /// Removals that the kernel did not announce.
+    pub const fn miss(&mut self, count: u64) {
+        self.window.unheard += count;
+    }
+
+    /// Whether removals wait for the kernel's statistics.
+    pub const fn is_waiting(&self) -> bool {
+        !self.window.kept.is_empty()
+    }
+
+    /// Whether removals wait, and evictions were counted that may be some of them.
+    pub const fn has_evictions(&self, reading: Reading) -> bool {
+        self.is_waiting() && (self.window.evicted > 0 || reading.evictions > self.evictions)
+    }
+
+    /// Hands over the removals that wait, where all are certain to have been evictions. So many were counted since
+    /// listening began, and all that were announced of them are among these.
+    pub fn settle_if_all(&mut self, evictions: u64) {
+        if self.window.is_all(evictions.saturating_sub(self.evictions)) {
+            self.settle(Reading { evictions, calm: false, complete: true });
+        }
+    }
+
+    /// Hands over the removals of which a settlement tells what became of them.
+    pub fn settle(&mut self, reading: Reading) {
+        let more = reading.evictions.saturating_sub(self.evictions);
+        self.evictions = self.evictions.max(reading.evictions);
+        let Some(verdict) = self.window.settle(more, reading) else { return };
+        let window = self.window.close(verdict, reading.calm);
+        self.lost += self.missing(&window, verdict);
+        for Kept { it: (traced, fate), place } in window.kept {
+            let removal = Kept { it: traced, place };
+            let rest = if fate == Fate::Expired { Counted::DeleteTimeout } else { Counted::DeleteOther };
+            match verdict {
+                Verdict::All => self.hand_over(removal, Counted::DeleteEarlyDrop, Certainty::Inferred),
+                Verdict::None if self.asked.names.ask(rest) => self.hand_over(removal, rest, Certainty::Sure),
+                Verdict::None => {}
+                Verdict::Some => self.doubt(removal),
+            }
+        }
+    }
+
+    /// Hands over what waits, of which no more will be known: any of it may have been an eviction.
     pub fn give_up(&mut self) {
-        let held = std::mem::take(&mut self.held).removals;
-        let (alive, expired) = (std::mem::take(&mut self.alive), std::mem::take(&mut self.expired));
-        for removal in held.into_iter().chain(alive).chain(expired) {
-            self.doubt(removal);
+        let window = self.window.give_up();
+        self.lost += self.missing(&window, Verdict::Some);
+        for Kept { it: (traced, _), place } in window.kept {
+            self.doubt(Kept { it: traced, place });
         }
     }
 
@@ -231,22 +246,20 @@ impl Singles {
     }
 
     /// How many evictions could not be told from other removals since the start.
-    pub const fn untold(&self) -> u64 {
-        self.untold
+    pub const fn lost(&self) -> u64 {
+        self.lost
     }
 
-    fn decide(&mut self, removals: Vec<Kept<Traced>>, share: Share, rest: Counted) {
-        if share.evicted > 0 && share.evicted < share.of && self.asked.names.contains(Group::EarlyDrop) {
-            self.untold += share.evicted.min(removals.len() as u64);
-        }
-        for removal in removals {
-            if share.evicted >= share.of {
-                self.hand_over(removal, Counted::DeleteEarlyDrop, Certainty::Inferred);
-            } else if share.evicted > 0 {
-                self.doubt(removal);
-            } else if self.asked.names.ask(rest) {
-                self.hand_over(removal, rest, Certainty::Sure);
-            }
+    fn asks_for_removals(&self) -> bool {
+        self.asked.names.contains(Group::Delete) || self.asked.names.contains(Group::EarlyDrop)
+    }
+
+    /// Evictions of a window that nobody can tell from its other removals: at most so many.
+    fn missing(&self, window: &Window, verdict: Verdict) -> u64 {
+        let doubtful = window.kept.len() as u64 + window.late;
+        match verdict {
+            Verdict::Some if self.asked.names.contains(Group::EarlyDrop) => window.evicted.min(doubtful),
+            _ => 0,
         }
     }
 

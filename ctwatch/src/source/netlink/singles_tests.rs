@@ -56,14 +56,18 @@ fn told(singles: &mut Singles) -> Vec<(Counted, Certainty)> {
     singles.take().map(|Kept { it, .. }| (event(it.traced.event), it.certainty)).collect()
 }
 
-fn share(evicted: u64, of: u64) -> Share {
-    Share { evicted, of }
+/// A settlement with so many evictions since the start, while nothing goes on.
+fn calm(evictions: u64) -> Reading {
+    Reading { evictions, calm: true, complete: true }
 }
 
-/// What a settlement found among what ended with time left.
-fn settled(held: Share, alive: Share, waits: bool) -> Settled {
-    Settled { held, alive, expired: Share::default(), waits, tells_time_left: true }
+/// The same while evictions go on.
+fn unrest(evictions: u64) -> Reading {
+    Reading { calm: false, ..calm(evictions) }
 }
+
+const EVICTED: (Counted, Certainty) = (Counted::DeleteEarlyDrop, Certainty::Inferred);
+const UNKNOWN: (Counted, Certainty) = (Counted::DeleteOther, Certainty::Doubtful);
 
 #[test]
 fn an_insert_is_told_at_once_with_both_directions() {
@@ -87,40 +91,63 @@ fn a_removal_waits_until_it_is_known_whether_it_was_an_eviction() {
     delete(&mut singles, Fate::Alive, 2);
     delete(&mut singles, Fate::Expired, 3);
     assert_eq!(told(&mut singles), [(Counted::DeleteNetlink, Certainty::Sure)]);
-    let one = Settled { expired: share(0, 1), ..settled(share(0, 0), share(1, 1), false) };
-    singles.settle(&one);
-    let evicted = (Counted::DeleteEarlyDrop, Certainty::Inferred);
-    assert_eq!(told(&mut singles), [evicted, (Counted::DeleteTimeout, Certainty::Sure)]);
+    singles.settle(calm(2));
+    assert_eq!(told(&mut singles), [EVICTED; 2]);
     delete(&mut singles, Fate::Alive, 4);
-    singles.settle(&settled(share(0, 0), share(0, 1), false));
-    assert_eq!(told(&mut singles), [(Counted::DeleteOther, Certainty::Sure)]);
-    assert_eq!((singles.untold(), singles.suppressed()), (0, 0));
+    delete(&mut singles, Fate::Expired, 5);
+    singles.settle(calm(2));
+    let sure = |event| (event, Certainty::Sure);
+    assert_eq!(told(&mut singles), [sure(Counted::DeleteOther), sure(Counted::DeleteTimeout)]);
+    assert_eq!((singles.lost(), singles.suppressed()), (0, 0));
 }
 
 #[test]
 fn the_kernel_counts_an_eviction_after_it_has_announced_it() {
     let mut singles = singles(all());
     (0..5).for_each(|port| delete(&mut singles, Fate::Alive, port));
-    singles.settle(&settled(share(0, 0), share(3, 5), true));
+    singles.settle(unrest(3));
     assert_eq!(told(&mut singles), [], "two more may be counted yet");
     delete(&mut singles, Fate::Alive, 5);
-    singles.settle(&settled(share(2, 2), share(1, 1), true));
-    assert_eq!(told(&mut singles), [(Counted::DeleteEarlyDrop, Certainty::Inferred); 6]);
+    singles.settle_if_all(5);
+    assert_eq!(told(&mut singles), []);
+    singles.settle_if_all(6);
+    assert_eq!(told(&mut singles), [EVICTED; 6]);
+    singles.settle(calm(6));
+    assert_eq!((told(&mut singles), singles.lost()), (Vec::new(), 0));
 }
 
 #[test]
 fn what_cannot_be_told_apart_has_no_cause_and_counts_as_lost() {
     let mut both = singles(all());
     (0..5).for_each(|port| delete(&mut both, Fate::Alive, port));
-    both.settle(&settled(share(0, 0), share(3, 5), true));
-    both.settle(&settled(share(0, 2), share(0, 0), false));
-    assert_eq!(told(&mut both), [(Counted::DeleteOther, Certainty::Doubtful); 5]);
-    assert_eq!(both.untold(), 3);
+    both.settle(unrest(3));
+    both.settle(calm(3));
+    assert_eq!((told(&mut both), both.lost()), (vec![UNKNOWN; 5], 3));
 
     let mut losses = singles(Names::default());
     (0..5).for_each(|port| delete(&mut losses, Fate::Alive, port));
-    losses.settle(&settled(share(0, 0), share(3, 5), false));
-    assert_eq!((told(&mut losses), losses.untold()), (Vec::new(), 3));
+    losses.settle(calm(3));
+    assert_eq!((told(&mut losses), losses.lost()), (Vec::new(), 3));
+}
+
+#[test]
+fn one_that_expired_may_be_the_one_that_was_evicted() {
+    let mut singles = singles(all());
+    delete(&mut singles, Fate::Alive, 1);
+    delete(&mut singles, Fate::Expired, 2);
+    singles.settle(calm(1));
+    assert_eq!((told(&mut singles), singles.lost()), (vec![UNKNOWN; 2], 1));
+}
+
+#[test]
+fn what_is_given_up_may_all_have_been_evictions() {
+    for names in [all(), Names::default()] {
+        let mut singles = singles(names);
+        (0..3).for_each(|port| delete(&mut singles, Fate::Alive, port));
+        singles.settle(unrest(1));
+        singles.give_up();
+        assert_eq!(singles.lost(), 3);
+    }
 }
 
 #[test]
@@ -129,7 +156,7 @@ fn only_what_is_asked_for_is_kept() {
     insert(&mut losses, 0, 1);
     delete(&mut losses, Fate::Known(Counted::DeleteNetlink), 2);
     delete(&mut losses, Fate::Alive, 3);
-    losses.settle(&settled(share(0, 0), share(0, 1), false));
+    losses.settle(calm(0));
     assert_eq!(told(&mut losses), []);
 
     let entries = EntryFilter { rsport: vec![54], ..EntryFilter::default() };
@@ -137,9 +164,23 @@ fn only_what_is_asked_for_is_kept() {
     let mut filtered = Singles::new(Arc::new(asked), Room::default().share());
     insert(&mut filtered, 0, 1);
     delete(&mut filtered, Fate::Alive, 2);
-    // The kernel's counts are of all flows.
-    filtered.settle(&settled(share(0, 0), share(1, 2), false));
-    assert_eq!((told(&mut filtered), filtered.untold()), (Vec::new(), 0));
+    filtered.settle(calm(1));
+    assert_eq!((told(&mut filtered), filtered.lost()), (Vec::new(), 0));
+}
+
+#[test]
+fn what_nobody_asked_for_may_have_been_evicted_instead() {
+    let entries = EntryFilter { rdport: vec![1], ..EntryFilter::default() };
+    let asked = Asked { names: all(), filter: Filter::default(), entries, per_second: 1000 };
+    let mut filtered = Singles::new(Arc::new(asked), Room::default().share());
+    delete(&mut filtered, Fate::Alive, 1);
+    delete(&mut filtered, Fate::Alive, 2);
+    filtered.settle(calm(1));
+    assert_eq!((told(&mut filtered), filtered.lost()), (vec![UNKNOWN], 1));
+    delete(&mut filtered, Fate::Alive, 1);
+    delete(&mut filtered, Fate::Alive, 2);
+    filtered.settle(calm(3));
+    assert_eq!((told(&mut filtered), filtered.lost()), (vec![EVICTED], 1));
 }
 
 #[test]
@@ -185,7 +226,7 @@ fn a_removal_spends_of_the_second_in_which_it_is_decided() {
     (0..3).for_each(|port| delete(&mut singles, Fate::Alive, port));
     singles.set_now(at(2, 2));
     (0..2).for_each(|port| insert(&mut singles, 0, port));
-    singles.settle(&settled(share(0, 0), share(3, 3), false));
+    singles.settle(calm(3));
     insert(&mut singles, 0, 9);
     let heard: Vec<u64> = singles.take().map(|Kept { it, .. }| it.traced.ktime_ns / SECOND).collect();
     assert_eq!((heard, singles.suppressed()), (vec![2, 2, 1], 3));
@@ -211,7 +252,7 @@ fn a_place_is_free_once_its_event_is_gone() {
 
     let mut dropped = new();
     fill(&mut dropped);
-    dropped.settle(&settled(share(0, 0), share(1, 3), true));
+    dropped.settle(unrest(1));
     assert_eq!(room.taken(), 12);
     drop(dropped);
     assert_eq!(room.taken(), 6);
@@ -242,16 +283,15 @@ fn without_a_place_nothing_is_kept() {
 proptest! {
     #[test]
     fn whatever_is_settled_each_removal_is_told_once(
-        rounds in proptest::collection::vec((0_u16..9, 0_u64..9, 0_u64..9, any::<bool>()), 1..12),
+        rounds in proptest::collection::vec((0_u16..9, 0_u64..12, any::<bool>()), 1..12),
     ) {
         let mut singles = singles(all());
-        let (mut removed, mut told, mut held) = (0, 0, 0);
-        for (alive, evicted, late, waits) in rounds {
+        let (mut removed, mut evicted, mut told) = (0, 0, 0);
+        for (alive, evictions, is_calm) in rounds {
             (0..alive).for_each(|port| delete(&mut singles, Fate::Alive, port));
             removed += usize::from(alive);
-            let alive = share(evicted.min(alive.into()), alive.into());
-            singles.settle(&settled(share(late.min(held), held), alive, waits));
-            held = if waits { alive.of - alive.evicted } else { 0 };
+            evicted += evictions;
+            singles.settle(if is_calm { calm(evicted) } else { unrest(evicted) });
             told += singles.take().count();
         }
         singles.give_up();

@@ -34,6 +34,8 @@ pub struct Sockets {
     destroy: Events,
     /// Entries that were there before.
     pub(super) count_before: u64,
+    /// How many entries came when nobody listened. Since 5.19 their end may not be announced.
+    pub(super) older: u64,
 }
 
 impl Sockets {
@@ -46,7 +48,7 @@ impl Sockets {
         let destroy = Events::open(Group::Destroy, buffer, program)?;
         let count_before = statistics::entries(&mut requests)?;
         let new = Events::open(Group::New, buffer, program)?;
-        Ok(Self { new, destroy, count_before })
+        Ok(Self { new, destroy, count_before, older: count_before })
     }
 
     /// Both.
@@ -78,6 +80,8 @@ pub struct Watched {
     pub(super) settled: u64,
     /// Events taken since that was last asked.
     taken: u64,
+    /// Whether the last time left events in a queue.
+    pub(super) behind: bool,
     /// Whether others than the kernel sent events since dropped ones were last counted.
     forged: bool,
     pub(super) failed: Option<io::Error>,
@@ -122,6 +126,7 @@ impl Watched {
             settling: None,
             settled: 0,
             taken: 0,
+            behind: false,
             forged: false,
             failed: None,
         };
@@ -134,6 +139,9 @@ impl Watched {
             sockets.count_before = 0;
             let missed = watched.missed_at_birth()?;
             watched.account.lose_inserts(missed);
+            if let Some(sockets) = &mut watched.sockets {
+                sockets.older = missed;
+            }
         }
         Ok(watched)
     }
@@ -212,13 +220,15 @@ impl Watched {
     pub(super) fn try_drain(&mut self, batch: &mut Batch) -> io::Result<u64> {
         let Some(sockets) = &self.sockets else { return Ok(0) };
         let before = self.taken;
+        self.behind = false;
         // One time for all that is taken now: an event has none of its own.
         if let Some(singles) = &mut self.singles {
             singles.set_now(Moment::now()?);
         }
         for (events, group) in [(&sockets.destroy, Group::Destroy), (&sockets.new, Group::New)] {
+            let mut more = true;
             for _ in 0..MOST_CALLS {
-                let more = batch.receive(events)?;
+                more = batch.receive(events)?;
                 self.forged |= batch.forged() > 0;
                 for datagram in batch.datagrams() {
                     self.taken += 1;
@@ -228,6 +238,7 @@ impl Watched {
                     break;
                 }
             }
+            self.behind |= more;
         }
         Ok(self.taken - before)
     }
@@ -278,6 +289,9 @@ impl Watched {
         }
         self.account.lose_inserts(inserts.into());
         self.account.lose_deletes(deletes.into());
+        if let Some(singles) = &mut self.singles {
+            singles.lose(deletes.into());
+        }
         Ok(())
     }
 }
@@ -311,17 +325,22 @@ fn take(
                     singles.delete(account.netns(), &message, fate);
                 }
             }
-            (None, _) => lose(account, group),
+            (None, _) => lose(account, singles.as_deref_mut(), group),
         }
     }
     if messages.is_malformed() || datagram.is_empty() {
-        lose(account, group);
+        lose(account, singles, group);
     }
 }
 
-fn lose(account: &mut Account, group: Group) {
+fn lose(account: &mut Account, singles: Option<&mut Singles>, group: Group) {
     match group {
         Group::New => account.lose_inserts(1),
-        Group::Destroy => account.lose_deletes(1),
+        Group::Destroy => {
+            account.lose_deletes(1);
+            if let Some(singles) = singles {
+                singles.lose(1);
+            }
+        }
     }
 }

@@ -80,6 +80,21 @@ impl Trace {
         Ok(trace)
     }
 
+    /// Waits until so many events of this name were told of, markers left out.
+    pub(super) fn wait_for(&mut self, name: &str, count: u64) -> anyhow::Result<()> {
+        let is_one = |object: &Value| object["event"] == name && !is_marker(object).unwrap_or(false);
+        let mut told: u64 = self.seen.iter().filter(|object| is_one(object)).map(|_| 1).sum();
+        let start = Instant::now();
+        while told < count {
+            anyhow::ensure!(start.elapsed() < PATIENCE, "{told} of {count} {name} told");
+            if let Some(object) = self.running.next(Duration::from_secs(1))? {
+                told += u64::from(is_one(&object));
+                self.seen.push(object);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn stop(self) -> anyhow::Result<Told> {
         self.stop_with(Signal::SIGINT)
     }
