@@ -69,7 +69,7 @@ pub struct Heard {
     pub events: Vec<Kept<Single>>,
     /// Held back since the start.
     pub suppressed: u64,
-    /// Since the start: evictions that cannot be told from other removals.
+    /// Since the start: events that found no room, and evictions that cannot be told from other removals.
     pub lost: u64,
 }
 
@@ -106,7 +106,8 @@ pub struct Told {
     pub events: Vec<(Vec<u8>, Certainty)>,
     /// Held back since the start.
     pub suppressed: u64,
-    /// Since the start: events that were missed, and evictions that cannot be told from other removals.
+    /// Since the start: events that were missed or found no room, and evictions that cannot be told from other
+    /// removals.
     pub lost: u64,
 }
 
@@ -170,10 +171,7 @@ impl Singles {
             (Fate::Known(_), None) => {}
             (Fate::Alive | Fate::Expired, Some(traced)) => match self.places.take() {
                 Some(place) => self.window.kept.push(Kept { it: (traced, fate), place }),
-                None => {
-                    self.window.others += 1;
-                    self.suppressed += 1;
-                }
+                None => self.window.refused += 1,
             },
             (Fate::Alive | Fate::Expired, None) => self.window.others += 1,
         }
@@ -245,7 +243,7 @@ impl Singles {
         self.suppressed
     }
 
-    /// How many evictions could not be told from other removals since the start.
+    /// How many events found no room since the start, and evictions that could not be told from other removals.
     pub const fn lost(&self) -> u64 {
         self.lost
     }
@@ -254,11 +252,23 @@ impl Singles {
         self.asked.names.contains(Group::Delete) || self.asked.names.contains(Group::EarlyDrop)
     }
 
-    /// Evictions of a window that nobody can tell from its other removals: at most so many.
+    /// How many events of a window will not be shown, or not as the evictions that they may have been: at most, where it
+    /// is not known. What the kernel lost is counted where that was seen. Of removals that it did not announce only
+    /// evictions count: an entry that was on its way out as listening began looks like one of them.
     fn missing(&self, window: &Window, verdict: Verdict) -> u64 {
-        let doubtful = window.kept.len() as u64 + window.late;
+        let deletes = self.asked.names.contains(Group::Delete);
+        let evictions = self.asked.names.contains(Group::EarlyDrop);
+        let &Window { refused, unheard, late, evicted, .. } = window;
+        let doubtful = window.kept.len() as u64 + late;
         match verdict {
-            Verdict::Some if self.asked.names.contains(Group::EarlyDrop) => window.evicted.min(doubtful),
+            Verdict::All if evictions => refused + unheard + late,
+            Verdict::All if deletes => refused + unheard,
+            Verdict::None if deletes => refused,
+            Verdict::Some if deletes && evictions => {
+                refused + evicted.min(unheard) + window.excess() + evicted.min(doubtful)
+            }
+            Verdict::Some if deletes => refused + evicted.min(unheard) + window.excess(),
+            Verdict::Some if evictions => evicted.min(doubtful + refused + unheard) + window.excess(),
             _ => 0,
         }
     }
@@ -273,7 +283,7 @@ impl Singles {
     fn tell(&mut self, traced: Traced, event: Counted) {
         match self.places.take() {
             Some(place) => self.hand_over(Kept { it: traced, place }, event, Certainty::Sure),
-            None => self.suppressed += 1,
+            None => self.lost += 1,
         }
     }
 

@@ -140,6 +140,64 @@ fn one_that_expired_may_be_the_one_that_was_evicted() {
 }
 
 #[test]
+fn evictions_of_which_no_removal_was_heard_count_as_lost() {
+    for names in [all(), Names::default()] {
+        // Of entries that came when nobody listened, as the count of entries shows …
+        let mut older = singles(names);
+        delete(&mut older, Fate::Alive, 1);
+        older.miss(4);
+        older.settle(calm(5));
+        assert_eq!((told(&mut older), older.lost()), (vec![EVICTED], 4));
+        // … and where nothing shows them but the statistics.
+        older.settle(calm(8));
+        assert_eq!((told(&mut older), older.lost()), (Vec::new(), 7));
+        delete(&mut older, Fate::Alive, 2);
+        older.settle(calm(10));
+        assert_eq!(older.lost(), 9);
+
+        // What the kernel's queue had no room for is counted as it is seen.
+        let mut overrun = singles(names);
+        delete(&mut overrun, Fate::Alive, 1);
+        overrun.lose(3);
+        overrun.settle(calm(4));
+        assert_eq!((told(&mut overrun), overrun.lost()), (vec![EVICTED], 0));
+        delete(&mut overrun, Fate::Alive, 1);
+        overrun.lose(3);
+        overrun.settle(calm(6));
+        assert_eq!(overrun.lost(), 1, "at most one of them is not among the three");
+    }
+    // Without evictions they are of no account.
+    let mut nothing = singles(all());
+    nothing.miss(3);
+    nothing.settle(calm(0));
+    assert_eq!(nothing.lost(), 0);
+    let mut inserts = Names::default();
+    inserts.remove(Group::EarlyDrop);
+    let mut nothing = singles(inserts);
+    nothing.settle(calm(5));
+    assert_eq!(nothing.lost(), 0);
+}
+
+#[test]
+fn evictions_that_find_no_room_count_as_lost() {
+    let mut losses = singles(Names::default());
+    (0..9000).for_each(|port| delete(&mut losses, Fate::Alive, port));
+    losses.settle(calm(9000));
+    let shown = told(&mut losses).len() as u64 + losses.suppressed();
+    assert_eq!(shown + losses.lost(), 9000);
+    assert!(losses.lost() > 1000, "{}", losses.lost());
+    // No evictions, no loss.
+    let lost = losses.lost();
+    (0..9000).for_each(|port| delete(&mut losses, Fate::Alive, port));
+    losses.settle(calm(9000));
+    assert_eq!(losses.lost(), lost);
+    // Some of the removals: none of them may vanish.
+    (0..9000).for_each(|port| delete(&mut losses, Fate::Alive, port));
+    losses.settle(calm(17_500));
+    assert_eq!((told(&mut losses), losses.lost() - lost), (Vec::new(), 8500));
+}
+
+#[test]
 fn what_is_given_up_may_all_have_been_evictions() {
     for names in [all(), Names::default()] {
         let mut singles = singles(names);
@@ -271,10 +329,10 @@ fn without_a_place_nothing_is_kept() {
     let mut singles = Singles::new(Arc::new(asked), room.share());
     (0..10_000).for_each(|port| insert(&mut singles, 0, port));
     let kept = room.taken() as u64;
-    assert_eq!(singles.suppressed(), 10_000 - kept);
+    assert_eq!((singles.lost(), singles.suppressed()), (10_000 - kept, 0));
     delete(&mut singles, Fate::Alive, 2);
     delete(&mut singles, Fate::Known(Counted::DeleteNetlink), 3);
-    assert_eq!((room.taken() as u64, singles.suppressed()), (kept, 10_002 - kept));
+    assert_eq!((room.taken() as u64, singles.lost()), (kept, 10_001 - kept), "one waits for its cause");
     assert_eq!(told(&mut singles).len() as u64, kept);
     delete(&mut singles, Fate::Alive, 2);
     assert_eq!(room.taken(), 1);
@@ -282,19 +340,37 @@ fn without_a_place_nothing_is_kept() {
 
 proptest! {
     #[test]
-    fn whatever_is_settled_each_removal_is_told_once(
-        rounds in proptest::collection::vec((0_u16..9, 0_u64..12, any::<bool>()), 1..12),
+    fn whatever_is_settled_nothing_vanishes(
+        rounds in proptest::collection::vec((0_u16..9, 0_u64..12, 0_u64..3, 0_u64..3, any::<bool>()), 1..12),
+        deletes in any::<bool>(),
     ) {
-        let mut singles = singles(all());
-        let (mut removed, mut evicted, mut told) = (0, 0, 0);
-        for (alive, evictions, is_calm) in rounds {
+        let mut singles = singles(if deletes { all() } else { Names::default() });
+        let (mut removed, mut told, mut evicted, mut lost) = (0, 0, 0, 0);
+        let mut shown = 0;
+        let mut hear = |singles: &mut Singles| {
+            for event in self::told(singles) {
+                told += 1;
+                shown += u64::from(event == EVICTED);
+            }
+            (told, shown)
+        };
+        for (alive, evictions, missed, overrun, is_calm) in rounds {
             (0..alive).for_each(|port| delete(&mut singles, Fate::Alive, port));
+            singles.miss(missed);
+            singles.lose(overrun);
             removed += usize::from(alive);
+            lost += overrun;
             evicted += evictions;
             singles.settle(if is_calm { calm(evicted) } else { unrest(evicted) });
-            told += singles.take().count();
+            hear(&mut singles);
         }
+        singles.settle(calm(evicted));
         singles.give_up();
-        prop_assert_eq!(told + singles.take().count(), removed);
+        let (told, shown) = hear(&mut singles);
+        if deletes {
+            prop_assert_eq!(told, removed);
+        }
+        prop_assert!(shown <= evicted);
+        prop_assert!(shown + singles.lost() + lost >= evicted, "{} {} {} {}", shown, singles.lost(), lost, evicted);
     }
 }

@@ -39,7 +39,9 @@ pub enum Verdict {
 pub struct Window {
     /// Those asked for.
     pub kept: Vec<Kept<(Traced, Fate)>>,
-    /// Those that nobody asked for, or that found no place.
+    /// Those asked for that found no place.
+    pub refused: u64,
+    /// Those that nobody asked for.
     pub others: u64,
     /// Those whose event was lost, which is counted elsewhere.
     pub lost: u64,
@@ -55,7 +57,12 @@ pub struct Window {
 impl Window {
     /// How many removals can have been the evictions that were counted.
     pub const fn candidates(&self) -> u64 {
-        self.kept.len() as u64 + self.others + self.lost + self.unheard + self.late
+        self.kept.len() as u64 + self.refused + self.others + self.lost + self.unheard + self.late
+    }
+
+    /// Evictions beyond all removals that are known of: the kernel told of none of these.
+    pub const fn excess(&self) -> u64 {
+        self.evicted.saturating_sub(self.candidates())
     }
 
     /// Whether all are certain to have been evictions, with so many counted up to now.
@@ -117,8 +124,9 @@ mod tests {
         assert_eq!(window(3).settle(2, CALM), Some(Verdict::Some));
         assert_eq!(window(3).settle(4, CALM), Some(Verdict::Some));
         // What is known of by its number alone can have been one too.
-        let parts = Window { others: 3, lost: 3, unheard: 4, late: 5, ..Window::default() };
+        let parts = Window { refused: 1, others: 2, lost: 3, unheard: 4, late: 5, ..Window::default() };
         assert!(parts.is_all(15) && !parts.is_all(14) && !window(0).is_all(0));
+        assert_eq!((window(3).excess(), Window { evicted: 5, ..window(3) }.excess()), (0, 2));
     }
 
     #[test]

@@ -168,16 +168,21 @@ fn unknown(object: &Value, field: &str) -> bool {
 }
 
 /// The setting of the kernel's events, brought back when dropped.
-struct Setting(String);
+pub(super) struct Setting(String);
 
 impl Setting {
     const FILE: &'static str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
-    fn save() -> anyhow::Result<Self> {
+    pub(super) fn save() -> anyhow::Result<Self> {
         Ok(Self(fs::read_to_string(Self::FILE)?))
     }
 
-    fn set(value: &str) -> anyhow::Result<()> {
+    /// Whether it was this.
+    pub(super) fn is(&self, value: &str) -> bool {
+        self.0.trim() == value
+    }
+
+    pub(super) fn set(value: &str) -> anyhow::Result<()> {
         fs::write(Self::FILE, value).with_context(|| format!("set nf_conntrack_events to {value}"))
     }
 }

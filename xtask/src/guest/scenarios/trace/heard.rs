@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -10,11 +11,12 @@ use nix::libc;
 use nix::sys::signal::{Signal, kill};
 
 use super::super::super::ctwatch::{PATIENCE, program};
-use super::super::super::space::checked;
+use super::super::super::space::{Space, checked};
 use super::super::super::traffic::{Family, Flows, raw, spread, udp};
 use super::super::super::trial::equal;
 use super::super::super::witness::{self, Stats};
 use super::super::super::{modules, processes, state};
+use super::super::events::Setting;
 use super::super::init;
 use super::run::{MARKER, Trace, begin, key};
 
@@ -128,4 +130,79 @@ pub(super) fn overrun() -> anyhow::Result<()> {
     anyhow::ensure!(told.lost > 0, "{FLOWS} flows found room in the queue: the scenario shows nothing");
     anyhow::ensure!(told.count("insert") > 0, "nothing was told");
     told.explains(sent)
+}
+
+/// The same while the table is full: the evictions that are missing are counted.
+pub(super) fn overrun_by_evictions() -> anyhow::Result<()> {
+    const FLOWS: u32 = 60_000;
+    modules::load()?;
+    let (space, trace, before) = begin(&BY_NETLINK, 400, 512)?;
+    let children = processes::children(trace.running.pid()?)?;
+    let listener = children.first().copied().context("ctwatch has no second process")?;
+    kill(listener, Signal::SIGSTOP)?;
+    spread(Flows::new(Family::V4, FLOWS), 2, udp::send)?;
+    kill(listener, Signal::SIGCONT)?;
+    let evicted = evictions_since(&space, &before)?;
+    let told = trace.stop()?;
+    anyhow::ensure!(evicted > u64::from(FLOWS / 2), "few evictions: {evicted}");
+    anyhow::ensure!(told.lost > 0, "{FLOWS} flows found room in the queue: the scenario shows nothing");
+    told.covers("early_drop", evicted)
+}
+
+/// Entries that were there before anybody listened: since 5.19 the kernel does not announce their end.
+pub(super) fn older() -> anyhow::Result<()> {
+    const OLDER: u32 = 250;
+    modules::load()?;
+    let space = init();
+    state::fresh(&space)?;
+    state::buckets(512)?;
+    let setting = Setting::save()?;
+    let older = udp::send(Flows::new(Family::V4, OLDER))?.passed;
+    let trace = Trace::start(&BY_NETLINK)?;
+    state::set("nf_conntrack_max", OLDER)?;
+    let before = Stats::read(&space)?;
+    udp::send(Flows::new(Family::V4, 1500).from(OLDER))?;
+    let evicted = evictions_since(&space, &before)?;
+    let listed = checked(space.command("conntrack").arg("-L"))?;
+    let first = u32::from(Ipv4Addr::new(127, 64, 0, 0));
+    let is_older = |word: &str| {
+        let address: Option<Ipv4Addr> = word.strip_prefix("dst=").and_then(|address| address.parse().ok());
+        address.is_some_and(|address| (first..first + OLDER).contains(&u32::from(address)))
+    };
+    let left = listed.split_whitespace().filter(|word| is_older(word)).count() as u64;
+    let told = trace.stop()?;
+    told.covers("early_drop", evicted)?;
+    let gone = older - left;
+    anyhow::ensure!(gone > u64::from(OLDER / 2), "{left} of {older} are still there");
+    if setting.is("2") {
+        anyhow::ensure!(told.lost >= gone, "{} lost, {gone} went unannounced", told.lost);
+    }
+    anyhow::ensure!(told.lost <= evicted, "{} lost, {evicted} evicted", told.lost);
+    Ok(())
+}
+
+/// The kernel counts evictions, and is told to announce nothing: each of them is missing. So are the inserts that the count
+/// of entries shows, which are no more than what is still there.
+pub(super) fn silent() -> anyhow::Result<()> {
+    modules::load()?;
+    let _setting = Setting::save()?;
+    let (space, trace, _) = begin(&BY_NETLINK, 200, 512)?;
+    Setting::set("0")?;
+    let before = Stats::read(&space)?;
+    udp::send(Flows::new(Family::V4, 1500))?;
+    let evicted = evictions_since(&space, &before)?;
+    let left = witness::listed_total(&space)?;
+    let told = trace.stop()?;
+    anyhow::ensure!(evicted > 500, "few evictions: {evicted}");
+    equal("early_drop", told.count("early_drop"), 0)?;
+    anyhow::ensure!(
+        (evicted..=evicted + left).contains(&told.lost),
+        "{} lost, {evicted} evicted, {left} still there",
+        told.lost
+    );
+    Ok(())
+}
+
+fn evictions_since(space: &Space, before: &Stats) -> anyhow::Result<u64> {
+    Stats::read(space)?.since(before).get("early_drop").context("no early_drop")
 }
