@@ -130,7 +130,7 @@ impl Tracer {
     pub fn detach(&mut self) -> anyhow::Result<()> {
         match &mut self.by {
             By::Programs(programs) => programs.probe.close(),
-            By::Netlink(heard) => heard.ask(),
+            By::Netlink(heard) => heard.ask(true),
         }
     }
 }

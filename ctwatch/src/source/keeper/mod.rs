@@ -176,9 +176,9 @@ impl Keeper {
         }
     }
 
-    /// Single events since the last time.
-    pub(super) fn told(&self) -> anyhow::Result<Told> {
-        match self.ask(&Request::Told)? {
+    /// Single events since the last time, and at the `last` time what still waits for its cause.
+    pub(super) fn told(&self, last: bool) -> anyhow::Result<Told> {
+        match self.ask(&Request::Told { last })? {
             Answer::Told(told) => Ok(told),
             other => Err(other.error()),
         }

@@ -102,7 +102,7 @@ impl Keeping {
                 Answer::Looked { waiting, info: netlink.info().clone() }
             }
             Request::Sample => Answer::Sampled(self.opened()?.sample()?.into()),
-            Request::Told => Answer::Told(self.opened()?.told()),
+            Request::Told { last } => Answer::Told(self.opened()?.told(last)),
             Request::Close => {
                 self.netlink = None;
                 Answer::Closed
@@ -126,7 +126,7 @@ mod tests {
         let served = std::thread::spawn(move || serve(theirs, &Filter::default(), None));
         let tables = Request::Tables { only: None, met: vec![1, 2] };
         assert!(matches!(exchange(&mut ours, &tables).unwrap().1, Answer::Tables(_)));
-        for request in [Request::Look, Request::Sample, Request::Told] {
+        for request in [Request::Look, Request::Sample, Request::Told { last: true }] {
             let error = exchange(&mut ours, &request).unwrap().1.error();
             assert!(error.to_string().contains("not open"), "{error}");
         }

@@ -23,7 +23,7 @@ pub(super) enum Request {
     Open { why: String },
     Look,
     Sample,
-    Told,
+    Told { last: bool },
     Close,
 }
 

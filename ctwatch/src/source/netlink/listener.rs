@@ -14,7 +14,7 @@ use std::os::fd::AsFd as _;
 
 use super::super::thread_time;
 use super::lock;
-use super::singles::Heard;
+use super::singles::{Heard, Singles};
 use super::socket::{Batch, Events};
 use super::watched::{Sockets, Watched};
 use crate::model::Cost;
@@ -147,12 +147,17 @@ impl Watching {
         let Heard { suppressed, lost, .. } = self.past.heard;
         let events = std::mem::take(&mut self.past.heard.events);
         let mut heard = Heard { events, suppressed, lost };
-        for singles in self.namespaces.values_mut().filter_map(|watched| watched.singles.as_mut()) {
+        for singles in self.singles() {
             heard.take(singles);
             heard.suppressed += singles.suppressed();
             heard.lost += singles.lost();
         }
         heard
+    }
+
+    /// What is to be handed over, of each namespace.
+    pub fn singles(&mut self) -> impl Iterator<Item = &mut Singles> {
+        self.namespaces.values_mut().filter_map(|watched| watched.singles.as_mut())
     }
 
     /// Processor time of taking events, and how many were taken.

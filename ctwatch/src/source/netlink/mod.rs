@@ -34,7 +34,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use self::follower::Follower;
 use self::listener::{Listener, Met, Past};
 use self::presence::Missing;
-use self::singles::{Asked, Heard, Told};
+use self::singles::{Asked, Heard, Singles, Told};
 use super::namespaces::Roots;
 use super::tables::Tables;
 use super::{Source, Status, now, own_time};
@@ -145,20 +145,27 @@ impl Netlink {
         self.past_cost.runs += cost.runs;
     }
 
-    /// Single events since the last time, up to this moment.
-    pub fn told(&mut self) -> Told {
+    /// Single events since the last time, up to this moment. At the `last` time nothing is left to wait.
+    pub fn told(&mut self, last: bool) -> Told {
         let Heard { suppressed, lost, .. } = self.past.heard;
         let events = std::mem::take(&mut self.past.heard.events);
         let mut heard = Heard { events, suppressed, lost };
-        let mut lost = self.past.lost;
+        let mut missed = self.past.lost;
         if let Some(Listening { listener, .. }) = &self.listening {
             listener.settle(None);
+            if last && listener.watching().singles().any(|singles| singles.is_waiting()) {
+                // Evictions were going on. What is still open after that counts as lost.
+                listener.settle(None);
+            }
             let mut watching = listener.watching();
             watching.leave_out_failed();
-            lost += watching.lost();
+            if last {
+                watching.singles().for_each(Singles::give_up);
+            }
+            missed += watching.lost();
             heard.add(watching.heard());
         }
-        heard.told(lost)
+        heard.told(missed)
     }
 
     /// Looks for namespaces that came or went, where that is due. A stopped ctwatch asks for no sample.

@@ -91,16 +91,16 @@ impl Heard {
     pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
         while self.ready.is_empty() {
             self.asking.tick().await;
-            self.ask()?;
+            self.ask(false)?;
         }
         Ok(())
     }
 
-    /// Takes what was heard up to now.
-    pub(super) fn ask(&mut self) -> anyhow::Result<()> {
+    /// Takes what was heard up to now. At the `last` time that is all: what still waits for its cause then counts as lost.
+    pub(super) fn ask(&mut self, last: bool) -> anyhow::Result<()> {
         let Told { events, suppressed, lost } = match &mut self.ears {
-            Ears::Here(netlink) => netlink.told(),
-            Ears::There(keeper) => keeper.told()?,
+            Ears::Here(netlink) => netlink.told(last),
+            Ears::There(keeper) => keeper.told(last)?,
         };
         (self.suppressed, self.lost) = (suppressed, lost);
         let names = self.names;

@@ -41,6 +41,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("trace::netlink_overrun_by_evictions", heard::overrun_by_evictions),
     scenario("trace::netlink_older", heard::older),
     scenario("trace::netlink_silent", heard::silent),
+    scenario("trace::netlink_stopped", heard::stopped),
     scenario("trace::refused", selected::refused),
     scenario("trace::evicted", selected::evicted),
     scenario("trace::sigterm_and_closed_pipe", ends),

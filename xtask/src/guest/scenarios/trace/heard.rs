@@ -5,6 +5,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::Context;
 use nix::libc;
@@ -15,7 +17,7 @@ use super::super::super::space::{Space, checked};
 use super::super::super::traffic::{Family, Flows, raw, spread, udp};
 use super::super::super::trial::equal;
 use super::super::super::witness::{self, Stats};
-use super::super::super::{modules, processes, state};
+use super::super::super::{modules, processes, state, wait};
 use super::super::events::Setting;
 use super::super::init;
 use super::run::{MARKER, Trace, begin, key};
@@ -201,6 +203,35 @@ pub(super) fn silent() -> anyhow::Result<()> {
         told.lost
     );
     Ok(())
+}
+
+/// It is stopped while evictions go on: those that still wait to be told are counted.
+pub(super) fn stopped() -> anyhow::Result<()> {
+    const PART: u32 = 500;
+    modules::load()?;
+    let args = ["--source", "netlink", "--events", "insert,early_drop", "--max-events", "1000000"];
+    let (space, trace, before) = begin(&args, 400, 512)?;
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| -> anyhow::Result<()> {
+            for part in (0..MARKER / PART).take_while(|_| !ended.load(Ordering::Relaxed)) {
+                udp::send(Flows::new(Family::V4, PART).from(part * PART))?;
+            }
+            Ok(())
+        });
+        let told = wait::until("evictions", PATIENCE, || {
+            let evicted = evictions_since(&space, &before)?;
+            Ok(if evicted > 1000 { Ok(()) } else { Err(format!("{evicted} evictions")) })
+        })
+        .and_then(|()| Ok((evictions_since(&space, &before)?, trace.stop()?)));
+        ended.store(true, Ordering::Relaxed);
+        flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
+        let (evicted, told) = told?;
+        let shown = told.count("early_drop");
+        anyhow::ensure!(shown + told.lost >= evicted, "{shown} told, {} lost, {evicted} evicted", told.lost);
+        anyhow::ensure!(shown <= evictions_since(&space, &before)?, "{shown} told");
+        Ok(())
+    })
 }
 
 fn evictions_since(space: &Space, before: &Stats) -> anyhow::Result<u64> {
