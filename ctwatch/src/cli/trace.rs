@@ -17,7 +17,11 @@ use crate::source::SourceChoice;
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "A refused flow (drop) has no entry, so that no filter by answers (--rsrc, --rsport, --rdst, \
-    --rdport), --nat or --mark lets it through. An invalid packet passes by the flow that it was taken for, if any."
+    --rdport), --nat or --mark lets it through. An invalid packet passes by the flow that it was taken for, if any.\n\n\
+    By netlink (where programs are refused, or with --source netlink) trace hears of insert, insert_netlink and delete, \
+    infers early_drop where the kernel's count of evictions leaves no doubt, and cannot tell the other events. There, `lost` \
+    is how many events at most are not shown: no room for them, not announced by the kernel, or evictions that could \
+    not be told from other deletes."
 )]
 pub struct TraceArgs {
     /// Stop after N events
@@ -28,7 +32,8 @@ pub struct TraceArgs {
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, value_parser = parse_events)]
     #[arg(help_heading = ABOUT_FILTERS)]
     events: Option<Names>,
-    /// Print at most N events per second from each CPU. Events beyond this are counted and reported as suppressed
+    /// Print at most N events per second from each CPU, by netlink from each network namespace. Events beyond this are
+    /// counted and reported as suppressed
     #[arg(long, value_name = "N", default_value = "1000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_events: u32,

@@ -110,7 +110,9 @@ impl TraceLines {
     /// Events that are known to have been missed by this source.
     pub fn lost(&self, count: u64, kind: SourceKind) -> String {
         let why = match kind {
-            SourceKind::Netlink => "the queue was full, or evictions could not be told from other deletes",
+            SourceKind::Netlink => {
+                "no room for them, not announced, or evictions that could not be told from other deletes"
+            }
             _ => "the kernel skipped programs",
         };
         self.paint(RED, &format!("!{count} events missed: {why}")) + "\n"

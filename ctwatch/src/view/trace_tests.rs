@@ -114,7 +114,7 @@ fn what_is_inferred_is_marked() {
     evictions are inferred from the kernel's statistics; times are those of hearing of it
     19:00:00.012 early_drop    udp 10.0.0.1:3333 > 10.0.0.2:6881  unreplied  inferred
     19:00:00.012 delete        udp 10.0.0.1:3333 > 10.0.0.2:6881  unknown  unreplied
-    !3 events missed: the queue was full, or evictions could not be told from other deletes
+    !3 events missed: no room for them, not announced, or evictions that could not be told from other deletes
     "#);
     let text: String = heard().iter().map(|record| trace_json::record(record, "init")).collect();
     insta::assert_snapshot!(text, @r#"

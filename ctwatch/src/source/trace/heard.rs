@@ -17,8 +17,10 @@ use crate::model::{Filter, SourceInfo};
 /// How often it is asked what was heard. Whether a removal was an eviction is known some milliseconds after it.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// What ctnetlink tells of, one by one.
-const ANNOUNCED: [Group; 4] = [Group::Insert, Group::InsertNetlink, Group::EarlyDrop, Group::Delete];
+/// What ctnetlink announces, one by one …
+const HEARD: [Group; 3] = [Group::Insert, Group::InsertNetlink, Group::Delete];
+/// … and what follows from that.
+const TOLD: [Group; 4] = [Group::Insert, Group::InsertNetlink, Group::Delete, Group::EarlyDrop];
 
 const UNANNOUNCED: &str =
     "ctnetlink announces no such packet; `ctwatch live --source netlink` shows how many the kernel counted";
@@ -46,9 +48,10 @@ impl Heard {
     /// Listens at once where there is something to hear. `why` says why no better source runs.
     pub(super) fn open(asked: &Asked, why: String) -> anyhow::Result<Self> {
         anyhow::ensure!(
-            asked.names.iter().any(|name| ANNOUNCED.contains(&name)),
-            "the netlink source tells of none of these events one by one, only of {}: {UNANNOUNCED}",
-            ANNOUNCED.map(Group::name).join(", ")
+            asked.names.iter().any(|name| TOLD.contains(&name)),
+            "the netlink source tells of none of these events one by one: it hears of {}, and infers early_drop from the \
+             kernel's count of evictions. {UNANNOUNCED}",
+            HEARD.map(Group::name).join(", ")
         );
         let filter = unselected(&asked.filter);
         // Its sockets hold namespaces: not in the process that may be stopped.
@@ -117,7 +120,7 @@ impl Heard {
     /// What counting cannot tell, and what it can but no single event.
     fn note(&mut self, info: SourceInfo) {
         self.info = info;
-        let announced = |event: &Event| event.groups().iter().any(|group| ANNOUNCED.contains(group));
+        let announced = |event: &Event| event.groups().iter().any(|group| TOLD.contains(group));
         for event in Event::ALL.into_iter().filter(|event| !announced(event)) {
             self.info.unknown.insert(event, UNANNOUNCED.to_owned());
         }
