@@ -180,4 +180,6 @@ fn live_source(facts: &Facts) -> String {
 #[cfg(test)]
 mod configured_tests;
 #[cfg(test)]
+mod early_tests;
+#[cfg(test)]
 mod tests;
