@@ -124,16 +124,34 @@ pub(super) enum Reader {
     Gone,
 }
 
-/// Writes and flushes. `None` where that was not done [`PATIENCE`] after somebody asked to stop: nobody takes it.
+/// So much has to be taken within [`PATIENCE`]: a quarter of what a pipe holds.
+const PART: usize = 16 << 10;
+
+/// Writes and flushes. `None` where nobody takes it: after somebody asked to stop, no part was taken for [`PATIENCE`].
+/// A reader that is only slow gets everything.
 pub(super) async fn write(
     out: &mut (impl AsyncWrite + Unpin),
     stop: &mut watch::Receiver<bool>,
     bytes: &[u8],
 ) -> Option<io::Result<()>> {
-    let mut writing = pin!(async {
-        out.write_all(bytes).await?;
-        out.flush().await
-    });
+    for part in bytes.chunks(PART) {
+        let written = while_taken(stop, async {
+            out.write_all(part).await?;
+            out.flush().await
+        });
+        match written.await {
+            Some(Ok(())) => {}
+            failed => return failed,
+        }
+    }
+    Some(Ok(()))
+}
+
+async fn while_taken(
+    stop: &mut watch::Receiver<bool>,
+    writing: impl Future<Output = io::Result<()>>,
+) -> Option<io::Result<()>> {
+    let mut writing = pin!(writing);
     tokio::select! {
         biased;
         written = &mut writing => Some(written),
@@ -158,4 +176,46 @@ pub(super) fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     interval
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, duplex};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Somebody has asked to stop already.
+    fn stopping() -> watch::Receiver<bool> {
+        watch::channel(true).1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_gets_everything_at_the_end() {
+        let (mut out, mut reader) = duplex(PART);
+        let bytes = vec![b'x'; 20 * PART];
+        let reads = tokio::spawn(async move {
+            let mut taken = 0;
+            let mut buffer = vec![0; PART];
+            loop {
+                sleep(PATIENCE * 3 / 4).await;
+                match reader.read(&mut buffer).await.unwrap() {
+                    0 => return taken,
+                    some => taken += some,
+                }
+            }
+        });
+        assert!(matches!(write(&mut out, &mut stopping(), &bytes).await, Some(Ok(()))));
+        drop(out);
+        assert_eq!(reads.await.unwrap(), bytes.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_takes_nothing_does_not_hold_up_the_end() {
+        let (mut out, reader) = duplex(PART);
+        let began = Instant::now();
+        assert!(write(&mut out, &mut stopping(), &vec![b'x'; 20 * PART]).await.is_none());
+        assert!(began.elapsed() < PATIENCE * 2);
+        drop(reader);
+    }
 }
