@@ -239,8 +239,16 @@ impl Probe {
         self.events.take()
     }
 
-    /// Lets the programs go for good.
+    /// Lets the programs go for good. What they have missed since the last look is known then.
     pub fn close(&mut self) -> anyhow::Result<()> {
+        // The kernel's own counters before ours, as in a sample.
+        self.seen = self.tables.read(self.met.iter().copied());
+        if let Some(attached) = &mut self.attached
+            && self.reckoning.is_some()
+        {
+            let mut reading = attached.read()?;
+            self.reckon(&mut reading)?;
+        }
         self.detach()
     }
 
