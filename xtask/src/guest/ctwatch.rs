@@ -170,6 +170,16 @@ impl Watch {
         }
     }
 
+    /// Reads until an object holds all that has happened by now. It is the second that comes from now on: the counts of
+    /// the first may have been read before, those of the second were read after the first was printed.
+    pub(super) fn catch_up(&mut self) -> anyhow::Result<()> {
+        while let Some(object) = self.running.next(Duration::ZERO)? {
+            self.seen.push(object);
+        }
+        self.wait_object("the next object", |_| true)?;
+        self.wait_object("the one after it", |_| true)
+    }
+
     /// Sends a signal.
     pub(super) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         self.running.signal(signal)

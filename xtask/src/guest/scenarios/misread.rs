@@ -225,6 +225,8 @@ fn registers(change: Change) -> anyhow::Result<()> {
     let mut watch = Watch::start(&[])?;
     udp::send(Flows::new(Family::V4, FLOWS))?;
     wait_disbelief(&mut watch)?;
+    // It may have come before the last of these flows.
+    watch.catch_up()?;
     let (kernel, counted) = (Stats::read(&space)?, watch.sum("drop.table_full")?);
     udp::send(Flows::new(Family::V4, FLOWS).from(FLOWS))?;
     let totals = watch.stop()?;
@@ -276,6 +278,8 @@ fn evictions(above: u32) -> anyhow::Result<()> {
     let mut watch = Watch::start(&[])?;
     let mut sent = udp::send(Flows::new(Family::V4, FLOWS))?;
     wait_disbelief(&mut watch)?;
+    // It may have come before the last of these flows.
+    watch.catch_up()?;
     let (kernel, counted) = (Stats::read(&space)?, watch.sum("delete.early_drop")?);
     sent += udp::send(Flows::new(Family::V4, FLOWS).from(FLOWS))?;
     let least = sent.passed - witness::count(&space)?;
