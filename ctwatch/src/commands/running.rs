@@ -55,8 +55,9 @@ pub(super) fn announce(status: &Status) {
     }
 }
 
-/// How long a reader or a terminal that takes nothing may hold up our end.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a reader or a terminal that takes nothing may hold up our end. One on a busy machine may not get to read for
+/// a second or two.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs it on an event loop of its own. What still hangs at its end, as a write on a reader that does not read or a
 /// reading under way, is not waited for.
