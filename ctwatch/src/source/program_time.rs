@@ -38,19 +38,14 @@ pub struct Work {
 }
 
 impl ProgramTime {
-    /// Asks the kernel once, so that it is known from the start whether it agrees.
+    /// Asks the kernel once, so that it is known from the start whether it agrees. It measures nothing yet.
     pub fn open(wanted: bool) -> Self {
-        let mut time = Self::default();
-        if wanted {
-            time.measure();
-        }
-        time.known = time.measures.is_some();
-        time
+        Self { known: wanted && Self::measure().is_some(), ..Self::default() }
     }
 
-    fn measure(&mut self) {
+    fn measure() -> Option<OwnedFd> {
         // Without the right to it, all else works.
-        self.measures = enable_stats(Stats::RunTime).ok();
+        enable_stats(Stats::RunTime).ok()
     }
 
     /// Whether a sample begins or ends now.
@@ -63,7 +58,7 @@ impl ProgramTime {
         self.estimate.begin(mono_ns);
         if self.known {
             self.rhythm.begin(mono_ns, programs);
-            self.measure();
+            self.measures = Self::measure();
         }
     }
 
@@ -76,11 +71,7 @@ impl ProgramTime {
         let blind = self.estimate.take(work, self.measures.is_some());
         if blind || self.rhythm.is_due(work.mono_ns, work.programs) {
             self.rhythm.turn(work.mono_ns, work.programs);
-            if self.rhythm.measures {
-                self.measure();
-            } else {
-                self.measures = None;
-            }
+            self.measures = self.rhythm.measures.then(Self::measure).flatten();
             self.estimate.turn(self.rhythm.measures);
         }
         Some(self.estimate.total)
@@ -134,18 +125,11 @@ impl Rhythm {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Estimate {
     total: Cost,
-    before: Reading,
+    before: Work,
     /// Of the sample under way.
     sample: Share,
     /// Of the last one that ended.
     last: Share,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Reading {
-    mono_ns: u64,
-    measured: Cost,
-    events: u64,
 }
 
 /// What the programs did, and how much happened meanwhile.
@@ -158,15 +142,14 @@ struct Share {
 
 impl Estimate {
     fn begin(&mut self, mono_ns: u64) {
-        self.before = Reading { mono_ns, ..Reading::default() };
+        self.before = Work { mono_ns, ..Work::default() };
         self.sample = Share::default();
         self.last = Share::default();
     }
 
     /// True where something happened of which no sample has shown yet what it costs.
     fn take(&mut self, work: &Work, measures: bool) -> bool {
-        let before = self.before;
-        self.before = Reading { mono_ns: work.mono_ns, measured: work.measured, events: work.events };
+        let before = std::mem::replace(&mut self.before, *work);
         let events = work.events.saturating_sub(before.events);
         let ns = work.mono_ns.saturating_sub(before.mono_ns);
         let cost = if measures {
