@@ -241,11 +241,11 @@ impl Probe {
 
     /// Lets the programs go for good. What they have missed since the last look is known then.
     pub fn close(&mut self) -> anyhow::Result<()> {
-        // The kernel's own counters before ours, as in a sample.
-        self.seen = self.tables.read(self.met.iter().copied());
         if let Some(attached) = &mut self.attached
             && self.reckoning.is_some()
         {
+            // The kernel's own counters before ours, as in a sample.
+            self.tables.read(self.met.iter().copied());
             let mut reading = attached.read()?;
             self.reckon(&mut reading)?;
         }
