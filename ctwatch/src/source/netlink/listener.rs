@@ -144,9 +144,7 @@ impl Watching {
 
     /// Single events since the last time, and how many were held back or lost since the start.
     pub fn heard(&mut self) -> Heard {
-        let Heard { suppressed, lost, .. } = self.past.heard;
-        let events = std::mem::take(&mut self.past.heard.events);
-        let mut heard = Heard { events, suppressed, lost };
+        let mut heard = self.past.heard.since_last();
         for singles in self.singles() {
             heard.take(singles);
             heard.suppressed += singles.suppressed();

@@ -34,7 +34,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use self::follower::Follower;
 use self::listener::{Listener, Met, Past};
 use self::presence::Missing;
-use self::singles::{Asked, Heard, Singles, Told};
+use self::singles::{Asked, Singles, Told};
 use super::namespaces::Roots;
 use super::tables::Tables;
 use super::{Source, Status, now, own_time};
@@ -147,9 +147,7 @@ impl Netlink {
 
     /// Single events since the last time, up to this moment. At the `last` time nothing is left to wait.
     pub fn told(&mut self, last: bool) -> Told {
-        let Heard { suppressed, lost, .. } = self.past.heard;
-        let events = std::mem::take(&mut self.past.heard.events);
-        let mut heard = Heard { events, suppressed, lost };
+        let mut heard = self.past.heard.since_last();
         let mut missed = self.past.lost;
         if let Some(Listening { listener, .. }) = &self.listening {
             listener.settle(None);

@@ -79,6 +79,12 @@ impl Heard {
         self.events.extend(singles.take());
     }
 
+    /// The events since the last time, with the counts, which stay.
+    #[must_use]
+    pub fn since_last(&mut self) -> Self {
+        Self { events: std::mem::take(&mut self.events), ..*self }
+    }
+
     /// What was heard of others as well.
     pub fn add(&mut self, other: Self) {
         self.events.extend(other.events);
@@ -86,7 +92,8 @@ impl Heard {
         self.lost += other.lost;
     }
 
-    /// For a reader, where so many events were lost in the kernel. Of the same moment, entries that came go before those that went.
+    /// For a reader, where so many events were lost in the kernel. Of the same moment, entries that came go before those
+    /// that went.
     pub fn told(mut self, lost: u64) -> Told {
         let came = |event: u32| event == Counted::Insert as u32 || event == Counted::InsertNetlink as u32;
         self.events.sort_by_key(|single| (single.it.traced.ktime_ns, !came(single.it.traced.event)));
