@@ -117,17 +117,22 @@ fn give_up_programs() -> io::Result<()> {
     Ok(())
 }
 
+/// Sends flows while ctwatch's second process, which has the sockets, is stopped. Gives how many passed.
+fn send_unread(trace: &Trace, flows: Flows) -> anyhow::Result<u64> {
+    let children = processes::children(trace.running.pid()?)?;
+    let listener = children.first().copied().context("ctwatch has no second process")?;
+    kill(listener, Signal::SIGSTOP)?;
+    let sent = spread(flows, 2, udp::send)?.passed;
+    kill(listener, Signal::SIGCONT)?;
+    Ok(sent)
+}
+
 /// More happens than its queue holds while it is stopped: what is not shown is counted.
 pub(super) fn overrun() -> anyhow::Result<()> {
     const FLOWS: u32 = 60_000;
     modules::load()?;
     let (_, trace, _) = begin(&BY_NETLINK, 262_144, 65_536)?;
-    // The second process has the sockets: stopped, it reads none.
-    let children = processes::children(trace.running.pid()?)?;
-    let listener = children.first().copied().context("ctwatch has no second process")?;
-    kill(listener, Signal::SIGSTOP)?;
-    let sent = spread(Flows::new(Family::V6, FLOWS), 2, udp::send)?.passed;
-    kill(listener, Signal::SIGCONT)?;
+    let sent = send_unread(&trace, Flows::new(Family::V6, FLOWS))?;
     let told = trace.stop()?;
     anyhow::ensure!(told.lost > 0, "{FLOWS} flows found room in the queue: the scenario shows nothing");
     anyhow::ensure!(told.count("insert") > 0, "nothing was told");
@@ -139,11 +144,7 @@ pub(super) fn overrun_by_evictions() -> anyhow::Result<()> {
     const FLOWS: u32 = 60_000;
     modules::load()?;
     let (space, trace, before) = begin(&BY_NETLINK, 400, 512)?;
-    let children = processes::children(trace.running.pid()?)?;
-    let listener = children.first().copied().context("ctwatch has no second process")?;
-    kill(listener, Signal::SIGSTOP)?;
-    spread(Flows::new(Family::V4, FLOWS), 2, udp::send)?;
-    kill(listener, Signal::SIGCONT)?;
+    send_unread(&trace, Flows::new(Family::V4, FLOWS))?;
     let evicted = evictions_since(&space, &before)?;
     let told = trace.stop()?;
     anyhow::ensure!(evicted > u64::from(FLOWS / 2), "few evictions: {evicted}");
