@@ -18,10 +18,10 @@ use crate::source::SourceChoice;
 #[command(
     after_help = "A refused flow (drop) has no entry, so that no filter by answers (--rsrc, --rsport, --rdst, \
     --rdport), --nat or --mark lets it through. An invalid packet passes by the flow that it was taken for, if any.\n\n\
-    By netlink (where programs are refused, or with --source netlink) trace hears of insert, insert_netlink and delete, \
-    infers early_drop where the kernel's count of evictions leaves no doubt, and cannot tell the other events. There, `lost` \
-    is how many events at most are not shown: no room for them, not announced by the kernel, or evictions that could \
-    not be told from other deletes."
+    By netlink (where programs are refused, or with --source netlink) trace reports insert, insert_netlink and delete. It \
+    infers early_drop if the kernel's count of evictions proves it. It cannot report other events. `lost` then is the \
+    largest number of events that may be missing: events that found no room, events that the kernel did not announce, \
+    and evictions that look like other deletes."
 )]
 pub struct TraceArgs {
     /// Stop after N events

@@ -54,7 +54,7 @@ pub fn find<'a>(facts: &Facts, namespace: &'a Namespace, refused: Option<u64>) -
     Early { ports, refused: Some(of_these), doubts, left_out }
 }
 
-/// A port alone does not tell whether a flow would have met the rule that drops it.
+/// Why the rule may not have dropped a flow to its port.
 fn doubts(facts: &Facts, namespace: &Namespace, ports: &[&DroppedPort]) -> Vec<&'static str> {
     let by_other_ways = facts.modules.iter().any(|module| BY_OTHER_WAYS.contains(&module.name.as_str()));
     let passing = match namespace.forwards {
