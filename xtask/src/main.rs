@@ -84,9 +84,12 @@ enum Task {
     Test {
         /// Only tests whose names contain this (or, behind `=`, are this), with all such scenarios
         filter: Option<String>,
-        /// Everything, where otherwise only what finds most is run
+        /// Run each scenario, and on each kernel what the kernel can change
         #[arg(long)]
         full: bool,
+        /// Run each scenario on each kernel; takes hours
+        #[arg(long, conflicts_with = "full")]
+        everywhere: bool,
         /// Only on this kernel (may be repeated)
         #[arg(long = "kernel")]
         kernels: Vec<String>,
@@ -181,8 +184,13 @@ fn run(task: Task) -> Result<ExitCode> {
             return vm::run(&kernel.context("no kernel given")?, &command, no_conntrack);
         }
         Task::Demo { kernel } => return demo(&kernel),
-        Task::Test { filter, full, kernels, guests, source, jobs } => {
-            let selection = test::Selection { filter, kernels, source, jobs, full };
+        Task::Test { filter, full, everywhere, kernels, guests, source, jobs } => {
+            let extent = match (full, everywhere) {
+                (_, true) => test::Extent::Everywhere,
+                (true, false) => test::Extent::Full,
+                (false, false) => test::Extent::Quick,
+            };
+            let selection = test::Selection { filter, kernels, source, jobs, extent };
             if guests { test::guests(&selection)? } else { test::run(&selection)? }
         }
         Task::Prototypes => prototypes::run()?,

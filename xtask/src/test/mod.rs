@@ -1,5 +1,6 @@
 //! `cargo xtask test`: unit tests, then scenarios on the kernels of the matrix.
 
+mod places;
 mod runs;
 mod skips;
 mod tally;
@@ -38,19 +39,36 @@ pub struct Selection {
     pub source: Option<String>,
     /// Guests at once.
     pub jobs: Option<usize>,
-    /// Everything, not only what finds most.
-    pub full: bool,
+    /// How much, where nothing was asked for by name, kernel or source.
+    pub extent: Extent,
+}
+
+/// How much of all scenarios on all kernels by all sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// What finds most in little time.
+    #[default]
+    Quick,
+    /// Each scenario, and on each kernel what the kernel can change.
+    Full,
+    /// Each scenario on each kernel: hours.
+    Everywhere,
 }
 
 impl Selection {
     /// All there is.
     pub fn full() -> Self {
-        Self { full: true, ..Self::default() }
+        Self { extent: Extent::Full, ..Self::default() }
     }
 
-    /// Whether only what finds most is run: nothing was asked for by name.
-    fn is_quick(&self) -> bool {
-        !self.full && self.filter.is_none() && self.kernels.is_empty() && self.source.is_none()
+    /// How much is run. What was asked for is run wherever it can differ.
+    fn extent(&self) -> Extent {
+        if self.is_asked() { Extent::Everywhere } else { self.extent }
+    }
+
+    /// Whether something was asked for by its name.
+    fn is_asked(&self) -> bool {
+        self.filter.is_some() || !self.kernels.is_empty() || self.source.is_some()
     }
 }
 
@@ -58,7 +76,7 @@ impl Selection {
 pub fn run(selection: &Selection) -> Result<()> {
     build::ebpf()?;
     unit(selection.filter.as_deref())?;
-    if selection.full && selection.filter.is_none() && selection.kernels.is_empty() {
+    if !selection.is_asked() && selection.extent != Extent::Quick {
         crate::prototypes::run()?;
     }
     guests(selection)
@@ -75,7 +93,9 @@ pub fn unit(filter: Option<&str>) -> Result<()> {
 /// The guest matrix alone. Its last line is the tally.
 pub fn guests(selection: &Selection) -> Result<()> {
     let names: Vec<String> = if selection.kernels.is_empty() {
-        let others = kernels::OTHER_BUILDS.iter().filter(|_| selection.full && selection.filter.is_none());
+        let others = kernels::OTHER_BUILDS
+            .iter()
+            .filter(|_| !selection.is_asked() && selection.extent != Extent::Quick);
         kernels::MATRIX.iter().map(|entry| entry.name).chain(others.copied()).map(str::to_owned).collect()
     } else {
         selection.kernels.clone()
@@ -99,7 +119,7 @@ pub fn guests(selection: &Selection) -> Result<()> {
         }
     });
     let tally = tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if selection.is_quick() {
+    if selection.extent() == Extent::Quick {
         say("that was what finds most; `cargo xtask test --full` runs everything");
     }
     println!("{tally}");

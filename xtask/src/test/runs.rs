@@ -1,18 +1,14 @@
-//! Which scenarios run where: shared out by what can differ.
+//! The boots of a test: which scenarios each of them runs.
 
 use std::collections::VecDeque;
 
 use super::Selection;
+use super::places::{self, AS_ROOT, WITH_PROMETHEUS};
 use crate::guest;
-use crate::vm::kernels::{self, Kernel};
+use crate::vm::kernels::Kernel;
 
-/// The scenario that runs the unit tests which need root, and where their program is in its guest.
-const AS_ROOT: &str = "units::as_root";
-/// See [`AS_ROOT`].
+/// Where the program of the unit tests that need root is in the guest of [`AS_ROOT`].
 pub(super) const UNIT_TESTS: &str = "bin/ctwatch-tests";
-
-/// Scenarios that need Debian's Prometheus in their guest.
-const WITH_PROMETHEUS: &str = "prometheus::";
 
 /// One boot: a kernel, and the source that ctwatch counts by.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,195 +30,44 @@ impl Run<'_> {
     }
 }
 
-/// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
-const COUNTING: [&str; 15] = [
-    "traffic::",
-    "full::unassured",
-    "full::assured",
-    "full::mixed",
-    "delete::",
-    "netlink::",
-    "clash::",
-    "netns::",
-    "attacker::netlink",
-    "nat::",
-    "filter::",
-    "export::counts",
-    "export::full_table",
-    "invalid::datagrams",
-    "invalid::unsaid",
-];
-
-/// Beside it, by kprobes.
-const BY_KPROBE: [&str; 2] = ["hidden_code::", "misread::"];
-
-/// Beside it, by netlink: how it behaves.
-const BY_NETLINK: [&str; 5] =
-    ["manners::waits_for_conntrack", "manners::sigint", "alive::", "privileges::live", "privileges::export"];
-
-/// What no kernel can change: how the program takes its arguments, draws, ends and quotes. One kernel is enough.
-const ANYWHERE: [&str; 36] = [
-    AS_ROOT,
-    WITH_PROMETHEUS,
-    "export::namespaces",
-    "export::textfile",
-    "export::clients",
-    "screen::",
-    "manners::count",
-    "manners::closed_pipe",
-    "manners::wrong_usage",
-    "manners::unprivileged",
-    "manners::without_btf",
-    "table::at_a_terminal",
-    "table::shown_and_left_out",
-    "table::unprivileged",
-    "table::filters",
-    "doctor::wrong_usage",
-    "doctor::resolver",
-    "doctor::every_command",
-    "doctor::notrack_iptables",
-    "trace::sigterm_and_closed_pipe",
-    "privileges::short_commands",
-    "privileges::one_group",
-    "privileges::children_of_doctor",
-    "attacker::nft_names",
-    "attacker::xt_comment",
-    "attacker::another_namespace",
-    "attacker::child_path",
-    "attacker::child_reaches_rules",
-    "attacker::capture_",
-    "attacker::counting",
-    "attacker::characters",
-    "attacker::many_rules",
-    "attacker::many_namespaces",
-    "invalid::filters",
-    "doctor::no_alarm",
-    "doctor::stale_nat_neighbour",
-];
-
-/// Of these, what the source can change: once by netlink too.
-const ANYWHERE_BY_NETLINK: [&str; 2] = ["attacker::counting", "attacker::many_namespaces"];
-
-/// Where these run, if it is among the kernels.
-const ONE: &str = "6.12";
-
-/// Every kind of event, and what ctwatch reads from the kernel's memory. Another build of a kernel can change these, by the
-/// source that ctwatch chooses there.
-const OTHER_BUILDS: [&str; 14] = [
-    "traffic::mixed_100000",
-    "full::unassured",
-    "full::assured",
-    "full::mixed",
-    "delete::timeout",
-    "delete::tcp_refused",
-    "delete::netlink",
-    "delete::flush",
-    "clash::udp_merged",
-    "clash::chaintoolong",
-    "netns::exit",
-    "trace::burst_auto",
-    "invalid::unsaid",
-    "doctor::raise_limit",
-];
-
-/// What needs a module that cloud kernels do not have, and where it runs.
-const ON_FULL_KERNEL: [&str; 1] = ["delete::openvswitch"];
-const FULL_KERNEL: &str = "6.12-amd64";
-
-/// What differs by kernel, but hardly by source: by the sources that ctwatch does not choose on one kernel.
-const HARDLY_BY_SOURCE: [&str; 2] = ["delete::tc", "delete::ipvs"];
-
-/// A kernel between others, whose functions and messages are those of one of them: by the sources that ctwatch does not
-/// choose there it counts each kind of event once.
-const BETWEEN: &str = "6.1";
-
-/// What finds most in little time, on each kernel.
-const QUICK: [&str; 17] = [
-    "traffic::udp",
-    "traffic::tcp_close",
-    "traffic::icmp_echo",
-    "full::unassured",
-    "full::assured",
-    "delete::timeout",
-    "delete::tcp_refused",
-    "delete::flush",
-    "netlink::insert",
-    "clash::udp_merged",
-    "clash::chaintoolong",
-    "nat::dnat",
-    "ranking::evicted_and_refused",
-    "trace::burst_auto",
-    "table::equals_conntrack",
-    "doctor::raise_limit",
-    "invalid::unsaid",
-];
+/// The most that one boot runs. Two long boots beside each other end sooner than one.
+const AT_MOST: usize = 100;
 
 /// Every kernel by the source that ctwatch chooses there; what it counts once more by kprobes, which is what remains
 /// where trampolines are refused (on 5.10 kprobes are what it chooses); and by netlink, which remains where probes are.
+/// The longest boots come first, so that no processor waits at the end.
 pub(super) fn plan<'a>(kernels: &'a [Kernel], selection: &Selection) -> VecDeque<Run<'a>> {
-    let one = kernels.iter().position(|kernel| kernel.name == ONE).unwrap_or(kernels.len().saturating_sub(1));
-    let mut runs = VecDeque::new();
+    let one = places::of_everything(kernels);
+    let mut runs = Vec::new();
     for source in ["auto", "kprobe", "netlink"] {
         for (index, kernel) in kernels.iter().enumerate() {
             let wanted = |name: &&'static str| {
-                asked(selection, name) && runs_here(selection, name, source, kernel, index == one)
+                asked(selection, name) && places::runs_here(selection, name, source, kernel, index == one)
             };
             let names: Vec<&'static str> = guest::scenario_names().filter(wanted).collect();
-            let source_wanted = selection.source.as_deref().is_none_or(|asked| asked == source);
-            if source_wanted && !names.is_empty() {
-                runs.push_back(Run { kernel, source, names });
+            if selection.source.as_deref().is_none_or(|asked| asked == source) {
+                let part = names.len().div_ceil(names.len().div_ceil(AT_MOST).max(1)).max(1);
+                runs.extend(names.chunks(part).map(|names| Run { kernel, source, names: names.to_vec() }));
             }
         }
     }
-    runs
+    runs.sort_by_key(|run| std::cmp::Reverse(run.names.len()));
+    runs.into()
 }
 
 fn asked(selection: &Selection, name: &str) -> bool {
-    if selection.is_quick() {
-        return QUICK.contains(&name);
-    }
     selection.filter.as_deref().is_none_or(|part| match part.strip_prefix('=') {
         Some(whole) => name == whole,
         None => name.contains(part),
     })
 }
 
-fn runs_here(selection: &Selection, name: &str, source: &str, kernel: &Kernel, is_one: bool) -> bool {
-    let any = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
-    if ON_FULL_KERNEL.contains(&name) {
-        return kernel.name == FULL_KERNEL && source == "auto";
-    }
-    if selection.kernels.is_empty() && kernels::OTHER_BUILDS.contains(&kernel.name.as_str()) {
-        return source == "auto" && any(&OTHER_BUILDS);
-    }
-    if source != "auto" && selection.full && selection.filter.is_none() {
-        let seldom = kernel.name == BETWEEN && !any(&OTHER_BUILDS) && !any(&BY_KPROBE) && !any(&BY_NETLINK);
-        if seldom || (HARDLY_BY_SOURCE.contains(&name) && !is_one) {
-            return false;
-        }
-    }
-    match source {
-        "auto" => is_one || !any(&ANYWHERE),
-        // What was asked for by name is asked for by kprobes too.
-        "kprobe" if is_5_10(kernel) || any(&[AS_ROOT, WITH_PROMETHEUS]) => false,
-        "kprobe" if selection.is_quick() => is_one && any(&COUNTING),
-        "kprobe" => selection.filter.is_some() || any(&COUNTING) || any(&BY_KPROBE),
-        // A scenario about probes means nothing by netlink, even where it was asked for.
-        _ if selection.is_quick() && !is_one => false,
-        // On 5.10 two minutes pass between the collector's rounds, which the first run of this kernel waits for.
-        _ if is_5_10(kernel) && name == "clash::udp_reply_only" => false,
-        _ => any(&COUNTING) || any(&BY_NETLINK) || (is_one && any(&ANYWHERE_BY_NETLINK)),
-    }
-}
-
-fn is_5_10(kernel: &Kernel) -> bool {
-    kernel.release.starts_with("5.10.")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::Extent;
+    use super::super::places::{EVENTS, FULL_KERNEL, QUICK};
     use super::*;
 
     fn matrix() -> Vec<Kernel> {
@@ -258,37 +103,60 @@ mod tests {
         let full = plan(&kernels, &Selection::full());
         let runs: Vec<&Run<'_>> = full.iter().filter(|run| run.kernel.name == "6.12-rt").collect();
         assert_eq!(runs.len(), 1);
-        assert_eq!(runs[0].source, "auto");
-        for part in OTHER_BUILDS {
-            assert!(runs[0].names.iter().any(|name| name.contains(part)), "no scenario is called {part}");
-        }
-        assert!(!runs[0].names.contains(&"screen::flood"));
+        assert_eq!((runs[0].source, runs[0].names.len()), ("auto", EVENTS.len()));
         // Asked for by name it runs everything.
         let asked = Selection { kernels: vec!["6.12-rt".to_owned()], ..Selection::full() };
         assert!(plan(&kernels[3..], &asked).len() > 1);
     }
 
     #[test]
-    fn what_no_kernel_can_change_runs_once() {
+    fn the_full_plan_leaves_out_what_another_run_shows() {
+        let kernels = matrix();
+        let everywhere = Selection { extent: Extent::Everywhere, ..Selection::default() };
+        let (full, everywhere) = (plan(&kernels, &Selection::full()), plan(&kernels, &everywhere));
+        let times = |runs: &VecDeque<Run<'_>>, name: &str| {
+            runs.iter().filter(|run| run.names.contains(&name)).count()
+        };
+        for (name, shared, all) in [
+            ("manners::wrong_usage", 1, 1),
+            ("units::as_root", 1, 1),
+            ("traffic::udp", 2, 8),
+            ("delete::timeout", 8, 8),
+            ("delete::tc", 4, 8),
+            ("misread::no_caller", 3, 5),
+            ("record::flood", 1, 3),
+            ("doctor::overflowed", 2, 3),
+            ("attacker::many_rules", 1, 1),
+            ("attacker::many_namespaces", 2, 2),
+        ] {
+            assert_eq!((times(&full, name), times(&everywhere, name)), (shared, all), "{name}");
+        }
+        for run in &full {
+            let there = |name| {
+                everywhere.iter().any(|all| {
+                    all.kernel == run.kernel && all.source == run.source && all.names.contains(name)
+                })
+            };
+            assert!(run.names.iter().all(there));
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_runs_on_the_kernels_that_were_asked_for() {
+        let kernels = matrix();
+        let screen = Selection { filter: Some("screen::".to_owned()), ..Selection::default() };
+        assert!(
+            plan(&kernels[..2], &screen).iter().any(|run| run.kernel.name == "6.1" && run.source == "auto")
+        );
+    }
+
+    #[test]
+    fn the_longest_boots_come_first_and_none_is_too_long() {
         let kernels = matrix();
         let full = plan(&kernels, &Selection::full());
-        let times = |name: &str| full.iter().filter(|run| run.names.contains(&name)).count();
-        assert_eq!(times("manners::wrong_usage"), 1);
-        assert_eq!(times(AS_ROOT), 1);
-        assert_eq!(times("traffic::udp"), 6, "three by auto, one by kprobes, two by netlink");
-        assert_eq!(times("delete::timeout"), 8, "on the kernel between by all sources too");
-        assert_eq!(times("misread::no_caller"), 2 + 3, "on the kernel between by kprobes too");
-        assert_eq!(times("delete::tc"), 3 + 1 + 1, "by the other sources on one kernel");
-        assert_eq!(times("attacker::many_rules"), 1);
-        assert_eq!(times("attacker::many_namespaces"), 2, "by auto and by netlink");
-        let parts = ANYWHERE.iter().chain(&ANYWHERE_BY_NETLINK).chain(&COUNTING).chain(&BY_KPROBE);
-        for part in parts.chain(&BY_NETLINK) {
-            assert!(guest::scenario_names().any(|name| name.contains(part)), "no scenario is called {part}");
-        }
-        // Where that kernel is not asked for, another one does it.
-        let alone =
-            plan(&kernels[..2], &Selection { filter: Some("screen::".to_owned()), ..Selection::default() });
-        assert!(alone.iter().any(|run| run.kernel.name == "6.1" && run.source == "auto"));
+        let lengths: Vec<usize> = full.iter().map(|run| run.names.len()).collect();
+        assert!(lengths.is_sorted_by(|a, b| a >= b), "{lengths:?}");
+        assert!(lengths.iter().all(|&length| (1..=AT_MOST).contains(&length)), "{lengths:?}");
     }
 
     #[test]

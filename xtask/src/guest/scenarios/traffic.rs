@@ -20,7 +20,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     }),
     scenario("traffic::gre", || one_by_one(raw::GRE, |flows| raw::protocol(flows, raw::GRE), 1000)),
     scenario("traffic::sctp", || one_by_one(raw::SCTP, |flows| raw::protocol(flows, raw::SCTP), 1000)),
-    scenario("traffic::mixed_100000", mixed),
+    scenario("traffic::all_types", || mixed(10_000)),
+    scenario("traffic::mixed_100000", || mixed(100_000)),
 ];
 
 /// Both families after each other, counted apart.
@@ -70,12 +71,12 @@ fn both_families(
     finding.equal("deletes", finding.totals.sum("delete"), 0)
 }
 
-/// 100,000 flows of eight types from two CPUs at once.
-fn mixed() -> anyhow::Result<()> {
+/// So many flows of eight types from two CPUs at once.
+fn mixed(flows: u32) -> anyhow::Result<()> {
     const CPUS: u32 = 2;
     let space = init();
     let trial = Trial::start(&[&space], &[], || Ok(()))?;
-    let wanted = mixed_traffic(CPUS)?;
+    let wanted = mixed_traffic(flows, CPUS)?;
     let finding = trial.finish()?;
     let mut all = 0;
     for &(family, proto, flows) in &wanted {
@@ -86,7 +87,7 @@ fn mixed() -> anyhow::Result<()> {
         )?;
         all += flows;
     }
-    anyhow::ensure!(all == 100_000, "the generators made {all} flows");
+    anyhow::ensure!(all == u64::from(flows), "the generators made {all} flows");
     finding.equal("inserts of any type", finding.totals.sum("insert"), all)?;
     for family in Family::BOTH {
         let listed = witness::listed(&space, family.name())?;
@@ -101,24 +102,26 @@ fn mixed() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn mixed_traffic(cpus: u32) -> anyhow::Result<Vec<(Family, u8, u64)>> {
+fn mixed_traffic(flows: u32, cpus: u32) -> anyhow::Result<Vec<(Family, u8, u64)>> {
     type Generator = fn(Flows) -> anyhow::Result<Sent>;
+    // Of 1,000 flows.
     let parts: [(Family, u8, u32, Generator); 8] = [
-        (Family::V4, 17, 40_000, udp::send),
-        (Family::V6, 17, 30_000, udp::send),
-        (Family::V4, raw::EXPERIMENT, 10_000, |flows| raw::protocol(flows, raw::EXPERIMENT)),
-        (Family::V6, raw::EXPERIMENT, 8_000, |flows| raw::protocol(flows, raw::EXPERIMENT)),
-        (Family::V4, 1, 6_000, raw::echo),
-        (Family::V6, 58, 4_000, raw::echo),
-        (Family::V4, 6, 1_200, |flows| tcp::connections(flows, End::Close)),
-        (Family::V6, 6, 800, |flows| tcp::connections(flows, End::Reset)),
+        (Family::V4, 17, 400, udp::send),
+        (Family::V6, 17, 300, udp::send),
+        (Family::V4, raw::EXPERIMENT, 100, |flows| raw::protocol(flows, raw::EXPERIMENT)),
+        (Family::V6, raw::EXPERIMENT, 80, |flows| raw::protocol(flows, raw::EXPERIMENT)),
+        (Family::V4, 1, 60, raw::echo),
+        (Family::V6, 58, 40, raw::echo),
+        (Family::V4, 6, 12, |flows| tcp::connections(flows, End::Close)),
+        (Family::V6, 6, 8, |flows| tcp::connections(flows, End::Reset)),
     ];
     std::thread::scope(|scope| {
         // All types at once, each of them from every CPU.
         let running: Vec<_> = parts
             .into_iter()
             .map(|(family, proto, count, generator)| {
-                let work = scope.spawn(move || spread(Flows::new(family, count), cpus, generator));
+                let work =
+                    scope.spawn(move || spread(Flows::new(family, flows / 1000 * count), cpus, generator));
                 (family, proto, work)
             })
             .collect();
