@@ -30,10 +30,10 @@ use ctwatch::view::trace_lines::TraceLines;
 use ctwatch::view::{Machine, View, trace_json};
 
 /// A parser under test, by the name of its corpus.
-pub type Target = (&'static str, fn(&[u8]));
+pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub(crate) const TARGETS: [Target; 12] = [
     ("btf", btf),
     ("capture", capture),
     ("code", code),
@@ -49,7 +49,7 @@ pub const TARGETS: [Target; 12] = [
 ];
 
 /// A datagram of netlink messages, as a socket hands it over.
-pub fn netlink(data: &[u8]) {
+pub(crate) fn netlink(data: &[u8]) {
     let mut messages = Messages::new(data);
     let mut seen = 0_usize;
     for message in messages.by_ref() {
@@ -78,7 +78,7 @@ fn walk(attributes: Attributes<'_>, depth: usize) {
 }
 
 /// A kernel's BTF, or a module's on top of it: the first two bytes say where the one ends.
-pub fn btf(data: &[u8]) {
+pub(crate) fn btf(data: &[u8]) {
     const WANTED: [&str; 6] =
         ["nf_conn", "nf_conntrack_tuple", "net", "ip_conntrack_status", "early_drop", "sk_buff"];
     let Some((split, data)) = data.split_first_chunk::<2>() else { return };
@@ -107,7 +107,7 @@ fn ask(btf: &Btf<'_>) {
 }
 
 /// `/proc/kallsyms`.
-pub fn kallsyms(data: &[u8]) {
+pub(crate) fn kallsyms(data: &[u8]) {
     let Ok(symbols) = kallsyms::read(data) else { return };
     for caller in &symbols.callers {
         assert!(caller.start < caller.end, "a function has a size");
@@ -116,7 +116,7 @@ pub fn kallsyms(data: &[u8]) {
 }
 
 /// The headers of `/proc/kcore`: the file's own, then those of its parts. And a module's symbols, read from there.
-pub fn kcore(data: &[u8]) {
+pub(crate) fn kcore(data: &[u8]) {
     let Some((header, parts)) = data.split_first_chunk::<64>() else { return };
     let _ = kcore::table(header);
     for (start, end) in [(0, 1), (0x1000, 0x1000), (u64::MAX - 1, u64::MAX), (1 << 63, u64::MAX), (9, 3)] {
@@ -128,7 +128,7 @@ pub fn kcore(data: &[u8]) {
 }
 
 /// Machine code of a kernel function, at an address near either end and in between.
-pub fn code(data: &[u8]) {
+pub(crate) fn code(data: &[u8]) {
     for start in [0, 0xffff_ffff_8100_0000, u64::MAX - 0x1000] {
         for callee in [start, start.wrapping_add(64), 0xffff_ffff_c000_0000] {
             let distance = arch::distance(data, start, callee);
@@ -141,14 +141,14 @@ pub fn code(data: &[u8]) {
 }
 
 /// `nft -j list ruleset` and `nft -a list ruleset`, parted by a zero byte.
-pub fn nft(data: &[u8]) {
+pub(crate) fn nft(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == 0);
     let (json, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let _ = rules::parse_nft(Lossy::new(json), Lossy::new(text), &Budget::start());
 }
 
 /// A saved list of entries, in any of its forms.
-pub fn list(data: &[u8]) {
+pub(crate) fn list(data: &[u8]) {
     let mut seen = 0;
     let read = saved::read(data, |entry| {
         seen += 1;
@@ -164,21 +164,21 @@ pub fn list(data: &[u8]) {
 }
 
 /// `iptables-save`.
-pub fn iptables(data: &[u8]) {
+pub(crate) fn iptables(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let listing = rules::parse_iptables(&text, "ip", &Budget::start());
     assert!(listing.rules.len() <= text.matches("-A ").count(), "no rule without a line");
 }
 
 /// `/proc/modules`, `/proc/slabinfo` and `/proc/net/stat/nf_conntrack`.
-pub fn proc(data: &[u8]) {
+pub(crate) fn proc(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let _ = Statistics::parse(&text).map(|statistics| statistics.iter().count());
     let _ = (system::parse_modules(&text), system::parse_slab(&text));
 }
 
 /// kube-proxy's command line and its configuration: whatever it is told has a value, or none.
-pub fn kube_proxy(data: &[u8]) {
+pub(crate) fn kube_proxy(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let (_, mut proxy) = kube_proxy::by_command_line(&text.split('\0').collect::<Vec<_>>());
     if let Ok(told) = kube_proxy::by_configuration(&text) {
@@ -191,7 +191,7 @@ pub fn kube_proxy(data: &[u8]) {
 }
 
 /// A capture, through every check, remedy and view.
-pub fn capture(data: &[u8]) {
+pub(crate) fn capture(data: &[u8]) {
     let Ok(mut facts) = serde_json::from_slice::<Facts>(data) else { return };
     judge(&facts);
     mask::mask(&mut facts);
@@ -217,7 +217,7 @@ fn judge(facts: &Facts) {
 
 /// A recording, through the views of `replay`, the checks of `doctor` and the page of `report`. The first byte says whether it is the file as it is, or what stands in
 /// its frames: the checksums are right then. There each frame has its kind and its length before it.
-pub fn recording(data: &[u8]) {
+pub(crate) fn recording(data: &[u8]) {
     let Some((how, data)) = data.split_first() else { return };
     let bytes = if *how == 0 { data.to_vec() } else { record::sealed(frames(data)).unwrap_or_default() };
     let Ok(mut reader) = Reader::of_bytes(bytes) else { return };

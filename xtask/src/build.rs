@@ -18,14 +18,14 @@ const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 const DIST_LIMIT: u64 = 8 * 1024 * 1024;
 
 /// `cargo` of the toolchain that runs xtask.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::root());
     command
 }
 
 /// Builds the eBPF object and leaves it where the `ctwatch` crate looks for it.
-pub fn ebpf() -> Result<()> {
+pub(crate) fn ebpf() -> Result<()> {
     let toolchain = toolchain::ensure()?;
     let step = Step::begin(format!("building the eBPF half by {}", toolchain.describe()));
     let directory = paths::target("ebpf-build");
@@ -61,14 +61,14 @@ fn without_debug_information(object: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The object that cargo has left in this target directory.
-pub fn ebpf_built(directory: &Path) -> Result<Vec<u8>> {
+pub(crate) fn ebpf_built(directory: &Path) -> Result<Vec<u8>> {
     let built = directory.join("bpfel-unknown-none/release/ctwatch-ebpf");
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
     without_debug_information(&bytes).with_context(|| format!("stripping {}", built.display()))
 }
 
 /// Builds the eBPF half of the workspace at `root` into a target directory.
-pub fn ebpf_command(toolchain: &Toolchain, root: &Path, directory: &Path) -> Command {
+pub(crate) fn ebpf_command(toolchain: &Toolchain, root: &Path, directory: &Path) -> Command {
     let mut command = toolchain.cargo();
     command
         .current_dir(root)
@@ -92,7 +92,7 @@ pub fn ebpf_command(toolchain: &Toolchain, root: &Path, directory: &Path) -> Com
 }
 
 /// Builds the eBPF half, then userspace with it inside.
-pub fn all(release: bool) -> Result<()> {
+pub(crate) fn all(release: bool) -> Result<()> {
     ebpf()?;
     let step = Step::begin("building ctwatch");
     step::run_shown(cargo().args(["build", "--package", "ctwatch"]).args(release.then_some("--release")))?;
@@ -102,10 +102,10 @@ pub fn all(release: bool) -> Result<()> {
 
 /// What `cargo test` is given for all unit tests. Checks that build ctwatch or a test of it with the same find it built:
 /// cargo builds a dependency anew for each selection of packages that asks for other features of it.
-pub const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
+pub(crate) const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
 
 /// The unit tests of ctwatch as a program, without what only a debugger reads.
-pub fn unit_tests() -> Result<PathBuf> {
+pub(crate) fn unit_tests() -> Result<PathBuf> {
     let step = Step::begin("building the unit tests for a guest");
     let arguments = ["test", "--no-run", "--message-format", "json"];
     let messages = step::read(cargo().args(arguments).args(EVERYTHING))?;
@@ -125,7 +125,7 @@ pub fn unit_tests() -> Result<PathBuf> {
 }
 
 /// Where cargo left the release binary.
-pub fn release_binary() -> Result<PathBuf> {
+pub(crate) fn release_binary() -> Result<PathBuf> {
     binary("release")
 }
 
@@ -140,7 +140,7 @@ fn binary(profile: &str) -> Result<PathBuf> {
 }
 
 /// Builds ctwatch for a check on this machine, and says where it is.
-pub fn debug() -> Result<PathBuf> {
+pub(crate) fn debug() -> Result<PathBuf> {
     ebpf()?;
     let step = Step::begin("building ctwatch and its tests");
     // Its integration tests need the program, so it comes with them. `cargo build` would put another xtask in the place of
@@ -151,7 +151,7 @@ pub fn debug() -> Result<PathBuf> {
 }
 
 /// Builds `target/dist/ctwatch`, one static file, and checks that it is small.
-pub fn dist() -> Result<PathBuf> {
+pub(crate) fn dist() -> Result<PathBuf> {
     let binary = static_ctwatch()?;
     let size = fs::metadata(&binary)?.len();
     say(format!("{} is {:.2} MB, static", binary.display(), size as f64 / 1e6));
@@ -162,7 +162,7 @@ pub fn dist() -> Result<PathBuf> {
 }
 
 /// The same without a bound on its size, for guests: a developer may build faster and larger.
-pub fn static_ctwatch() -> Result<PathBuf> {
+pub(crate) fn static_ctwatch() -> Result<PathBuf> {
     ebpf()?;
     let built = static_binary("ctwatch", "static", "the static ctwatch", |cargo| cargo)?;
     let binary = paths::target("dist/ctwatch");
@@ -172,14 +172,14 @@ pub fn static_ctwatch() -> Result<PathBuf> {
 
 /// Builds this xtask as a static binary: the init of every guest. Nothing promises its size, so it does without the
 /// link-time optimisation that takes one CPU a minute and a half.
-pub fn guest_init() -> Result<PathBuf> {
+pub(crate) fn guest_init() -> Result<PathBuf> {
     static_binary("xtask", "guest-init", "the guests' init", |cargo| {
         cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
     })
 }
 
 /// Builds both: the last minutes of ctwatch's build need one CPU only.
-pub fn ctwatch_and_guest_init() -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn ctwatch_and_guest_init() -> Result<(PathBuf, PathBuf)> {
     thread::scope(|scope| {
         let init = scope.spawn(guest_init);
         let ctwatch = static_ctwatch();
@@ -189,7 +189,7 @@ pub fn ctwatch_and_guest_init() -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Builds a static ctwatch that reads its eBPF object from a file: one binary serves many objects.
-pub fn with_object_from_file() -> Result<PathBuf> {
+pub(crate) fn with_object_from_file() -> Result<PathBuf> {
     let what = "a ctwatch that reads its eBPF object from a file";
     static_binary("ctwatch", "static", what, |cargo| cargo.args(["--features", "object-from-file"]))
 }

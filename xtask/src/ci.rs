@@ -15,7 +15,7 @@ use crate::test::{self, Selection};
 use crate::vm;
 
 /// Runs it all.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     checked("formatting", &["fmt", "--all", "--check"], None)?;
     build::ebpf()?;
     thread::scope(|scope| {

@@ -31,7 +31,7 @@ const ALLOWED: [(&str, &str); 1] = [(
 
 /// One complaint of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
+pub(crate) struct Complaint {
     /// Its first line.
     pub line: String,
     /// The function it names, where it names one.
@@ -42,20 +42,20 @@ pub struct Complaint {
 
 impl Complaint {
     /// Why it is no finding, if it is none.
-    pub fn allowed(&self) -> Option<&'static str> {
+    pub(crate) fn allowed(&self) -> Option<&'static str> {
         let named = |known: &str| self.symbol.as_deref() == Some(known) || self.line.contains(known);
         ALLOWED.iter().find(|(known, _)| named(known)).map(|(_, why)| *why)
     }
 
     /// Whether the kernel crashed.
-    pub fn is_crash(&self) -> bool {
+    pub(crate) fn is_crash(&self) -> bool {
         CRASHES.iter().any(|crash| self.line.starts_with(crash))
     }
 
     /// Whether it is the emulator's fault: a CPU ran a breakpoint by which the kernel had patched its code a moment
     /// before, and which was no longer there. qemu's threads translate code ahead (seen with static keys, in
     /// functions that nobody watches).
-    pub fn is_emulators(&self) -> bool {
+    pub(crate) fn is_emulators(&self) -> bool {
         self.line.contains("int3: ") || self.from_breakpoint
     }
 }
@@ -71,7 +71,7 @@ impl std::fmt::Display for Complaint {
 }
 
 /// All complaints in a kernel's log, one record a line, with or without time stamps.
-pub fn all(log: &str) -> Vec<Complaint> {
+pub(crate) fn all(log: &str) -> Vec<Complaint> {
     let lines: Vec<&str> = log.lines().map(without_time).collect();
     let begins = |line: &str| BEGINNINGS.iter().any(|beginning| line.starts_with(beginning));
     let mut found = Vec::new();

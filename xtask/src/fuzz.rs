@@ -11,7 +11,7 @@ use crate::paths;
 use crate::step::{self, Step, say};
 
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only this parser; otherwise each in turn
     target: Option<String>,
     /// How long each is run
@@ -23,7 +23,7 @@ pub struct Options {
 }
 
 /// Builds the targets, then runs them until the time is over or one fails.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     build::ebpf()?;
     let object = paths::ebpf_object();
     let root = paths::root();

@@ -25,18 +25,18 @@ use serde::Deserialize;
 use crate::bench::figure::Figure;
 
 /// Where the guest finds its arguments.
-pub const ARGS_FILE: &str = "/etc/ctwatch-guest.json";
+pub(crate) const ARGS_FILE: &str = "/etc/ctwatch-guest.json";
 /// The serial line for what the user sees and types.
-pub const TERMINAL: &str = "/dev/ttyS2";
+pub(crate) const TERMINAL: &str = "/dev/ttyS2";
 /// The variable of init with words for `stty`, joined by commas, or [`PIPED`].
-pub const TERMINAL_MODE: &str = "CTWATCH_TERMINAL";
+pub(crate) const TERMINAL_MODE: &str = "CTWATCH_TERMINAL";
 /// See [`TERMINAL_MODE`].
-pub const PIPED: &str = "piped";
+pub(crate) const PIPED: &str = "piped";
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// All it compared was equal.
     Ok,
     /// Something was not; the detail says what.
@@ -48,7 +48,7 @@ pub enum Outcome {
 /// One line of results.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
-pub enum Line {
+pub(crate) enum Line {
     /// A test ended.
     Test {
         /// Its name.
@@ -78,7 +78,7 @@ pub enum Line {
 }
 
 /// As init, before anything else: makes the user's terminal, if there is one, the standard streams.
-pub fn attach_terminal(args: &[String]) -> Result<()> {
+pub(crate) fn attach_terminal(args: &[String]) -> Result<()> {
     let Some(mode) = mode().filter(|mode| mode != PIPED) else { return Ok(()) };
     // An interactive shell starts its own session and takes the terminal itself.
     if args.first().is_none_or(|mode| mode != "shell") {
@@ -107,14 +107,14 @@ fn open_terminal(mode: &str) -> Result<File> {
 
 /// Carries what the work prints to the user, whose end is a pipe or a file.
 #[derive(Debug)]
-pub struct Relay {
+pub(crate) struct Relay {
     ending: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Relay {
     /// As init's worker: begins where the user's end asks for it.
-    pub fn start() -> Result<Option<Self>> {
+    pub(crate) fn start() -> Result<Option<Self>> {
         if mode().as_deref() != Some(PIPED) {
             return Ok(None);
         }
@@ -130,7 +130,7 @@ impl Relay {
 
     /// Waits until all that was printed is with the user. What the work left running may still hold the pipe: that
     /// is not waited for.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         self.ending.store(true, Ordering::Release);
         if let Ok(Err(error)) = self.thread.join() {
             eprintln!("guest: {error:#}");
@@ -161,7 +161,7 @@ fn carry(mut from: PipeReader, mut to: File, ending: &AtomicBool) -> Result<()> 
 }
 
 /// As init's worker: outlives the Ctrl-C that is meant for the command it runs, and still reports how that ended.
-pub fn outlive_interrupt() -> Result<()> {
+pub(crate) fn outlive_interrupt() -> Result<()> {
     extern "C" fn ignore(_: i32) {}
     // A handler, since an ignored signal would stay ignored in the command.
     let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::SA_RESTART, SigSet::empty());

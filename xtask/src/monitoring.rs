@@ -23,7 +23,7 @@ const SERVICES: [&str; 2] = ["ctwatch.service", "ctwatch-record.service"];
 const MOST_EXPOSED: f64 = 4.9;
 
 /// Checks all of it.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     fetch()?;
     rules()?;
     units()?;
@@ -31,7 +31,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Prometheus's programs by their names, fetched where the machine has none.
-pub fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
+pub(crate) fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     fetch()?;
     PROGRAMS.iter().map(|name| Ok((*name, program(name)?))).collect()
 }

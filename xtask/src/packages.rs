@@ -8,10 +8,10 @@ use crate::paths::program;
 use crate::step::{self, Step, say};
 
 /// A program some step needs, and the Debian package it is in.
-pub type Need = (&'static str, &'static str);
+pub(crate) type Need = (&'static str, &'static str);
 
 /// Installs the packages of those programs that are missing.
-pub fn ensure_programs(why: &str, needs: &[Need]) -> Result<()> {
+pub(crate) fn ensure_programs(why: &str, needs: &[Need]) -> Result<()> {
     let missing: Vec<String> = needs
         .iter()
         .filter(|(name, _)| program(name).is_none())
@@ -24,7 +24,7 @@ pub fn ensure_programs(why: &str, needs: &[Need]) -> Result<()> {
 }
 
 /// Installs Debian packages as root or through sudo; an error names exactly what to install by hand.
-pub fn install(why: &str, packages: &[String]) -> Result<()> {
+pub(crate) fn install(why: &str, packages: &[String]) -> Result<()> {
     let list = packages.join(" ");
     if program("apt-get").is_none() {
         bail!(
@@ -49,7 +49,7 @@ pub fn install(why: &str, packages: &[String]) -> Result<()> {
 }
 
 /// Whether apt could install this package.
-pub fn available(package: &str) -> bool {
+pub(crate) fn available(package: &str) -> bool {
     step::output(Command::new("apt-cache").args(["show", "--no-all-versions", package]))
         .is_ok_and(|out| out.status.success() && !out.stdout.trim().is_empty())
 }

@@ -41,7 +41,7 @@ struct Expected {
 }
 
 /// Boots every kernel of the matrix and compares.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let expected = read_hooks()?;
     let initramfs = vm::prepare()?;
     let functions: BTreeSet<String> =

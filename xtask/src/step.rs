@@ -12,27 +12,27 @@ use anyhow::{Context, Result, bail};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// One line on stderr: stdout belongs to what a command was asked to print.
-pub fn say(text: impl AsRef<str>) {
+pub(crate) fn say(text: impl AsRef<str>) {
     eprintln!("xtask: {}", text.as_ref());
 }
 
 /// A step that has begun; says how long it took when that is worth knowing.
 #[derive(Debug)]
-pub struct Step {
+pub(crate) struct Step {
     what: String,
     began: Instant,
 }
 
 impl Step {
     /// Announces a step.
-    pub fn begin(what: impl Into<String>) -> Self {
+    pub(crate) fn begin(what: impl Into<String>) -> Self {
         let what = what.into();
         say(format!("{what} …"));
         Self { what, began: Instant::now() }
     }
 
     /// Ends the step.
-    pub fn end(self) {
+    pub(crate) fn end(self) {
         let took = self.began.elapsed();
         if took > Duration::from_secs(1) {
             say(format!("{}: {:.1} s", self.what, took.as_secs_f64()));
@@ -42,7 +42,7 @@ impl Step {
 
 /// What a quiet command printed.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     /// How it ended.
     pub status: ExitStatus,
     /// Its standard output.
@@ -52,7 +52,7 @@ pub struct Output {
 }
 
 /// Runs a command to its end with its output kept back; says every ten seconds that it still runs.
-pub fn output(command: &mut Command) -> Result<Output> {
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::null())
@@ -70,7 +70,7 @@ pub fn output(command: &mut Command) -> Result<Output> {
 }
 
 /// Runs a command quietly and gives its standard output; any failure shows the command and its stderr.
-pub fn read(command: &mut Command) -> Result<String> {
+pub(crate) fn read(command: &mut Command) -> Result<String> {
     let out = output(command)?;
     if !out.status.success() {
         let said = [out.stdout.trim(), out.stderr.trim()];
@@ -81,12 +81,12 @@ pub fn read(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a command quietly for its effect.
-pub fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     read(command).map(drop)
 }
 
 /// Runs a command that shows its own progress on the terminal.
-pub fn run_shown(command: &mut Command) -> Result<()> {
+pub(crate) fn run_shown(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
     if !status.success() {
         bail!("{} failed ({status})", shown(command));
@@ -95,7 +95,7 @@ pub fn run_shown(command: &mut Command) -> Result<()> {
 }
 
 /// The last lines of a text.
-pub fn tail(text: &str, lines: usize) -> String {
+pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

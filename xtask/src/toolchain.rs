@@ -26,7 +26,7 @@ const OLDEST_MINOR: u32 = 95;
 
 /// A compiler with the source of `core`, and a linker that reads its bitcode.
 #[derive(Debug)]
-pub struct Toolchain {
+pub(crate) struct Toolchain {
     compiler: Compiler,
     linker: PathBuf,
 }
@@ -39,7 +39,7 @@ enum Compiler {
 
 impl Toolchain {
     /// `cargo` of this toolchain, in an environment where it finds its own compiler and linker.
-    pub fn cargo(&self) -> Command {
+    pub(crate) fn cargo(&self) -> Command {
         let mut command = self.compiler.cargo();
         let linkers = self.linker.parent().unwrap_or_else(|| Path::new("."));
         command.env("PATH", prepended(linkers));
@@ -47,7 +47,7 @@ impl Toolchain {
     }
 
     /// What was chosen, in words.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         format!("{} with {}", self.compiler.name(), self.linker.display())
     }
 }
@@ -124,7 +124,7 @@ impl Compiler {
 }
 
 /// Finds the toolchain for the eBPF half, installing what is missing.
-pub fn ensure() -> Result<Toolchain> {
+pub(crate) fn ensure() -> Result<Toolchain> {
     // One that is complete is taken before a better one that lacks something: a second run asks no package manager.
     for find in [nightly_present, system_present] {
         if let Ok((compiler, llvm)) = find()

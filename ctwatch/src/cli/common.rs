@@ -31,7 +31,7 @@ pub struct CommonArgs {
 
 /// Which flows.
 #[derive(Clone, Debug, Args)]
-pub struct FlowArgs {
+pub(super) struct FlowArgs {
     /// Count only these L4 protocols: names or numbers, separated by commas
     #[arg(long, value_name = "LIST", value_parser = parse_protocols, help_heading = ABOUT_FILTERS)]
     proto: Option<Protocols>,

@@ -13,7 +13,7 @@ pub(super) struct List<T>(pub(super) Vec<T>);
 
 /// Flags for the reply direction and more, of `table` and `trace`.
 #[derive(Clone, Debug, Args)]
-pub struct EntryArgs {
+pub(super) struct EntryArgs {
     /// Only entries whose answers come from one of these networks, separated by commas. With NAT of the destination
     /// this is the real server
     #[arg(long, value_name = "CIDR", value_parser = nets, help_heading = ABOUT_FILTERS)]

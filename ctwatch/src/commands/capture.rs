@@ -14,7 +14,7 @@ const LONGEST: u64 = 16 << 20;
 const TRIES: u32 = 16;
 
 /// The text of a file; `-` is stdin. Only regular files are read by name: a FIFO would wait, a device has no end.
-pub fn read(path: &Path) -> anyhow::Result<String> {
+pub(super) fn read(path: &Path) -> anyhow::Result<String> {
     if path == Path::new("-") {
         return bounded(io::stdin().lock(), LONGEST).context("cannot read stdin");
     }
@@ -40,13 +40,13 @@ fn bounded(from: impl Read, longest: u64) -> anyhow::Result<String> {
 
 /// Writes a file that only its owner may read, in place of one that is there. A link or a device is refused. What is there
 /// is replaced and never written to, so no link that appears in between leads anywhere.
-pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     refuse(path)?;
     replace(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether [`write`] may succeed, for a text that takes long to make.
-pub fn ready(path: &Path) -> anyhow::Result<()> {
+pub(super) fn ready(path: &Path) -> anyhow::Result<()> {
     refuse(path)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let there = fs::metadata(parent).with_context(|| format!("cannot write {}", path.display()))?;

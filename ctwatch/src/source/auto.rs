@@ -9,7 +9,7 @@ type Next = Box<dyn FnOnce(&anyhow::Error) -> anyhow::Result<Box<dyn Source>>>;
 /// A source that gives way to the next best one, once.
 ///
 /// Where connection tracking is not loaded, that probes are refused shows only when it appears.
-pub struct Auto {
+pub(super) struct Auto {
     current: Box<dyn Source>,
     next: Option<Next>,
 }
@@ -22,7 +22,7 @@ impl std::fmt::Debug for Auto {
 
 impl Auto {
     /// `next` takes over where `best` fails before it has ever watched.
-    pub fn new(
+    pub(super) fn new(
         best: Box<dyn Source>,
         next: impl FnOnce(&anyhow::Error) -> anyhow::Result<Box<dyn Source>> + 'static,
     ) -> Self {

@@ -16,7 +16,7 @@ use ctwatch_ebpf::GLOBAL_FUNCTIONS;
 use super::sys::{bpf_fd, zeroed};
 
 /// The type information of all functions, and where each type is in it.
-pub struct FunctionTypes {
+pub(super) struct FunctionTypes {
     btf: Btf,
     word: u32,
     argument: u32,
@@ -26,7 +26,7 @@ pub struct FunctionTypes {
 }
 
 impl FunctionTypes {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut btf = Btf::new();
         let name = btf.add_string("u64");
         let word = btf.add_type(BtfType::Int(Int::new(name, 8, IntEncoding::None, 0)));
@@ -50,7 +50,7 @@ impl FunctionTypes {
 
     /// The functions of a program and their types, the program's own first; nothing where none of them is checked by
     /// itself. `names` has the names of functions by where they begin, as far as they are known.
-    pub fn of(
+    pub(super) fn of(
         &mut self,
         program: &str,
         code: &[bpf_insn],
@@ -71,7 +71,7 @@ impl FunctionTypes {
     }
 
     /// The kernel's copy, once every program's functions are known.
-    pub fn fd(&mut self) -> Result<i32> {
+    pub(super) fn fd(&mut self) -> Result<i32> {
         if self.loaded.is_none() {
             let bytes = self.btf.to_bytes();
             let mut attr = zeroed();

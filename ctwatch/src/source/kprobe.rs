@@ -20,7 +20,7 @@ const DEVICE: &str = "/sys/bus/event_source/devices/kprobe";
 
 /// An attached kprobe. Dropping it detaches.
 #[derive(Debug)]
-pub struct Kprobe {
+pub(super) struct Kprobe {
     /// Where the kernel has links of perf events (5.15). Declared first: it goes first.
     link: Option<OwnedFd>,
     _event: OwnedFd,
@@ -28,7 +28,7 @@ pub struct Kprobe {
 
 impl Kprobe {
     /// Attaches a program to a function's entry, or to its return.
-    pub fn attach(program: BorrowedFd<'_>, symbol: &str, at_return: bool) -> Result<Self> {
+    pub(super) fn attach(program: BorrowedFd<'_>, symbol: &str, at_return: bool) -> Result<Self> {
         let event = open(symbol, at_return)?;
         let mut attr = zeroed();
         attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().cast_unsigned();
@@ -49,7 +49,7 @@ impl Kprobe {
     }
 
     /// How often it is known not to have run, see [`kprobe_missed`].
-    pub fn missed(&self) -> io::Result<u64> {
+    pub(super) fn missed(&self) -> io::Result<u64> {
         self.link.as_ref().map_or(Ok(0), |link| kprobe_missed(link.as_fd()))
     }
 }

@@ -9,7 +9,7 @@ use super::attached::Attached;
 
 /// The programs' own log, where one of those attached writes it. Opening it takes CAP_SYS_ADMIN,
 /// as everything does that the kernel finds by number: who has less watches without.
-pub fn of(attached: &Attached) -> Option<EbpfLogger<Stderr>> {
+pub(super) fn of(attached: &Attached) -> Option<EbpfLogger<Stderr>> {
     let program = attached.user_of("AYA_LOGS").ok()??;
     match EbpfLogger::init_from_id_with_logger(program, Stderr) {
         Ok(logger) => Some(logger),
@@ -22,7 +22,7 @@ pub fn of(attached: &Attached) -> Option<EbpfLogger<Stderr>> {
 
 /// Writes each record to stderr as one line.
 #[derive(Clone, Copy, Debug)]
-pub struct Stderr;
+pub(super) struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, _: &Metadata<'_>) -> bool {

@@ -15,7 +15,7 @@ const PAUSE: u64 = 30;
 
 /// Measures the programs of one watch after another.
 #[derive(Debug, Default)]
-pub struct ProgramTime {
+pub(super) struct ProgramTime {
     /// The kernel measures while this is open. Opening it takes CAP_SYS_ADMIN (5.8 to 7.3).
     measures: Option<OwnedFd>,
     /// False where nobody asked, or the kernel refused: then the time is not known.
@@ -26,7 +26,7 @@ pub struct ProgramTime {
 
 /// What is measured, and by what it grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
+pub(super) struct Work {
     /// On the monotonic clock.
     pub mono_ns: u64,
     /// What the kernel measured of the programs since they were loaded.
@@ -39,7 +39,7 @@ pub struct Work {
 
 impl ProgramTime {
     /// Asks the kernel once, so that it is known from the start whether it agrees. It measures nothing yet.
-    pub fn open(wanted: bool) -> Self {
+    pub(super) fn open(wanted: bool) -> Self {
         Self { known: wanted && Self::measure().is_some(), ..Self::default() }
     }
 
@@ -49,12 +49,12 @@ impl ProgramTime {
     }
 
     /// Whether a sample begins or ends now.
-    pub fn is_due(&self, mono_ns: u64, programs: usize) -> bool {
+    pub(super) fn is_due(&self, mono_ns: u64, programs: usize) -> bool {
         self.known && self.rhythm.is_due(mono_ns, programs)
     }
 
     /// Begins with programs that have done nothing yet.
-    pub fn begin(&mut self, mono_ns: u64, programs: usize) {
+    pub(super) fn begin(&mut self, mono_ns: u64, programs: usize) {
         self.estimate.begin(mono_ns);
         if self.known {
             self.rhythm.begin(mono_ns, programs);
@@ -64,7 +64,7 @@ impl ProgramTime {
 
     /// Takes a reading, and ends or begins a sample where that is due. What the programs cost since the first one was
     /// attached; `None` where it is not known.
-    pub fn take(&mut self, work: &Work) -> Option<Cost> {
+    pub(super) fn take(&mut self, work: &Work) -> Option<Cost> {
         if !self.known {
             return None;
         }
@@ -78,13 +78,13 @@ impl ProgramTime {
     }
 
     /// The same of programs that are let go.
-    pub fn end(&mut self, work: &Work) {
+    pub(super) fn end(&mut self, work: &Work) {
         self.estimate.take(work, self.measures.is_some());
         self.measures = None;
     }
 
     /// What is known without a new reading.
-    pub fn total(&self) -> Option<Cost> {
+    pub(super) fn total(&self) -> Option<Cost> {
         self.known.then_some(self.estimate.total)
     }
 }

@@ -9,11 +9,11 @@ use aya_obj::generated::{
     bpf_btf_info, bpf_cmd, bpf_link_info, bpf_link_type, bpf_perf_event_type, bpf_prog_info,
 };
 
-pub use crate::kernel::bpf::{bpf, bpf_fd, zeroed};
+pub(super) use crate::kernel::bpf::{bpf, bpf_fd, zeroed};
 
 /// What the kernel says of a program's runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProgramStats {
+pub(super) struct ProgramStats {
     /// The program's number in the kernel.
     pub id: u32,
     /// Nanoseconds spent in it while statistics were on (5.1).
@@ -25,7 +25,7 @@ pub struct ProgramStats {
 }
 
 /// `BPF_OBJ_GET_INFO_BY_FD` of a program.
-pub fn program_stats(program: BorrowedFd<'_>) -> io::Result<ProgramStats> {
+pub(super) fn program_stats(program: BorrowedFd<'_>) -> io::Result<ProgramStats> {
     // SAFETY: the kernel's plain data; all zeroes asks for no arrays.
     let mut info: bpf_prog_info = unsafe { mem::zeroed() };
     // SAFETY: the structure asks for no arrays.
@@ -44,7 +44,7 @@ pub fn program_stats(program: BorrowedFd<'_>) -> io::Result<ProgramStats> {
 /// The kernel tells since 6.7. Before, the count of a probe made through perf events can be read
 /// nowhere: `/sys/kernel/tracing/kprobe_profile` lists those of trace events only
 /// (`create_local_trace_kprobe`, 5.10 to 6.6). So 0 may mean that nobody knows.
-pub fn kprobe_missed(link: BorrowedFd<'_>) -> io::Result<u64> {
+pub(super) fn kprobe_missed(link: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the kernel's plain data; all zeroes asks for no strings.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
     // SAFETY: the structure asks for no strings.
@@ -63,7 +63,7 @@ pub fn kprobe_missed(link: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Whether a BTF object describes the kernel or one of its modules, and its name.
-pub fn btf_name(btf: BorrowedFd<'_>) -> io::Result<(bool, Vec<u8>)> {
+pub(super) fn btf_name(btf: BorrowedFd<'_>) -> io::Result<(bool, Vec<u8>)> {
     let mut name = [0_u8; 64];
     // SAFETY: plain data of the kernel's interface.
     let mut info: bpf_btf_info = unsafe { mem::zeroed() };
@@ -89,7 +89,7 @@ unsafe fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()>
 }
 
 /// Makes a map without type information.
-pub fn create_map(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
+pub(super) fn create_map(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     // SAFETY: the variant for BPF_MAP_CREATE; every byte of it was set to zero.
     let create = unsafe { &mut attr.__bindgen_anon_1 };
@@ -104,7 +104,7 @@ pub fn create_map(name: &str, map: &aya_obj::Map) -> io::Result<OwnedFd> {
 }
 
 /// Writes the one element of an array that holds a section of data.
-pub fn write_section(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
+pub(super) fn write_section(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
     let key = 0_u32;
     let mut attr = zeroed();
     // SAFETY: the variant for BPF_MAP_UPDATE_ELEM; every byte of it was set to zero.
@@ -117,7 +117,7 @@ pub fn write_section(map: BorrowedFd<'_>, data: &[u8]) -> io::Result<()> {
 }
 
 /// Makes a map read-only for userspace, which lets the verifier take its contents for constants.
-pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();
     attr.__bindgen_anon_2.map_fd = map.as_raw_fd().cast_unsigned();
     // SAFETY: attr holds a descriptor and nothing else.
@@ -125,7 +125,7 @@ pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// `BPF_OBJ_NAME_LEN` is 16 with its terminator; the rest stays zero.
-pub fn set_name(field: &mut [std::ffi::c_char; 16], name: &str) {
+pub(super) fn set_name(field: &mut [std::ffi::c_char; 16], name: &str) {
     for (to, from) in field.iter_mut().take(15).zip(name.bytes()) {
         *to = from.cast_signed();
     }

@@ -12,7 +12,7 @@ use nix::libc;
 use super::sys::{bpf, bpf_fd, btf_name, zeroed};
 
 /// Attaches a program to the function for which it was loaded. Closing the link detaches.
-pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(super) fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd> {
     let mut attr = zeroed();
     attr.raw_tracepoint.prog_fd = program.as_raw_fd().cast_unsigned();
     // SAFETY: attr holds a descriptor and nothing else.
@@ -20,7 +20,7 @@ pub fn attach(program: BorrowedFd<'_>) -> Result<OwnedFd> {
 }
 
 /// The BTF object that the kernel keeps for a module.
-pub fn btf_object(module: &str) -> Result<OwnedFd> {
+pub(super) fn btf_object(module: &str) -> Result<OwnedFd> {
     let mut id = 0;
     loop {
         let mut attr = zeroed();

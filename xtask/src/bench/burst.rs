@@ -15,7 +15,7 @@ use crate::{build, paths};
 
 /// Where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Place {
+pub(super) enum Place {
     /// In guests.
     Guest,
     /// On this machine.

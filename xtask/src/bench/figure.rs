@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// One thing that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Figure {
+pub(crate) enum Figure {
     /// The cost of new flows under one observer.
     Cost(Cost),
     /// The share of each program in that cost, from the kernel's own statistics.
@@ -33,7 +33,7 @@ pub enum Figure {
 
 /// Instructions of new flows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cost {
+pub(crate) struct Cost {
     /// The traffic and the state of the table.
     pub scenario: String,
     /// Who watched.
@@ -52,7 +52,7 @@ pub struct Cost {
 
 impl Cost {
     /// The second lowest window: what the kernel does in the background only ever adds to one.
-    pub fn instructions(&self) -> f64 {
+    pub(crate) fn instructions(&self) -> f64 {
         let mut sorted = self.windows.clone();
         sorted.sort_by(f64::total_cmp);
         sorted.get(1).copied().unwrap_or(f64::NAN)
@@ -61,7 +61,7 @@ impl Cost {
     /// What an observer adds to what the same flows cost under nobody. Each window has the same flows under every observer,
     /// and is compared with its own: windows of other flows differ by more than the observer may grow, since hashes decide
     /// which flow evicts another, and in whose bucket an expired entry is removed. The median counts.
-    pub fn added_to(&self, nobody: &Self) -> f64 {
+    pub(crate) fn added_to(&self, nobody: &Self) -> f64 {
         let mut added: Vec<f64> =
             self.windows.iter().zip(&nobody.windows).map(|(with, without)| with - without).collect();
         added.sort_by(f64::total_cmp);
@@ -71,7 +71,7 @@ impl Cost {
 
 /// Where an observer's instructions go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Hooks {
+pub(crate) struct Hooks {
     /// The traffic and the state of the table.
     pub scenario: String,
     /// Who watched.
@@ -84,7 +84,7 @@ pub struct Hooks {
 
 /// One program's share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Program {
+pub(crate) struct Program {
     /// Its name, as far as the kernel keeps it.
     pub name: String,
     /// Runs during these flows.
@@ -96,7 +96,7 @@ pub struct Program {
 
 /// A process beside the flows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Process {
+pub(crate) struct Process {
     /// Which.
     pub observer: String,
     /// Instructions of its own from its start until it is attached.
@@ -111,7 +111,7 @@ pub struct Process {
 
 /// How complete an observer's account is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Told {
+pub(crate) struct Told {
     /// Who watched.
     pub observer: String,
     /// Events that happened: inserts, deletes and refusals.
@@ -122,7 +122,7 @@ pub struct Told {
 
 /// A burst of new flows under one listener.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Burst {
+pub(crate) struct Burst {
     /// Who listened.
     pub observer: String,
     /// Flows that were made.
@@ -139,7 +139,7 @@ pub struct Burst {
 
 /// One million flows on two CPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Million {
+pub(crate) struct Million {
     /// Who watched.
     pub observer: String,
     /// What ctwatch knows that it missed.
@@ -154,7 +154,7 @@ pub struct Million {
 
 /// A command that shows what fills the table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Listing {
+pub(crate) struct Listing {
     /// As it is typed.
     pub command: String,
     /// Entries in the table.
@@ -167,14 +167,14 @@ pub struct Listing {
 
 impl Listing {
     /// The lowest run.
-    pub fn instructions(&self) -> u64 {
+    pub(crate) fn instructions(&self) -> u64 {
         self.runs.iter().copied().min().unwrap_or(0)
     }
 }
 
 /// A kernel's own account of functions and members.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct KernelTypes {
+pub(crate) struct KernelTypes {
     /// `ctwatch facts`.
     pub facts: serde_json::Value,
     /// Functions of `/proc/kallsyms` whose name begins like a hooked one's.

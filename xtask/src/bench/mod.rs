@@ -5,7 +5,7 @@
 
 mod baseline;
 mod burst;
-pub mod figure;
+pub(crate) mod figure;
 mod million;
 mod start;
 mod table;
@@ -37,7 +37,7 @@ const KERNELS: [&str; 2] = ["6.1", "7.3"];
 const BPFTRACE: crate::packages::Need = ("bpftrace", "bpftrace");
 
 /// What is measured only where it is named: whole commands that show what fills the table.
-pub const LISTING: &str = "table";
+pub(crate) const LISTING: &str = "table";
 
 /// What an operator would make such a list with; busybox has its own and slower ones.
 const PIPELINE: [crate::packages::Need; 3] = [("mawk", "mawk"), ("sort", "coreutils"), ("uniq", "coreutils")];
@@ -45,7 +45,7 @@ const PIPELINE: [crate::packages::Need; 3] = [("mawk", "mawk"), ("sort", "coreut
 /// Flags of `bench`.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Clone, Debug, Default, Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only on this kernel (may be repeated)
     #[arg(long = "kernel")]
     kernels: Vec<String>,
@@ -76,14 +76,14 @@ pub struct Options {
 
 impl Options {
     /// What ctwatch costs must not have grown.
-    pub fn check() -> Self {
+    pub(crate) fn check() -> Self {
         Self { only: vec!["ctwatch".to_owned()], check: true, ..Self::default() }
     }
 }
 
 /// What was measured on one kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// As the kernel was asked for.
     pub kernel: String,
     /// What it is.
@@ -93,7 +93,7 @@ pub struct Measured {
 }
 
 /// Measures, shows, and compares where that was asked for.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     if options.start {
         return start::run();
     }
@@ -170,7 +170,7 @@ fn counting<'a>(kernel: &'a Kernel, initramfs: &'a Initramfs, args: Vec<String>)
 }
 
 /// Boots a guest and collects its figures; once more where the emulator failed.
-pub fn one(guest: &Guest<'_>) -> Result<Measured> {
+pub(crate) fn one(guest: &Guest<'_>) -> Result<Measured> {
     match attempt(guest)? {
         Ok(measured) => Ok(measured),
         Err(end) if end.emulator_failed() => {

@@ -117,12 +117,12 @@ enum Mode {
 }
 
 /// The names of all scenarios, in the order they run.
-pub fn scenario_names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn scenario_names() -> impl Iterator<Item = &'static str> {
     scenarios::all().into_iter().map(|scenario| scenario.name)
 }
 
 /// Runs one mode; as PID 1 it is the guest's init around it, and never comes back.
-pub fn main(args: Vec<String>) -> ExitCode {
+pub(crate) fn main(args: Vec<String>) -> ExitCode {
     if std::process::id() == 1 {
         init::run(&args);
     }

@@ -10,7 +10,7 @@ use syn::{Attribute, BinOp, Expr};
 
 /// One change to one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mutant {
+pub(super) struct Mutant {
     /// The function that it is in.
     pub function: String,
     /// Which programs it can be seen in.
@@ -27,7 +27,7 @@ pub struct Mutant {
 
 /// Which programs a function belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     /// A program that a trampoline calls.
     Trampoline,
     /// A program of a kprobe or kretprobe.
@@ -38,13 +38,13 @@ pub enum Part {
 
 impl Mutant {
     /// The file with this change.
-    pub fn applied(&self, source: &str) -> String {
+    pub(super) fn applied(&self, source: &str) -> String {
         let Range { start, end } = self.range;
         [&source[..start], &self.to, &source[end..]].concat()
     }
 
     /// The change in one line: function, old and new text, without layout.
-    pub fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         format!("{}: {} -> {}", self.function, flat(&self.from), flat(&self.to))
     }
@@ -55,7 +55,7 @@ impl Mutant {
 ///
 /// # Errors
 /// If the file is no Rust.
-pub fn mutants(source: &str, events: &[&str]) -> Result<Vec<Mutant>> {
+pub(super) fn mutants(source: &str, events: &[&str]) -> Result<Vec<Mutant>> {
     let file = syn::parse_file(source).context("cannot parse it as Rust")?;
     let mut finder =
         Finder { source, events, function: String::new(), part: Part::Shared, found: Vec::new() };

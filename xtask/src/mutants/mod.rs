@@ -26,7 +26,7 @@ use trial::{Fate, Lab, Stage};
 const LEFT_OUT: [&str; 3] = ["main.rs", "maps.rs", "event.rs"];
 
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only mutants whose file or description contains this
     only: Option<String>,
     /// Print the mutants and run none
@@ -67,7 +67,7 @@ impl Candidate {
 }
 
 /// Fails if a mutant survives without a written reason.
-pub fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let source = paths::root().join("ctwatch-ebpf/src");
     let all = candidates(&source)?;
     reasons::check(&all.iter().map(|one| (one.file.as_str(), one.mutant.describe())).collect::<Vec<_>>())?;

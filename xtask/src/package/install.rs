@@ -40,7 +40,7 @@ const CHECKS: [&str; 6] = [
 ];
 
 /// Makes the package and does all of it.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("a clean Debian to install in needs root: run this as root");
     }

@@ -2,7 +2,7 @@
 //!
 //! They are made by Debian's and Red Hat's own programs, which a package mirror has: nothing is compiled for them.
 
-pub mod install;
+pub(crate) mod install;
 mod notices;
 
 use std::fs;
@@ -46,7 +46,7 @@ const COMPLETIONS: [(&str, &str); 3] = [
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// Makes both packages and says where they are.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let binary = build::dist()?;
     for package in [deb(&binary)?, rpm(&binary)?] {
         println!("{}", package.display());
@@ -98,7 +98,7 @@ fn stage(binary: &Path, root: &Path) -> Result<()> {
 }
 
 /// The Debian package.
-pub fn deb(binary: &Path) -> Result<PathBuf> {
+pub(crate) fn deb(binary: &Path) -> Result<PathBuf> {
     packages::ensure_programs("packages", &[("dpkg-deb", "dpkg"), ("gzip", "gzip")])?;
     let step = Step::begin("making the .deb");
     let root = paths::target("package/deb");
@@ -140,7 +140,7 @@ pub fn deb(binary: &Path) -> Result<PathBuf> {
 }
 
 /// The package for Fedora, RHEL, SUSE and their kin.
-pub fn rpm(binary: &Path) -> Result<PathBuf> {
+pub(crate) fn rpm(binary: &Path) -> Result<PathBuf> {
     packages::ensure_programs("packages", &[("rpmbuild", "rpm"), ("gzip", "gzip")])?;
     let step = Step::begin("making the .rpm");
     let top = paths::target("package/rpm");

@@ -84,7 +84,7 @@ const BROKEN: [Broken; 10] = [
 ];
 
 /// Makes both pages, opens them in every way, and then the broken ones.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     packages::ensure_programs("the check of the page", &[("chromium", "chromium")])?;
     let ctwatch = build::debug()?;
     let scratch = paths::target("page");

@@ -30,7 +30,7 @@ const SILENCE: Duration = Duration::from_mins(5);
 
 /// What to test.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Only tests whose names contain this.
     pub filter: Option<String>,
     /// Only these kernels; none means the matrix.
@@ -45,7 +45,7 @@ pub struct Selection {
 
 /// How much of all scenarios on all kernels by all sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Extent {
+pub(crate) enum Extent {
     /// What finds most in little time.
     #[default]
     Quick,
@@ -57,7 +57,7 @@ pub enum Extent {
 
 impl Selection {
     /// All there is.
-    pub fn full() -> Self {
+    pub(crate) fn full() -> Self {
         Self { extent: Extent::Full, ..Self::default() }
     }
 
@@ -73,7 +73,7 @@ impl Selection {
 }
 
 /// Unit tests and the guest matrix; fails unless everything passed.
-pub fn run(selection: &Selection) -> Result<()> {
+pub(crate) fn run(selection: &Selection) -> Result<()> {
     build::ebpf()?;
     unit(selection.filter.as_deref())?;
     if !selection.is_asked() && selection.extent != Extent::Quick {
@@ -83,7 +83,7 @@ pub fn run(selection: &Selection) -> Result<()> {
 }
 
 /// The tests that need no guest.
-pub fn unit(filter: Option<&str>) -> Result<()> {
+pub(crate) fn unit(filter: Option<&str>) -> Result<()> {
     let step = Step::begin("unit tests");
     step::run_shown(build::cargo().args(["test", "--quiet"]).args(build::EVERYTHING).args(filter))?;
     step.end();
@@ -91,7 +91,7 @@ pub fn unit(filter: Option<&str>) -> Result<()> {
 }
 
 /// The guest matrix alone. Its last line is the tally.
-pub fn guests(selection: &Selection) -> Result<()> {
+pub(crate) fn guests(selection: &Selection) -> Result<()> {
     let names: Vec<String> = if selection.kernels.is_empty() {
         let others = kernels::OTHER_BUILDS
             .iter()

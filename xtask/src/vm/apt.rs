@@ -14,14 +14,14 @@ const KEYRINGS: [&str; 2] =
 
 /// The lists of one Debian suite.
 #[derive(Debug)]
-pub struct Suite {
+pub(crate) struct Suite {
     name: String,
     state: PathBuf,
 }
 
 impl Suite {
     /// Opens a suite, fetching its lists if there are none yet.
-    pub fn open(name: &str) -> Result<Self> {
+    pub(crate) fn open(name: &str) -> Result<Self> {
         let suite = Self { name: name.to_owned(), state: paths::target("kernels/apt").join(name) };
         if !suite.has_lists() {
             suite.update()?;
@@ -30,7 +30,7 @@ impl Suite {
     }
 
     /// Fetches the suite's lists anew.
-    pub fn update(&self) -> Result<()> {
+    pub(crate) fn update(&self) -> Result<()> {
         let step = Step::begin(format!("fetching the package lists of {}", self.name));
         for directory in ["lists/partial", "cache/archives/partial"] {
             let directory = self.state.join(directory);
@@ -48,19 +48,19 @@ impl Suite {
     }
 
     /// The names of all packages that begin so.
-    pub fn packages(&self, prefix: &str) -> Result<Vec<String>> {
+    pub(crate) fn packages(&self, prefix: &str) -> Result<Vec<String>> {
         let names = step::read(self.apt("apt-cache").args(["pkgnames", prefix]))?;
         Ok(names.lines().map(str::to_owned).collect())
     }
 
     /// Whether the suite has this very package: a name alone may be only another package's wish.
-    pub fn has(&self, package: &str) -> bool {
+    pub(crate) fn has(&self, package: &str) -> bool {
         step::output(self.apt("apt-cache").args(["show", "--no-all-versions", package]))
             .is_ok_and(|out| out.status.success() && !out.stdout.trim().is_empty())
     }
 
     /// What a package depends on, first alternatives only.
-    pub fn depends(&self, package: &str) -> Result<Vec<String>> {
+    pub(crate) fn depends(&self, package: &str) -> Result<Vec<String>> {
         let record = step::read(self.apt("apt-cache").args(["show", "--no-all-versions", package]))?;
         let line = record.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
         let name = |dependency: &str| dependency.split_whitespace().next().map(str::to_owned);
@@ -68,7 +68,7 @@ impl Suite {
     }
 
     /// Downloads packages into a directory.
-    pub fn download(&self, packages: &[String], into: &Path) -> Result<()> {
+    pub(crate) fn download(&self, packages: &[String], into: &Path) -> Result<()> {
         fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
         let fetch = || step::run(self.apt("apt-get").arg("download").args(packages).current_dir(into));
         if let Err(error) = fetch() {
@@ -81,7 +81,7 @@ impl Suite {
     }
 
     /// Makes a small Debian of this suite with some packages in a directory; needs root.
-    pub fn root(&self, packages: &[&str], into: &Path) -> Result<()> {
+    pub(crate) fn root(&self, packages: &[&str], into: &Path) -> Result<()> {
         let settings = inherited_settings()?;
         let acquire: Vec<&str> = settings.lines().filter(|line| line.starts_with("Acquire::")).collect();
         let options = self.state.join("root.conf");

@@ -24,7 +24,7 @@ use crate::step::{self, say};
 
 /// A guest about to boot.
 #[derive(Debug)]
-pub struct Guest<'a> {
+pub(crate) struct Guest<'a> {
     /// What it boots.
     pub kernel: &'a Kernel,
     /// What is in it.
@@ -47,7 +47,7 @@ pub struct Guest<'a> {
 
 /// Where the guest's terminal line goes.
 #[derive(Clone, Copy, Debug)]
-pub enum Terminal {
+pub(crate) enum Terminal {
     /// Nowhere.
     None,
     /// The standard streams of xtask, which are no terminal.
@@ -58,7 +58,7 @@ pub enum Terminal {
 
 /// How a guest ended.
 #[derive(Debug)]
-pub struct End {
+pub(crate) struct End {
     /// Whether it said that it was done.
     pub complete: bool,
     /// Why it was stopped.
@@ -73,22 +73,22 @@ pub struct End {
 
 impl End {
     /// Whether it switched itself off, as a guest does at its end.
-    pub fn powered_off(&self) -> bool {
+    pub(crate) fn powered_off(&self) -> bool {
         self.stopped.is_none() && self.status.success()
     }
 
     /// Whether its kernel crashed, and not by the emulator's fault.
-    pub fn crashed(&self) -> bool {
+    pub(crate) fn crashed(&self) -> bool {
         self.crash.is_some() && !self.emulator_failed()
     }
 
     /// Whether its kernel crashed by the emulator's fault.
-    pub fn emulator_failed(&self) -> bool {
+    pub(crate) fn emulator_failed(&self) -> bool {
         self.crash.as_ref().is_some_and(Complaint::is_emulators)
     }
 
     /// Why a guest that is not complete ended, with what it last said.
-    pub fn explain(&self) -> String {
+    pub(crate) fn explain(&self) -> String {
         let why = match (&self.crash, &self.stopped) {
             (Some(crash), _) => format!("its kernel crashed: {crash}"),
             (None, Some(why)) => why.clone(),
@@ -107,7 +107,7 @@ impl End {
 
 impl<'a> Guest<'a> {
     /// A guest that will hand these arguments to `guest::main`.
-    pub fn new(kernel: &'a Kernel, initramfs: &'a Initramfs, args: Vec<String>) -> Self {
+    pub(crate) fn new(kernel: &'a Kernel, initramfs: &'a Initramfs, args: Vec<String>) -> Self {
         Self {
             kernel,
             initramfs,
@@ -122,12 +122,12 @@ impl<'a> Guest<'a> {
     }
 
     /// Whether its work ends with a line of results.
-    pub fn reports(&self) -> bool {
+    pub(crate) fn reports(&self) -> bool {
         self.args.first().is_some_and(|mode| mode == "command" || mode == "test")
     }
 
     /// Boots it, passes on each line of its results as it comes, and waits for its end.
-    pub fn boot(&self, terminal: Terminal, mut on_line: impl FnMut(Line)) -> Result<End> {
+    pub(crate) fn boot(&self, terminal: Terminal, mut on_line: impl FnMut(Line)) -> Result<End> {
         let scratch = Scratch::new(&self.kernel.release)?;
         let initramfs = scratch.path("initramfs");
         fs::write(&initramfs, self.initramfs.for_boot(self.kernel, &self.args)?)

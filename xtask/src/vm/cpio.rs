@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// An archive being written.
 #[derive(Clone, Debug, Default)]
-pub struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     inode: u32,
     directories: BTreeSet<String>,
@@ -18,7 +18,7 @@ const SYMLINK: u32 = 0o120_000;
 
 impl Archive {
     /// Adds a directory, and those above it.
-    pub fn directory(&mut self, path: &str) {
+    pub(crate) fn directory(&mut self, path: &str) {
         let path = path.trim_matches('/');
         if path.is_empty() || self.directories.contains(path) {
             return;
@@ -29,25 +29,25 @@ impl Archive {
     }
 
     /// Adds a file.
-    pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.parent_of(path);
         self.entry(path, REGULAR | mode, (0, 0), content);
     }
 
     /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: &str, target: &str) {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
         self.parent_of(path);
         self.entry(path, SYMLINK | 0o777, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device.
-    pub fn device(&mut self, path: &str, major: u32, minor: u32) {
+    pub(crate) fn device(&mut self, path: &str, major: u32, minor: u32) {
         self.parent_of(path);
         self.entry(path, CHARACTER_DEVICE | 0o600, (major, minor), &[]);
     }
 
     /// Ends the archive.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

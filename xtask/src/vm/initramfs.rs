@@ -34,7 +34,7 @@ const XTABLES: [(&str, &str); 3] =
 
 /// The part of a guest's files that all kernels share.
 #[derive(Clone, Debug)]
-pub struct Initramfs {
+pub(crate) struct Initramfs {
     base: Archive,
     /// Where the kernel's modules go.
     modules: &'static str,
@@ -42,7 +42,7 @@ pub struct Initramfs {
 
 impl Initramfs {
     /// Collects them; `more` are programs that only some guests need.
-    pub fn new(init: &Path, ctwatch: &Path, more: &[&str]) -> Result<Self> {
+    pub(crate) fn new(init: &Path, ctwatch: &Path, more: &[&str]) -> Result<Self> {
         let mut base = Archive::default();
         for directory in ["dev", "etc", "opt", "opt/kmod", "proc", "root", "run", "sys", "tmp", "var"] {
             base.directory(directory);
@@ -73,7 +73,7 @@ impl Initramfs {
 
     /// A whole system that lies in a directory; its init is systemd. Empty directories, links, files and their modes
     /// are kept, owners are not.
-    pub fn of_system(root: &Path) -> Result<Self> {
+    pub(crate) fn of_system(root: &Path) -> Result<Self> {
         let mut base = Archive::default();
         add_system(&mut base, root, "")?;
         base.device("dev/console", 5, 1);
@@ -83,13 +83,13 @@ impl Initramfs {
     }
 
     /// The same with a file of these contents.
-    pub fn with_file(mut self, name: &str, mode: u32, content: &[u8]) -> Self {
+    pub(crate) fn with_file(mut self, name: &str, mode: u32, content: &[u8]) -> Self {
         self.base.file(name, mode, content);
         self
     }
 
     /// The same with one more program of this machine's, at `name`, and its libraries.
-    pub fn with_program(&self, name: &str, path: &Path) -> Result<Self> {
+    pub(crate) fn with_program(&self, name: &str, path: &Path) -> Result<Self> {
         let mut base = self.base.clone();
         base.file(name, 0o755, &read(path)?);
         let mut libraries = BTreeSet::new();
@@ -101,7 +101,7 @@ impl Initramfs {
     }
 
     /// The whole archive for one boot.
-    pub fn for_boot(&self, kernel: &Kernel, args: &[String]) -> Result<Vec<u8>> {
+    pub(crate) fn for_boot(&self, kernel: &Kernel, args: &[String]) -> Result<Vec<u8>> {
         let mut archive = self.base.clone();
         let modules = kernel.modules();
         let under = format!("{}/{}", self.modules, kernel.release);

@@ -15,14 +15,14 @@ use crate::step::{self, Step, say};
 
 /// A kernel of the matrix and the suite it is the newest of.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// What users call it: the beginning of its release.
     pub name: &'static str,
     suite: &'static str,
 }
 
 /// The kernels that every test runs on.
-pub const MATRIX: [Entry; 4] = [
+pub(crate) const MATRIX: [Entry; 4] = [
     Entry { name: "5.10", suite: "bullseye" },
     Entry { name: "6.1", suite: "bookworm" },
     Entry { name: "6.12", suite: "trixie" },
@@ -31,11 +31,11 @@ pub const MATRIX: [Entry; 4] = [
 
 /// Debian's other builds of a kernel of the matrix, on which the part of the tests runs that they can change: PREEMPT_RT,
 /// and the configuration for machines of every kind.
-pub const OTHER_BUILDS: [&str; 2] = ["6.12-rt", "6.12-amd64"];
+pub(crate) const OTHER_BUILDS: [&str; 2] = ["6.12-rt", "6.12-amd64"];
 
 /// A kernel on disk, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// As it was asked for.
     pub name: String,
     /// What `uname -r` says in it.
@@ -45,18 +45,18 @@ pub struct Kernel {
 
 impl Kernel {
     /// Its image.
-    pub fn image(&self) -> PathBuf {
+    pub(crate) fn image(&self) -> PathBuf {
         self.directory.join("vmlinuz")
     }
 
     /// Its modules, as under `/lib/modules/<release>`.
-    pub fn modules(&self) -> PathBuf {
+    pub(crate) fn modules(&self) -> PathBuf {
         self.directory.join("modules")
     }
 
     /// One that is on no disk, for tests of what is run where.
     #[cfg(test)]
-    pub fn named(name: &str, release: &str) -> Self {
+    pub(crate) fn named(name: &str, release: &str) -> Self {
         Self { name: name.to_owned(), release: release.to_owned(), directory: PathBuf::new() }
     }
 
@@ -73,7 +73,7 @@ impl Kernel {
 
 /// Finds a kernel by the beginning of its release (`6.12`), with its flavour (`6.12-rt`, `6.12-amd64`), by its whole
 /// release or by its package's name; fetches it once from the machine's package mirror.
-pub fn ensure(wanted: &str) -> Result<Kernel> {
+pub(crate) fn ensure(wanted: &str) -> Result<Kernel> {
     let name = wanted.strip_prefix("linux-image-").unwrap_or(wanted);
     if !name.starts_with(|first: char| first.is_ascii_digit()) {
         bail!(
@@ -98,7 +98,7 @@ pub fn ensure(wanted: &str) -> Result<Kernel> {
 }
 
 /// Prints every kernel that can be fetched.
-pub fn list() -> Result<()> {
+pub(crate) fn list() -> Result<()> {
     for entry in MATRIX {
         let suite = Suite::open(entry.suite)?;
         let mut releases = releases(&suite)?;

@@ -1,11 +1,11 @@
 //! Guests: stock kernels under qemu, with ctwatch and what tests need in an initramfs.
 
-pub mod apt;
-pub mod boot;
-pub mod cpio;
-pub mod initramfs;
-pub mod kernels;
-pub mod modules;
+pub(crate) mod apt;
+pub(crate) mod boot;
+pub(crate) mod cpio;
+pub(crate) mod initramfs;
+pub(crate) mod kernels;
+pub(crate) mod modules;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -25,12 +25,12 @@ use initramfs::Initramfs;
 const COMMAND_LIMIT: Duration = Duration::from_mins(30);
 
 /// Everything guests are made of, built once for any number of boots.
-pub fn prepare() -> Result<Initramfs> {
+pub(crate) fn prepare() -> Result<Initramfs> {
     prepare_with(&[])
 }
 
 /// The same with more of the host's programs in it.
-pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
+pub(crate) fn prepare_with(more: &[Need]) -> Result<Initramfs> {
     packages::ensure_programs("guests", more)?;
     let names: Vec<&str> = more.iter().map(|(name, _)| *name).collect();
     ensure_programs()?;
@@ -39,7 +39,7 @@ pub fn prepare_with(more: &[Need]) -> Result<Initramfs> {
 }
 
 /// The same around another ctwatch.
-pub fn prepare_around(ctwatch: &Path) -> Result<Initramfs> {
+pub(crate) fn prepare_around(ctwatch: &Path) -> Result<Initramfs> {
     ensure_programs()?;
     Initramfs::new(&build::guest_init()?, ctwatch, &[])
 }
@@ -67,7 +67,7 @@ fn ensure_programs() -> Result<()> {
 }
 
 /// `cargo xtask vm`: a command, or a shell, on this terminal.
-pub fn run(kernel: &str, command: &[String], no_conntrack: bool) -> Result<ExitCode> {
+pub(crate) fn run(kernel: &str, command: &[String], no_conntrack: bool) -> Result<ExitCode> {
     let kernel = kernels::ensure(kernel)?;
     let initramfs = prepare()?;
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
@@ -87,7 +87,7 @@ pub fn run(kernel: &str, command: &[String], no_conntrack: bool) -> Result<ExitC
 }
 
 /// Boots a guest whose terminal is this one, and ends as it ends.
-pub fn session(guest: &Guest<'_>) -> Result<ExitCode> {
+pub(crate) fn session(guest: &Guest<'_>) -> Result<ExitCode> {
     let on_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let terminal = if on_terminal { Terminal::Tty(terminal_size()) } else { Terminal::Pipe };
     let mut exit = None;

@@ -12,7 +12,7 @@ use crate::step;
 
 /// What is kept, by path under `kernel/`; what these depend on comes with them. A kernel kept under another
 /// selection is unpacked again.
-pub const SELECTION: &[&str] = &[
+pub(crate) const SELECTION: &[&str] = &[
     // libcrc32c asks for it by an alias, which `depends` does not show. Cloud kernels have it built in.
     "crypto/crc32c_generic.ko",
     "drivers/net/dummy.ko",
@@ -47,7 +47,7 @@ struct Info {
 }
 
 /// Copies the selected modules and what they depend on, uncompressed, and writes the indices that modprobe reads.
-pub fn extract(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn extract(from: &Path, to: &Path) -> Result<()> {
     let mut found = BTreeMap::new();
     walk(&from.join("kernel"), &mut |path| {
         if let Some(name) = module_name(path) {

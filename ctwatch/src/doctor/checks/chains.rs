@@ -11,7 +11,7 @@ const LONG: f64 = 4.0;
 /// The advice of old: before 5.15 the kernel itself made the limit that many times a `hashsize` that was given.
 const OLD_ADVICE: u64 = 8;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     // There is one hash table for all namespaces.
     let Some(namespace) = facts.namespaces.first() else { return Vec::new() };
     let mut findings = Vec::new();

@@ -52,7 +52,7 @@ const OF_MACHINE: [&str; 3] = ["max", "buckets", "expect_max"];
 const MODPROBE: &str = "modprobe.d";
 const FIREWALLD: &str = "/etc/firewalld/firewalld.conf";
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     // Files set the first namespace, and only it has the limit that counts.
     if let Some(first) = facts.namespaces.iter().find(|namespace| namespace.limit_writable) {
         return WATCHED.iter().filter_map(|(name, harm)| one(facts, first, name, *harm)).collect();

@@ -14,7 +14,7 @@ const WORTH_A_WARNING: f64 = 1.0;
 /// Chains have a check of their own.
 const FAILED: [Event; 3] = [Event::FailedClash, Event::FailedDying, Event::FailedOther];
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for namespace in &facts.namespaces {
         // Flows that find no port are no races, and have a finding of their own.

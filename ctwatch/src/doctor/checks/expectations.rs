@@ -9,7 +9,7 @@ use crate::doctor::text::{duration, thousands};
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 const COUNT: &str = "the kernel's list of expectations, as conntrack -L expect shows it";
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let limit = |namespace: &Namespace| namespace.sysctl("expect_max").filter(|max| *max > 0);
     let full = |namespace: &&Namespace| {
         namespace.expectations.zip(limit(namespace)).is_some_and(|(count, max)| count >= max)

@@ -14,12 +14,12 @@ const SHARE: u64 = 10;
 /// From here on the table is tight.
 const TIGHT: f64 = 0.95;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     facts.namespaces.iter().filter_map(|namespace| held(facts, namespace)).collect()
 }
 
 /// Whether held entries are a large share of the table. Then a larger limit is not the first remedy.
-pub fn is_cause(namespace: &Namespace) -> bool {
+pub(super) fn is_cause(namespace: &Namespace) -> bool {
     let held = namespace.table.held.unwrap_or(0);
     held >= MANY && namespace.table.counted.is_some_and(|counted| held.saturating_mul(SHARE) >= counted)
 }

@@ -18,7 +18,7 @@ const MANY: f64 = 10.0;
 /// What befalls packets of connections that live.
 const OF_CONNECTIONS: [Event; 2] = [Event::InvalidOutOfWindow, Event::InvalidBadChecksum];
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     facts.namespaces.iter().filter_map(|namespace| invalid(facts, namespace)).collect()
 }
 
@@ -119,7 +119,7 @@ fn flow_types(facts: &Facts, namespace: &Namespace) -> Option<String> {
 }
 
 /// Whether conntrack did nothing to any packet: only where everything that it can do to one was looked at.
-pub fn is_innocent(facts: &Facts) -> bool {
+pub(super) fn is_innocent(facts: &Facts) -> bool {
     let nothing = |namespace: &Namespace| {
         let stats = ["invalid", "icmp_error", "drop", "insert_failed"];
         stats.iter().all(|name| namespace.grown(name) == Some(0))
@@ -130,7 +130,7 @@ pub fn is_innocent(facts: &Facts) -> bool {
 }
 
 /// Says so, where nothing else is wrong either.
-pub fn innocent(facts: &Facts) -> Option<Finding> {
+pub(super) fn innocent(facts: &Facts) -> Option<Finding> {
     is_innocent(facts).then(|| {
         Finding::new(
             "invalid-packets",

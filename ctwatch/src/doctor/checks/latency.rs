@@ -19,7 +19,7 @@ const RECEIVE_SHARE: f64 = 0.25;
 /// … where that path is busy at all.
 const CORE_SHARE: f64 = 0.10;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let Some(latency) = &facts.latency else { return Vec::new() };
     vec![Finding { asked: true, ..judge(facts, latency) }]
 }

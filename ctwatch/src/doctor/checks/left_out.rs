@@ -7,7 +7,7 @@ use crate::doctor::text::thousands;
 /// So many listings are named, the rest counted.
 const NAMED: usize = 8;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     namespaces(facts).into_iter().chain(rules(facts)).collect()
 }
 

@@ -12,13 +12,13 @@ use crate::doctor::text::{bytes, duration, percent, rate, share, sum, thousands}
 /// From here on `gc_worker` evicts entries that are not assured (4.20 to 7.3), which no kernel counter shows.
 const PRESSURE: f64 = 0.95;
 /// A warning should leave time to act.
-pub const NEAR: f64 = 0.8;
+pub(super) const NEAR: f64 = 0.8;
 /// A table below this has room whatever a short sample extrapolates to.
 const HALF: f64 = 0.5;
 /// A forecast farther than this is none.
 const SOON: f64 = 600.0;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     facts.namespaces.iter().filter_map(|namespace| table(facts, namespace)).collect()
 }
 
@@ -156,7 +156,7 @@ fn time_to_full(facts: &Facts, namespace: &Namespace) -> Option<u64> {
 }
 
 /// Memory of the table as it is, at its limit, and at twice the limit.
-pub fn memory(facts: &Facts) -> Option<Finding> {
+pub(super) fn memory(facts: &Facts) -> Option<Finding> {
     let namespace = facts.namespaces.first()?;
     let (max, buckets) = (namespace.max()?, namespace.sysctl("buckets")?);
     let entries = sum(facts.namespaces.iter().filter_map(Namespace::peak));

@@ -7,7 +7,7 @@ use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::limit;
 use crate::doctor::text::{duration, thousands};
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let past: Vec<(&Namespace, Past)> =
         facts.namespaces.iter().filter_map(|namespace| Some((namespace, past(facts, namespace)?))).collect();
     let mut findings: Vec<Finding> =

@@ -11,7 +11,7 @@ use crate::kernel::facts::Presence;
 /// As many rules are named, the rest counted.
 const NAMED: usize = 8;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     if facts.conntrack == Presence::Absent {
         return vec![absent(facts)];
     }

@@ -19,7 +19,7 @@ const fn known_cost(kind: SourceKind) -> &'static str {
     }
 }
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     if facts.conntrack == Presence::Absent {
         return Vec::new();
     }

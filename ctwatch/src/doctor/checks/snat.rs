@@ -8,7 +8,7 @@ use crate::doctor::remedies::snat;
 use crate::doctor::text::thousands;
 use crate::model::protocol;
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let in_each = facts.namespaces.iter();
     in_each.filter_map(|namespace| Some(finding(facts, namespace, exhausted(namespace)?))).collect()
 }

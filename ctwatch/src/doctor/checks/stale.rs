@@ -12,7 +12,7 @@ const WORTH_TELLING: u64 = 10;
 /// Modules that change destinations without a rule.
 const WITHOUT_RULES: [&str; 3] = ["ip_vs", "openvswitch", "act_ct"];
 
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let by_rules = !facts.modules.iter().any(|module| WITHOUT_RULES.contains(&module.name.as_str()));
     let in_each = facts.namespaces.iter();
     in_each.filter_map(|namespace| finding(facts, namespace, by_rules)).collect()

@@ -12,7 +12,7 @@ use ctwatch_ebpf::loss::has_ports;
 
 /// A table with fewer entries is nobody's trouble.
 const WORTH_TELLING: u64 = 1000;
-pub fn check(facts: &Facts) -> Vec<Finding> {
+pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     for namespace in &facts.namespaces {
         if namespace.table.total >= WORTH_TELLING {

@@ -51,7 +51,7 @@ enum Rest {
 
 /// How many events were heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub(super) struct Heard {
     /// Entries that entered the table.
     pub inserts: u64,
     /// Entries that left it.
@@ -60,7 +60,7 @@ pub struct Heard {
 
 /// One namespace's book.
 #[derive(Clone, Debug)]
-pub struct Account {
+pub(super) struct Account {
     netns: u32,
     /// Place of a row by family and protocol; 0 means none yet.
     places: Box<[u8; 512]>,
@@ -90,7 +90,7 @@ pub struct Account {
 
 impl Account {
     /// An empty book.
-    pub fn new(netns: u32) -> Self {
+    pub(super) fn new(netns: u32) -> Self {
         Self {
             netns,
             places: Box::new([0; 512]),
@@ -112,39 +112,39 @@ impl Account {
     }
 
     /// Whose book it is.
-    pub const fn netns(&self) -> u32 {
+    pub(super) const fn netns(&self) -> u32 {
         self.netns
     }
 
     /// This kernel's events are known to carry the time that was left.
-    pub const fn set_tells_time_left(&mut self) {
+    pub(super) const fn set_tells_time_left(&mut self) {
         self.tells_time_left = true;
     }
 
     /// Whether they do.
-    pub const fn tells_time_left(&self) -> bool {
+    pub(super) const fn tells_time_left(&self) -> bool {
         self.tells_time_left
     }
 
     /// Events that were missed.
-    pub const fn lost(&self) -> u64 {
+    pub(super) const fn lost(&self) -> u64 {
         self.lost
     }
 
     /// What was heard so far.
-    pub const fn heard(&self) -> Heard {
+    pub(super) const fn heard(&self) -> Heard {
         Heard { inserts: self.heard_inserts, deletes: self.heard_deletes }
     }
 
     /// An entry entered the table.
-    pub fn insert(&mut self, event: Event) {
+    pub(super) fn insert(&mut self, event: Event) {
         self.heard_inserts += 1;
         let counted = if event.portid == 0 { Counted::Insert } else { Counted::InsertNetlink };
         self.row(event).count(counted, 1);
     }
 
     /// An entry left it. Gives what is known of the cause; a settlement tells of the rest.
-    pub fn delete(&mut self, event: Event, ending: Ending) -> Fate {
+    pub(super) fn delete(&mut self, event: Event, ending: Ending) -> Fate {
         // Before 5.12 neither came with a DESTROY.
         self.tells_time_left |= ending.alive || ending.state.is_some();
         if ending.status & NAT_CLASH == 0 {
@@ -163,14 +163,14 @@ impl Account {
     }
 
     /// Inserts whose events were missed: their number is exact.
-    pub fn lose_inserts(&mut self, count: u64) {
+    pub(super) fn lose_inserts(&mut self, count: u64) {
         self.lost += count;
         self.heard_inserts += count;
         self.any.count(Counted::Insert, count);
     }
 
     /// Removals whose events were missed.
-    pub fn lose_deletes(&mut self, count: u64) {
+    pub(super) fn lose_deletes(&mut self, count: u64) {
         self.lost += count;
         self.heard_deletes += count;
         self.lost_deletes += count;
@@ -181,7 +181,7 @@ impl Account {
     ///
     /// Since 5.19 an entry made while nobody listened ends without an event (`nf_conntrack_events` = 2). Gives how many
     /// such removals are new.
-    pub fn compare_with_count(&mut self, inserts: u64, count_before: u64, count: u64) -> u64 {
+    pub(super) fn compare_with_count(&mut self, inserts: u64, count_before: u64, count: u64) -> u64 {
         let unheard = i128::from(inserts) + i128::from(count_before)
             - i128::from(self.heard_deletes)
             - i128::from(count);
@@ -193,19 +193,19 @@ impl Account {
     }
 
     /// How many removals no event told.
-    pub const fn unheard(&self) -> u64 {
+    pub(super) const fn unheard(&self) -> u64 {
         self.unheard_deletes
     }
 
     /// From now on the count is compared with what is heard from now on.
-    pub const fn compare_anew(&mut self) {
+    pub(super) const fn compare_anew(&mut self) {
         (self.heard_inserts, self.heard_deletes, self.unheard_deletes) = (0, 0, 0);
     }
 
     /// Inserts that the kernel never announced, if nothing moves and `count` entries are there; statistics are in the
     /// book. It announces an entry after it has inserted it, and not if it was removed in between, though it announces
     /// the removal (`nf_ct_deliver_cached_events`, 5.10 to 7.3).
-    pub fn unannounced(&self, count_before: u64, count: u64) -> u64 {
+    pub(super) fn unannounced(&self, count_before: u64, count: u64) -> u64 {
         let removed = i128::from(self.heard_deletes) + i128::from(self.unheard_deletes);
         let reply_only = self.statistics.get(Statistic::ClashResolve).saturating_sub(self.ended_reply_only);
         let surplus = i128::from(count) + removed
@@ -221,7 +221,7 @@ impl Account {
     }
 
     /// Counts these.
-    pub fn miss_inserts(&mut self, count: u64) {
+    pub(super) fn miss_inserts(&mut self, count: u64) {
         self.unannounced += count;
         self.lose_inserts(count);
     }
@@ -229,7 +229,7 @@ impl Account {
     /// Distributes the removals that wait for their cause. `statistics` are the kernel's, read before the last events
     /// were; `None` where they cannot be compared, because only some flow types are listened to. `calm` says that no
     /// eviction was counted meanwhile.
-    pub fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
+    pub(super) fn settle(&mut self, statistics: Option<Sums>, calm: bool) {
         let evicted = statistics.map_or(0, |now| self.take_statistics(now));
         self.evicted_lately = evicted > 0;
         let evicted = self.distribute(evicted, |row| &mut row.held, Rest::Is(Counted::DeleteOther));
@@ -250,7 +250,7 @@ impl Account {
     }
 
     /// Whether more removals wait for their cause than these statistics have evictions.
-    pub fn is_undecided(&self, statistics: Sums) -> bool {
+    pub(super) fn is_undecided(&self, statistics: Sums) -> bool {
         let evicted =
             statistics.get(Statistic::EarlyDrop).saturating_sub(self.statistics.get(Statistic::EarlyDrop));
         let waiting: u64 = self.rows.iter().chain([&self.any]).map(|row| row.alive + row.held).sum();
@@ -260,7 +260,7 @@ impl Account {
 
     /// The namespace ended and took its entries with it. Where every one of them was heard of, their flow types are
     /// known.
-    pub fn end(&mut self, entries: u64) {
+    pub(super) fn end(&mut self, entries: u64) {
         let left = |row: &Row| {
             let entered = row.counters.get(Counted::Insert) + row.counters.get(Counted::InsertNetlink);
             entered.checked_sub(Group::Delete.of(&row.counters))
@@ -277,7 +277,7 @@ impl Account {
     }
 
     /// What was counted, by flow type.
-    pub fn rows(&self) -> impl Iterator<Item = (FlowType, Counters)> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = (FlowType, Counters)> {
         let any = (self.any.counters != Counters::default()).then_some(&self.any);
         self.rows.iter().chain(any).map(|row| (row.flow, row.counters))
     }

@@ -19,7 +19,7 @@ pub struct Event {
 }
 
 /// Whether the flow of an event passes a filter by ports and networks.
-pub fn passes(message: &Message<'_>, ends: &TraceFilter) -> bool {
+pub(super) fn passes(message: &Message<'_>, ends: &TraceFilter) -> bool {
     let tuple = message.attributes().find(cta::TUPLE_ORIG).and_then(|tuple| entry::tuple(tuple.nested()));
     tuple.is_some_and(|tuple| ends.passes(&tuple.for_filter()))
 }

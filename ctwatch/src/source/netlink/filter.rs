@@ -38,7 +38,7 @@ fn if_equal(program: &mut Vec<sock_filter>, value: u32, verdict: u32) {
 
 /// The program for a filter; empty where every flow type is wanted. What cannot be told is let through: the reader
 /// looks again.
-pub fn program(filter: &Filter) -> Vec<sock_filter> {
+pub(super) fn program(filter: &Filter) -> Vec<sock_filter> {
     let mut program = Vec::new();
     if let Some(family) = filter.family {
         program.push(op(BPF_LD | BPF_B | BPF_ABS, FAMILY_AT));

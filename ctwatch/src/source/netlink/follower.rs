@@ -38,7 +38,7 @@ const MOST_PAST: usize = 1024;
 
 /// What following needs to know.
 #[derive(Debug)]
-pub struct Follower {
+pub(super) struct Follower {
     listener: Arc<Listener>,
     roots: Roots,
     own: u32,
@@ -68,7 +68,7 @@ enum Opened {
 
 impl Follower {
     /// Nothing is listened to yet.
-    pub fn new(listener: Arc<Listener>, own: u32, filter: &Filter, asked: Option<Arc<Asked>>) -> Self {
+    pub(super) fn new(listener: Arc<Listener>, own: u32, filter: &Filter, asked: Option<Arc<Asked>>) -> Self {
         Self {
             listener,
             roots: Roots::default(),
@@ -87,7 +87,7 @@ impl Follower {
     }
 
     /// Looks where that is due, or where no known way leads into one that is listened to.
-    pub fn look_if_due(&mut self) {
+    pub(super) fn look_if_due(&mut self) {
         let now = Instant::now();
         let mut ended = false;
         if now >= self.next_check {
@@ -101,7 +101,7 @@ impl Follower {
     }
 
     /// When there is something to do next.
-    pub fn due(&self) -> Instant {
+    pub(super) fn due(&self) -> Instant {
         self.next_look.min(self.next_check)
     }
 
@@ -111,7 +111,7 @@ impl Follower {
     }
 
     /// Looks for namespaces that came or went. An error in one of them leaves out that one.
-    pub fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         let start = thread_time();
         let (own, filter) = (self.own, self.filter);
         let Found { places: found, left_out } =

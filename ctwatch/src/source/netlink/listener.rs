@@ -25,7 +25,7 @@ const PACE_MS: u8 = 10;
 
 /// What is listened to, and what was counted.
 #[derive(Debug, Default)]
-pub struct Watching {
+pub(super) struct Watching {
     /// By inode.
     pub namespaces: BTreeMap<u32, Watched>,
     /// What namespaces counted that are listened to no more.
@@ -38,7 +38,7 @@ pub struct Watching {
 
 /// Counts of namespaces that were let go.
 #[derive(Debug, Default)]
-pub struct Past {
+pub(super) struct Past {
     /// By flow type.
     pub rows: BTreeMap<FlowType, Counters>,
     /// Events that were missed.
@@ -64,7 +64,7 @@ impl Past {
 
 /// What is reported to users about namespaces.
 #[derive(Clone, Debug, Default)]
-pub struct Met {
+pub(super) struct Met {
     /// How many namespaces there are beyond [`super::super::search::MOST`].
     pub beyond: usize,
     /// Why a namespace is not listened to.
@@ -110,7 +110,7 @@ impl Watching {
     }
 
     /// Lets a namespace go whose book was just settled: either it has ended, or it is only left. Its counts are kept.
-    pub fn let_go(&mut self, netns: u32, ended: bool) {
+    pub(super) fn let_go(&mut self, netns: u32, ended: bool) {
         let Some(mut watched) = self.namespaces.remove(&netns) else { return };
         let failed = watched.failed().is_some() || ended && watched.end(&mut self.batch).is_err();
         if failed {
@@ -121,7 +121,7 @@ impl Watching {
     }
 
     /// Lets those go that can no longer be listened to: an error in one says nothing about the others.
-    pub fn leave_out_failed(&mut self) {
+    pub(super) fn leave_out_failed(&mut self) {
         let failed = |watched: &Watched| Some((watched.netns, watched.failed()?.to_string()));
         let failed: Vec<(u32, String)> = self.namespaces.values().filter_map(failed).collect();
         for (netns, why) in failed {
@@ -132,18 +132,18 @@ impl Watching {
     }
 
     /// What was counted, ended namespaces included.
-    pub fn rows(&self) -> impl Iterator<Item = (FlowType, Counters)> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = (FlowType, Counters)> {
         let past = self.past.rows.iter().map(|(flow, counters)| (*flow, *counters));
         past.chain(self.namespaces.values().flat_map(Watched::rows))
     }
 
     /// Events that were missed, those of ended namespaces included.
-    pub fn lost(&self) -> u64 {
+    pub(super) fn lost(&self) -> u64 {
         self.past.lost + self.namespaces.values().map(|watched| watched.account.lost()).sum::<u64>()
     }
 
     /// Single events since the last time, and how many were held back or lost since the start.
-    pub fn heard(&mut self) -> Heard {
+    pub(super) fn heard(&mut self) -> Heard {
         let mut heard = self.past.heard.since_last();
         for singles in self.singles() {
             heard.take(singles);
@@ -154,12 +154,12 @@ impl Watching {
     }
 
     /// What is to be handed over, of each namespace.
-    pub fn singles(&mut self) -> impl Iterator<Item = &mut Singles> {
+    pub(super) fn singles(&mut self) -> impl Iterator<Item = &mut Singles> {
         self.namespaces.values_mut().filter_map(|watched| watched.singles.as_mut())
     }
 
     /// Processor time of taking events, and how many were taken.
-    pub const fn cost(&self) -> Cost {
+    pub(super) const fn cost(&self) -> Cost {
         self.cost
     }
 
@@ -171,7 +171,7 @@ impl Watching {
 
 /// The thread. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Listener {
+pub(super) struct Listener {
     watching: Arc<Mutex<Watching>>,
     ready: Arc<Epoll>,
     stop: Arc<EventFd>,
@@ -180,7 +180,7 @@ pub struct Listener {
 
 impl Listener {
     /// Starts it, with nothing to listen to.
-    pub fn start() -> io::Result<Self> {
+    pub(super) fn start() -> io::Result<Self> {
         let watching = Arc::new(Mutex::new(Watching::default()));
         let ready = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -196,7 +196,7 @@ impl Listener {
     }
 
     /// Brings books up to date: those of all namespaces, or of this one.
-    pub fn settle(&self, only: Option<u32>) {
+    pub(super) fn settle(&self, only: Option<u32>) {
         let settlements = self.watching().begin(only);
         loop {
             let wait = self.watching().advance(&settlements);
@@ -206,12 +206,12 @@ impl Listener {
     }
 
     /// What is listened to; events wait in their queues meanwhile.
-    pub fn watching(&self) -> MutexGuard<'_, Watching> {
+    pub(super) fn watching(&self) -> MutexGuard<'_, Watching> {
         lock(&self.watching)
     }
 
     /// Listens to one more namespace.
-    pub fn add(&self, watched: Watched) -> io::Result<()> {
+    pub(super) fn add(&self, watched: Watched) -> io::Result<()> {
         let mut watching = self.watching();
         for events in watched.events() {
             self.hear(events)?;
@@ -221,7 +221,7 @@ impl Listener {
     }
 
     /// Listens again to a namespace that was silent.
-    pub fn resume(&self, netns: u32, sockets: Sockets) -> io::Result<()> {
+    pub(super) fn resume(&self, netns: u32, sockets: Sockets) -> io::Result<()> {
         let mut watching = self.watching();
         let Some(watched) = watching.namespaces.get_mut(&netns) else { return Ok(()) };
         for events in sockets.each() {

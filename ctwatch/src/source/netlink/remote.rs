@@ -6,14 +6,14 @@ use crate::model::{Sample, SourceInfo};
 
 /// Asks the keeper for everything.
 #[derive(Debug)]
-pub struct Remote {
+pub(crate) struct Remote {
     keeper: &'static Keeper,
     info: SourceInfo,
 }
 
 impl Remote {
     /// Opens the source there. `better` says why no better source runs.
-    pub fn open(keeper: &'static Keeper, better: String) -> anyhow::Result<Self> {
+    pub(crate) fn open(keeper: &'static Keeper, better: String) -> anyhow::Result<Self> {
         let info = keeper.open(better)?;
         Ok(Self { keeper, info })
     }

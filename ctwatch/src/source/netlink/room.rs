@@ -18,11 +18,11 @@ const FIRST: usize = MOST / 2 / NAMESPACES;
 
 /// The room that all namespaces share. Clones are the same room.
 #[derive(Clone, Debug, Default)]
-pub struct Room(Arc<AtomicUsize>);
+pub(super) struct Room(Arc<AtomicUsize>);
 
 impl Room {
     /// Room for one more namespace.
-    pub fn share(&self) -> Share {
+    pub(super) fn share(&self) -> Share {
         Share(Arc::new(Taken { room: self.clone(), here: AtomicUsize::new(0) }))
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 
 /// Whether the kernel makes events in a namespace (`nf_conntrack_events`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Announced {
+pub(super) enum Announced {
     /// For every entry, or since 5.19 for those made while somebody listens.
     On,
     /// Switched off.

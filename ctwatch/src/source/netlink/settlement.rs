@@ -56,24 +56,24 @@ enum Next {
 
 impl Watched {
     /// Whether a settlement is under way: it takes events itself, between readings of the kernel's statistics.
-    pub const fn is_settling(&self) -> bool {
+    pub(super) const fn is_settling(&self) -> bool {
         self.settling.is_some()
     }
 
     /// Begins a settlement, which brings the book up to this moment, or joins the one that is under way. Gives its
     /// number.
-    pub fn begin(&mut self) -> u64 {
+    pub(super) fn begin(&mut self) -> u64 {
         self.settling.get_or_insert_with(|| (Instant::now(), Step::Start));
         self.settled + 1
     }
 
     /// When the settlement of this number goes on; `None` once it has ended.
-    pub fn due(&self, number: u64) -> Option<Instant> {
+    pub(super) fn due(&self, number: u64) -> Option<Instant> {
         self.settling.as_ref().filter(|_| self.settled < number).map(|(due, _)| *due)
     }
 
     /// Goes on with a settlement as far as that needs no waiting.
-    pub fn advance(&mut self, now: Instant, batch: &mut Batch) {
+    pub(super) fn advance(&mut self, now: Instant, batch: &mut Batch) {
         let Some((_, mut step)) = self.settling.take_if(|(due, _)| *due <= now) else { return };
         loop {
             match self.take_step(step, batch) {

@@ -25,11 +25,11 @@ const MOST_CALLS: usize = 512;
 const MOST_COUNTS: usize = 100;
 
 /// What is said of a namespace where forged events left no room for real ones.
-pub const FORGED: &str = "a process in it sends forged events, and real ones found no room";
+pub(super) const FORGED: &str = "a process in it sends forged events, and real ones found no room";
 
 /// The sockets that events come from.
 #[derive(Debug)]
-pub struct Sockets {
+pub(super) struct Sockets {
     new: Events,
     destroy: Events,
     /// Entries that were there before.
@@ -43,7 +43,7 @@ impl Sockets {
     ///
     /// Removals are heard before the count is read and inserts after it: what happens in between makes the book expect
     /// too few removals, never too many.
-    pub fn open(program: &[sock_filter], buffer: usize) -> io::Result<Self> {
+    pub(super) fn open(program: &[sock_filter], buffer: usize) -> io::Result<Self> {
         let mut requests = Requests::open()?;
         let destroy = Events::open(Group::Destroy, buffer, program)?;
         let count_before = statistics::entries(&mut requests)?;
@@ -52,14 +52,14 @@ impl Sockets {
     }
 
     /// Both.
-    pub fn each(&self) -> [&Events; 2] {
+    pub(super) fn each(&self) -> [&Events; 2] {
         [&self.new, &self.destroy]
     }
 }
 
 /// A namespace with what listens in it.
 #[derive(Debug)]
-pub struct Watched {
+pub(super) struct Watched {
     /// Its inode.
     pub netns: u32,
     /// Whether there are events at all.
@@ -90,7 +90,7 @@ pub struct Watched {
 impl Watched {
     /// Opens the sockets in the calling thread's namespace. `newborn` says that it was made while we watched: whatever
     /// its table and its statistics hold has been missed so far.
-    pub fn open(
+    pub(super) fn open(
         netns: u32,
         filter: &Filter,
         program: &[sock_filter],
@@ -169,36 +169,36 @@ impl Watched {
     }
 
     /// The setting, where it is another one than what was found when listening began.
-    pub fn changed(&self) -> Option<Announced> {
+    pub(super) fn changed(&self) -> Option<Announced> {
         Some(self.setting.read()).filter(|now| *now != self.announced)
     }
 
     /// Listens no longer: the kernel announces nothing any more.
-    pub fn fall_silent(&mut self, announced: Announced) {
+    pub(super) fn fall_silent(&mut self, announced: Announced) {
         self.announced = announced;
         self.sockets = None;
     }
 
     /// Listens again, to these.
-    pub fn listen_to(&mut self, sockets: Sockets) {
+    pub(super) fn listen_to(&mut self, sockets: Sockets) {
         self.announced = Announced::On;
         self.account.compare_anew();
         self.sockets = Some(sockets);
     }
 
     /// The sockets that events come from.
-    pub fn events(&self) -> impl Iterator<Item = &Events> {
+    pub(super) fn events(&self) -> impl Iterator<Item = &Events> {
         self.sockets.iter().flat_map(Sockets::each)
     }
 
     /// Whether the kernel counts resolved clashes (5.9).
-    pub fn has_clash_resolve(&self) -> bool {
+    pub(super) fn has_clash_resolve(&self) -> bool {
         self.statistics.as_ref().is_none_or(|statistics| statistics.has_clash_resolve)
     }
 
     /// What was counted, by flow type. The row for any flow type is there with the first of the others: that statistics
     /// show no loss is told too.
-    pub fn rows(&self) -> BTreeMap<FlowType, Counters> {
+    pub(super) fn rows(&self) -> BTreeMap<FlowType, Counters> {
         let mut rows: BTreeMap<FlowType, Counters> = self.account.rows().collect();
         if self.statistics.is_some() && !rows.is_empty() {
             rows.entry(any_flow(self.netns)).or_default();
@@ -207,7 +207,7 @@ impl Watched {
     }
 
     /// Takes the waiting events and returns their number. An error is kept for [`Self::failed`].
-    pub fn drain(&mut self, batch: &mut Batch) -> u64 {
+    pub(super) fn drain(&mut self, batch: &mut Batch) -> u64 {
         match self.try_drain(batch) {
             Ok(taken) => taken,
             Err(error) => {
@@ -244,17 +244,17 @@ impl Watched {
     }
 
     /// How many events were taken since it was last asked.
-    pub const fn take_taken(&mut self) -> u64 {
+    pub(super) const fn take_taken(&mut self) -> u64 {
         std::mem::replace(&mut self.taken, 0)
     }
 
     /// Why it can no longer be listened to.
-    pub const fn failed(&self) -> Option<&io::Error> {
+    pub(super) const fn failed(&self) -> Option<&io::Error> {
         self.failed.as_ref()
     }
 
     /// Brings a book that was just settled to its end: what the namespace still holds goes with it.
-    pub fn end(&mut self, batch: &mut Batch) -> io::Result<()> {
+    pub(super) fn end(&mut self, batch: &mut Batch) -> io::Result<()> {
         self.try_drain(batch)?;
         if self.sockets.is_some() && self.statistics.is_some() {
             let left = statistics::entries(&mut self.requests)?;
@@ -264,7 +264,7 @@ impl Watched {
     }
 
     /// Ends the book without the kernel's statistics, which can no longer be asked for.
-    pub fn give_up(&mut self, batch: &mut Batch) {
+    pub(super) fn give_up(&mut self, batch: &mut Batch) {
         // An error here has nobody left to act on it: the sockets are about to be closed.
         let _ = self.try_drain(batch);
         let _ = self.take_drops();
@@ -273,7 +273,7 @@ impl Watched {
     }
 
     /// What waits for statistics will not learn its cause.
-    pub fn give_up_singles(&mut self) {
+    pub(super) fn give_up_singles(&mut self) {
         if let Some(singles) = &mut self.singles {
             singles.give_up();
         }

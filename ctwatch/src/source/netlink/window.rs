@@ -25,7 +25,7 @@ pub struct Reading {
 
 /// What is known of all that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// All were evictions.
     All,
     /// None was.
@@ -36,7 +36,7 @@ pub enum Verdict {
 
 /// Removals since it was last known which were evictions.
 #[derive(Debug, Default)]
-pub struct Window {
+pub(super) struct Window {
     /// Those asked for.
     pub kept: Vec<Kept<(Traced, Fate)>>,
     /// Those asked for that found no place.
@@ -56,24 +56,24 @@ pub struct Window {
 
 impl Window {
     /// How many removals can have been the evictions that were counted.
-    pub const fn candidates(&self) -> u64 {
+    pub(super) const fn candidates(&self) -> u64 {
         self.kept.len() as u64 + self.refused + self.others + self.lost + self.unheard + self.late
     }
 
     /// Evictions beyond all removals that are known of: the kernel told of none of these.
-    pub const fn excess(&self) -> u64 {
+    pub(super) const fn excess(&self) -> u64 {
         self.evicted.saturating_sub(self.candidates())
     }
 
     /// Whether all are certain to have been evictions, with so many counted up to now.
-    pub fn is_all(&self, evictions: u64) -> bool {
+    pub(super) fn is_all(&self, evictions: u64) -> bool {
         let evicted = self.evicted + evictions;
         evicted > 0 && evicted == self.candidates()
     }
 
     /// Takes what a settlement read, with so many evictions more. Nothing follows yet where evictions are going on, and
     /// more of what waits may be counted.
-    pub fn settle(&mut self, evictions: u64, reading: Reading) -> Option<Verdict> {
+    pub(super) fn settle(&mut self, evictions: u64, reading: Reading) -> Option<Verdict> {
         let all = self.is_all(evictions) && reading.complete;
         self.evicted += evictions;
         self.settlements += 1;
@@ -90,7 +90,7 @@ impl Window {
     }
 
     /// Closes it, and begins anew. Unless it is `calm`, what is given up here may be counted later.
-    pub fn close(&mut self, verdict: Verdict, calm: bool) -> Self {
+    pub(super) fn close(&mut self, verdict: Verdict, calm: bool) -> Self {
         let late = match verdict {
             Verdict::Some if !calm => self.candidates().saturating_sub(self.evicted),
             _ => 0,
@@ -99,7 +99,7 @@ impl Window {
     }
 
     /// Ends it without knowing more: all may have been evictions.
-    pub fn give_up(&mut self) -> Self {
+    pub(super) fn give_up(&mut self) -> Self {
         let window = std::mem::take(self);
         let evicted = window.candidates().max(window.evicted);
         Self { evicted, ..window }

@@ -35,7 +35,7 @@ pub struct Settings {
 
 /// What rows are sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sort {
+pub(super) enum Sort {
     /// Losses and evictions, then inserts.
     Trouble,
     /// One of the sums.
@@ -57,7 +57,7 @@ impl Sort {
     ];
 
     /// As the screen says it.
-    pub const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Trouble => "worst first",
             Self::By(Group::Insert) => "by insert",
@@ -75,7 +75,7 @@ impl Sort {
 
 /// The panels below the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Panel {
+pub(super) enum Panel {
     /// Everything about the chosen flow type.
     Detail,
     /// Ports and addresses ranked.

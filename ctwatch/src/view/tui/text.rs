@@ -9,7 +9,7 @@ use crate::view::plain;
 pub(super) use crate::view::plain::{clean, date_and_time, time};
 
 /// A rate in at most six characters; a dot for none.
-pub fn rate(rate: f64) -> String {
+pub(super) fn rate(rate: f64) -> String {
     match rate {
         0.0 => ".".into(),
         _ => plain::rate(rate),
@@ -17,7 +17,7 @@ pub fn rate(rate: f64) -> String {
 }
 
 /// A count in at most seven characters.
-pub fn count(count: u64) -> String {
+pub(super) fn count(count: u64) -> String {
     match count {
         0 => ".".into(),
         1..=9_999_999 => count.to_string(),
@@ -28,7 +28,7 @@ pub fn count(count: u64) -> String {
 }
 
 /// A time to come or gone by, as precise as it can be meant.
-pub fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match seconds {
         ..1.0 => "1 s".into(),
@@ -39,17 +39,17 @@ pub fn span(time: Duration) -> String {
 }
 
 /// An interval as the user gave it.
-pub fn interval(time: Duration) -> String {
+pub(super) fn interval(time: Duration) -> String {
     format!("{} s", (time.as_secs_f64() * 1000.0).round() / 1000.0)
 }
 
 /// How many columns a text takes.
-pub fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     Span::raw(text).width()
 }
 
 /// At most `most` columns wide, the cut marked.
-pub fn cut(text: &str, most: usize) -> String {
+pub(super) fn cut(text: &str, most: usize) -> String {
     if width(text) <= most {
         return text.to_owned();
     }
@@ -68,14 +68,14 @@ pub fn cut(text: &str, most: usize) -> String {
 }
 
 /// Exactly `wide` columns, the text on the left.
-pub fn left(text: &str, wide: usize) -> String {
+pub(super) fn left(text: &str, wide: usize) -> String {
     let mut text = cut(text, wide);
     text.extend(std::iter::repeat_n(' ', wide.saturating_sub(width(&text))));
     text
 }
 
 /// Exactly `wide` columns, the text on the right.
-pub fn right(text: &str, wide: usize) -> String {
+pub(super) fn right(text: &str, wide: usize) -> String {
     let text = cut(text, wide);
     let mut padded = " ".repeat(wide.saturating_sub(width(&text)));
     padded += &text;
@@ -83,7 +83,7 @@ pub fn right(text: &str, wide: usize) -> String {
 }
 
 /// The newest `wide` values as heights below the highest of them; anything above 0 shows.
-pub fn run<'a>(
+pub(super) fn run<'a>(
     values: impl IntoIterator<Item = &'a f64, IntoIter: DoubleEndedIterator>,
     wide: usize,
     theme: Theme,
