@@ -12,12 +12,15 @@ pub(super) const WITH_PROMETHEUS: &str = "prometheus::";
 /// The kernel on which every scenario runs, if it is among the kernels.
 const ONE: &str = "6.12";
 
+/// A kernel between others, whose functions and messages are those of one of them.
+const BETWEEN: &str = "6.1";
+
 /// The oldest kernel and the newest one: what differs by kernel runs on both.
 const ENDS: [&str; 2] = ["5.10", "7.3"];
 
-/// Every kind of event, and what ctwatch reads from the kernel's memory. These run on every kernel and every other build
-/// of a kernel, and by every source that can count them.
-pub(super) const EVENTS: [&str; 16] = [
+/// Every kind of event, and what ctwatch reads from the kernel's memory. These run on every kernel, and by every source that
+/// can count them; by kprobes on all but [`BETWEEN`], where they are those of its neighbours.
+pub(super) const EVENTS: [&str; 15] = [
     "traffic::all_types",
     "full::unassured",
     "full::unassured_few_buckets",
@@ -33,11 +36,10 @@ pub(super) const EVENTS: [&str; 16] = [
     "netns::exit",
     "trace::burst_auto",
     "invalid::unsaid",
-    "doctor::raise_limit",
 ];
 
 /// What a kernel can change beside these: its functions and their callers, its privileges, its messages and its files.
-const BY_KERNEL: [&str; 45] = [
+const BY_KERNEL: [&str; 42] = [
     "traffic::gre",
     "traffic::sctp",
     "nat::masquerade_routed",
@@ -52,7 +54,6 @@ const BY_KERNEL: [&str; 45] = [
     "hidden_code::",
     "misread::",
     "modules::",
-    "generators::",
     "source::",
     "privileges::",
     "attacker::facts",
@@ -75,14 +76,12 @@ const BY_KERNEL: [&str; 45] = [
     "trace::netlink_fallback",
     "trace::refused",
     "trace::zone",
-    "doctor::bridge",
     "doctor::chains",
-    "doctor::expectations_logged",
-    "doctor::healthy",
     "doctor::held",
     "doctor::latency",
     "doctor::loads_nothing",
     "doctor::overflowed",
+    "doctor::raise_limit",
 ];
 
 /// What is counted the same way whatever the source. The rest of the scenarios is about other things, or waits long.
@@ -158,6 +157,9 @@ const ANYWHERE_BY_NETLINK: [&str; 2] = ["attacker::counting", "attacker::many_na
 /// What needs a module that cloud kernels do not have, and where it runs.
 const ON_FULL_KERNEL: [&str; 1] = ["delete::openvswitch"];
 pub(super) const FULL_KERNEL: &str = "6.12-amd64";
+/// What else runs there: it differs from [`ONE`] by its drivers.
+const ON_PLAIN_BUILD: [&str; 4] =
+    ["traffic::all_types", "full::mixed", "delete::timeout", "trace::burst_auto"];
 
 /// What finds most in little time, on each kernel.
 pub(super) const QUICK: [&str; 17] = [
@@ -198,7 +200,8 @@ pub(super) fn runs_here(
     }
     let other_build = kernels::OTHER_BUILDS.contains(&kernel.name.as_str());
     if selection.kernels.is_empty() && other_build {
-        return source == "auto" && is_in(&EVENTS, name);
+        let list = if kernel.name == FULL_KERNEL { &ON_PLAIN_BUILD[..] } else { &EVENTS };
+        return source == "auto" && is_in(list, name);
     }
     let by_name = selection.filter.is_some();
     by_source(by_name, source, kernel, name, is_one)
@@ -211,13 +214,14 @@ pub(super) fn runs_here(
 
 /// Whether this kernel or this source can show what [`ONE`] by the source chosen there does not.
 fn differs(source: &str, kernel: &Kernel, name: &str, is_one: bool) -> bool {
-    let by_kernel = || is_in(&BY_KERNEL, name);
-    is_in(&EVENTS, name)
-        || match source {
-            "kprobe" => is_one && (by_kernel() || is_in(&BY_KPROBE, name)),
-            "auto" => is_one || (ENDS.contains(&kernel.name.as_str()) && by_kernel()),
-            _ => is_one,
+    let (is_event, by_kernel) = (is_in(&EVENTS, name), is_in(&BY_KERNEL, name));
+    match source {
+        "kprobe" => {
+            (is_event && kernel.name != BETWEEN) || (is_one && (by_kernel || is_in(&BY_KPROBE, name)))
         }
+        "auto" => is_one || is_event || (ENDS.contains(&kernel.name.as_str()) && by_kernel),
+        _ => is_one || is_event,
+    }
 }
 
 /// Whether this source can change a scenario on this kernel. What was asked for by name is asked for by kprobes too.
@@ -250,7 +254,8 @@ mod tests {
 
     #[test]
     fn each_list_names_scenarios_that_exist() {
-        let lists: [&[&str]; 9] = [
+        let lists: [&[&str]; 10] = [
+            &ON_PLAIN_BUILD,
             &EVENTS,
             &BY_KERNEL,
             &COUNTING,

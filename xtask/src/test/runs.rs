@@ -121,7 +121,7 @@ mod tests {
             ("manners::wrong_usage", 1, 1),
             ("units::as_root", 1, 1),
             ("traffic::udp", 2, 8),
-            ("delete::timeout", 8, 8),
+            ("delete::timeout", 7, 8),
             ("delete::tc", 4, 8),
             ("misread::no_caller", 3, 5),
             ("record::flood", 1, 3),

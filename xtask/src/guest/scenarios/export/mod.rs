@@ -96,7 +96,7 @@ fn full_table() -> anyhow::Result<()> {
 
 /// Namespaces that come and go: counts stay exact, the number of series stays bounded.
 fn namespaces() -> anyhow::Result<()> {
-    const ROUNDS: u32 = 6;
+    const ROUNDS: u32 = 4;
     const AT_ONCE: u32 = 10;
     modules::load()?;
     // Nothing is tracked there: the scrapes themselves are no flows then.
