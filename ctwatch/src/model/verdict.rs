@@ -16,6 +16,11 @@ pub const NEARLY_FULL_PCT: f64 = 95.0;
 /// A forecast nearer than this is news.
 const SOON: Duration = Duration::from_mins(10);
 
+/// What befalls packets of connections that live; all other reasons are a stranger's packets too, which reach every machine.
+pub const INVALID_OF_CONNECTIONS: [Event; 2] = [Event::InvalidOutOfWindow, Event::InvalidBadChecksum];
+/// So many of these a second are no accident.
+pub const INVALID_HURTS: f64 = 1.0;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -47,6 +52,8 @@ pub enum Trouble {
     Pressure(f64),
     /// Packets lost at confirmation, per second.
     InsertFailed(f64),
+    /// Packets of live connections marked INVALID, per second.
+    Invalid(f64),
     /// The table of this namespace is at its limit.
     Full(String),
     /// The table of this namespace will be full so soon.
@@ -60,9 +67,11 @@ impl Trouble {
     pub const fn level(&self) -> Level {
         match self {
             Self::Drop(_) | Self::EarlyDrop(_) | Self::Full(_) => Level::Critical,
-            Self::Pressure(_) | Self::InsertFailed(_) | Self::Filling(..) | Self::NearlyFull(..) => {
-                Level::Warning
-            }
+            Self::Pressure(_)
+            | Self::InsertFailed(_)
+            | Self::Invalid(_)
+            | Self::Filling(..)
+            | Self::NearlyFull(..) => Level::Warning,
         }
     }
 }
@@ -78,6 +87,10 @@ pub fn troubles(report: &Report, history: &History) -> Vec<Trouble> {
         rate(Group::EarlyDrop.parts()).map(Trouble::EarlyDrop),
         rate(&[Event::DeletePressure]).map(Trouble::Pressure),
         rate(Group::InsertFailed.parts()).map(Trouble::InsertFailed),
+        // One alone is no news.
+        Some(history.rate(&INVALID_OF_CONNECTIONS, RECENT))
+            .filter(|rate| *rate >= INVALID_HURTS)
+            .map(Trouble::Invalid),
     ]
     .into_iter()
     .flatten()

@@ -43,6 +43,9 @@ fn a_healthy_machine_has_none() {
             (Event::Insert, second * 9000),
             (Event::DeleteTimeout, second * 9000),
             (Event::ClashResolve, second),
+            // One in two seconds, and such as strangers send.
+            (Event::InvalidBadChecksum, second / 2),
+            (Event::InvalidUnrelated, second * 90),
         ]
     };
     assert_eq!(after(20, busy, |second| 5000 + second % 3), []);
@@ -56,6 +59,8 @@ fn the_worst_comes_first() {
             (Event::DeleteEarlyDrop, second * 4),
             (Event::DeletePressure, second * 3),
             (Event::FailedChaintoolong, second * 2),
+            (Event::InvalidOutOfWindow, second * 5),
+            (Event::InvalidBadState, second * 500),
         ]
     };
     let found = after(5, all, |_| 10_000);
@@ -67,6 +72,7 @@ fn the_worst_comes_first() {
             Trouble::Full("init".into()),
             Trouble::Pressure(3.0),
             Trouble::InsertFailed(2.0),
+            Trouble::Invalid(5.0),
         ]
     );
 }

@@ -141,6 +141,7 @@ fn told(trouble: &Trouble, width: usize) -> String {
         Trouble::EarlyDrop(n) => format!("EVICTING {} live entries/s", rate(*n)),
         Trouble::Pressure(n) => format!("COLLECTOR EVICTS {}/s", rate(*n)),
         Trouble::InsertFailed(n) => format!("INSERT FAILS {}/s", rate(*n)),
+        Trouble::Invalid(n) => format!("INVALID {}/s", rate(*n)),
         Trouble::Full(name) => format!("TABLE FULL: {}", text::clean(name)),
         Trouble::Filling(name, eta) => format!("FILLING: {} full in {}", text::clean(name), text::span(*eta)),
         Trouble::NearlyFull(name, pct) => format!("NEARLY FULL: {} {pct:.0} %", text::clean(name)),
