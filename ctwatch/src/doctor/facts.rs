@@ -108,6 +108,9 @@ pub struct Namespace {
     pub stats_after: BTreeMap<String, u64>,
     /// Whether IPVS hands its connections to connection tracking (`net.ipv4.vs.conntrack`).
     pub ipvs_conntrack: bool,
+    /// Which rules of IP see bridged packets (`iptables`, `ip6tables` of `net.bridge.bridge-nf-call-*`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bridged: Vec<String>,
     /// Rules that have to do with tracking.
     pub nft: Listing,
     /// The same of the older interface.
@@ -189,6 +192,9 @@ pub struct Listing {
     pub cut: bool,
     /// Whether some chain drops what no rule accepts.
     pub drops_by_default: bool,
+    /// Chains with a rule that drops or rejects whatever comes to it, as far as there was room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drops_all: Vec<String>,
     /// Ports that an input chain drops, as far as there was room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<DroppedPort>,

@@ -8,7 +8,8 @@ use crate::doctor::text::{rate, sum, thousands};
 
 /// Above this mean length a look-up costs several cache misses more than it need.
 const LONG: f64 = 4.0;
-/// The advice of old: before 5.15 the kernel itself made the limit that many times a `hashsize` that was given.
+/// The kernel makes the limit so many times the buckets where `hashsize` is given, and did so by itself before 5.15
+/// (`nf_conntrack_init_start`, 5.10 to 7.3).
 const OLD_ADVICE: u64 = 8;
 
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
@@ -33,7 +34,7 @@ fn chains(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     let old = max >= buckets.saturating_mul(OLD_ADVICE);
     let advice = if old {
         " The advice “buckets = limit / 8” is from the time before 5.15, when memory was dear; since then the kernel itself \
-         makes as many buckets as entries."
+         makes as many buckets as entries, unless the module is given `hashsize=`: its limit is still 8 times that."
     } else {
         ""
     };

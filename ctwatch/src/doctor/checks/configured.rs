@@ -55,10 +55,40 @@ const FIREWALLD: &str = "/etc/firewalld/firewalld.conf";
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     // Files set the first namespace, and only it has the limit that counts.
     if let Some(first) = facts.namespaces.iter().find(|namespace| namespace.limit_writable) {
-        return WATCHED.iter().filter_map(|(name, harm)| one(facts, first, name, *harm)).collect();
+        let mut findings: Vec<Finding> =
+            WATCHED.iter().filter_map(|(name, harm)| one(facts, first, name, *harm)).collect();
+        one_number_of_buckets(&mut findings);
+        return findings;
     }
     let Some(own) = facts.namespaces.iter().find(|namespace| namespace.own) else { return Vec::new() };
     OF_MACHINE.iter().filter_map(|name| elsewhere(facts, own, name)).collect()
+}
+
+/// A larger limit comes with buckets for it. A remedy that then sets fewer of them would undo that.
+fn one_number_of_buckets(findings: &mut [Finding]) {
+    let configured = |findings: &[Finding], sysctl: &str| {
+        let of =
+            |finding: &&Finding| finding.evidence.get("sysctl").is_some_and(|figure| figure.value == sysctl);
+        let finding = findings.iter().find(of)?;
+        finding.evidence.get("configured")?.value.as_u64().filter(|_| !finding.remedies.is_empty())
+    };
+    let (limit, buckets) =
+        (configured(findings, "nf_conntrack_max"), configured(findings, "nf_conntrack_buckets"));
+    let (Some(limit), Some(buckets)) = (limit, buckets) else { return };
+    if limit.checked_next_power_of_two().is_some_and(|with_it| with_it >= buckets) {
+        for finding in findings.iter_mut().filter(|finding| {
+            finding.evidence.get("sysctl").is_some_and(|figure| figure.value == "nf_conntrack_buckets")
+        }) {
+            finding.remedies.clear();
+            finding.meaning.push_str(" The remedy for nf_conntrack_max brings at least as many buckets.");
+        }
+    }
+}
+
+/// Who sets this anew when it starts, whatever the kernel and files are told.
+pub fn left_to_kube_proxy(facts: &Facts, sysctl: &str, in_force: u64) -> Option<String> {
+    let name = sysctl.strip_prefix("nf_conntrack_").unwrap_or(sysctl);
+    Proxy::of(facts, name, in_force, &Why::Unknown).left_out(name)
 }
 
 /// Why a value is not in force.
@@ -177,6 +207,8 @@ fn why<'a>(facts: &Facts, first: &Namespace, full: &str, winner: &Configured) ->
     }
     match written_ms {
         Some(written) => Why::Written(written / 1000),
+        // The time of other sysctls is not read.
+        None if OF_MACHINE.iter().all(|name| !full.ends_with(name)) => Why::Unknown,
         None if facts.conntrack == Presence::Module && !facts.loaded_early && first.own => Why::Early,
         None => Why::Unknown,
     }
@@ -275,7 +307,7 @@ fn in_words(facts: &Facts, full: &str, why: &Why<'_>) -> String {
                 String::new()
             };
             format!(
-                "Nothing has set {full} since the module was loaded. Files are applied once, early as the machine starts, and the \
+                "As far as the kernel remembers, nothing has set {full} since the module was loaded. Files are applied once, early as the machine starts, and the \
                  module came later: its sysctls did not exist then, and each module starts with the kernel's defaults.{unloads}"
             )
         }
@@ -286,7 +318,8 @@ fn in_words(facts: &Facts, full: &str, why: &Why<'_>) -> String {
              another one, as a container has: the file does nothing here. The container's runtime cannot set it either \
              (lxc.sysctl, docker run --sysctl): with that the container does not start. The host decides."
         ),
-        Why::Unknown => "Nothing says why: the file may have been refused, or applied before another program set the value."
+        Why::Unknown => "Nothing says why: the file may have been applied before the module was loaded, or refused, or a program \
+                         set another value since."
             .to_owned(),
     }
 }

@@ -163,7 +163,7 @@ fn why_a_file_is_not_in_force_is_told() {
     };
     assert!(
         told(&|_| {})
-            .contains("90-x.conf sets nf_conntrack_max to 1,048,576, but 8,192 is in force. Nothing has set")
+            .contains("90-x.conf sets nf_conntrack_max to 1,048,576, but 8,192 is in force. As far as the kernel remembers, nothing has set")
     );
     assert!(told(&|facts| written(facts, 60_000)).contains("set another value 60 s ago"));
     let changed = |facts: &mut Facts| facts.configured[1].changed_s = Some(30);

@@ -5,19 +5,15 @@ use std::collections::BTreeMap;
 use ctwatch_ebpf::{Event, Group};
 
 use super::{STATS, evicted, live_source, of_namespace, refused};
-use crate::doctor::facts::{Facts, Namespace, RuleKind};
+use crate::doctor::facts::{Facts, Namespace, Rule, RuleKind};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::remedies::invalid as remedies;
 use crate::doctor::text::{rate, short, sum, thousands};
 use crate::model::protocol;
+use crate::model::verdict::{INVALID_HURTS, INVALID_OF_CONNECTIONS};
 
-/// So many a second of known connections or of damaged packets are no accident.
-const HURTS: f64 = 1.0;
-/// So many a second of strangers: scans and late resets reach every machine.
+/// So many a second without a known reason.
 const MANY: f64 = 10.0;
-/// What befalls packets of connections that live.
-const OF_CONNECTIONS: [Event; 2] = [Event::InvalidOutOfWindow, Event::InvalidBadChecksum];
-
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
     facts.namespaces.iter().filter_map(|namespace| invalid(facts, namespace)).collect()
 }
@@ -38,14 +34,25 @@ fn invalid(facts: &Facts, namespace: &Namespace) -> Option<Finding> {
     }
     let per_second = count as f64 / seconds;
     let reasons = reasons(facts, namespace);
-    let known = sum(OF_CONNECTIONS.iter().filter_map(|event| reasons.get(event).copied()));
-    let rule = namespace.rules().find(|rule| rule.kind == RuleKind::Rule && drops_invalid(&rule.text));
-    let hurts = rule.is_some() && (known as f64 / seconds >= HURTS || per_second >= MANY);
+    let known = sum(INVALID_OF_CONNECTIONS.iter().filter_map(|event| reasons.get(event).copied()));
+    let of_strangers = sum(reasons.values().copied()).saturating_sub(known);
+    // Those without a reason may be of connections.
+    let unexplained = count.saturating_sub(known).saturating_sub(of_strangers);
+    let rule = namespace.rules().find(|rule| rule.kind == RuleKind::Rule && is_of_drops(namespace, rule));
+    // Whatever it accepts, a chain that drops the rest seldom accepts these.
+    let by_default = namespace.listings().iter().any(|listing| listing.drops_by_default);
+    let often = known as f64 / seconds >= INVALID_HURTS || unexplained as f64 / seconds >= MANY;
+    let hurts = (rule.is_some() || by_default) && often;
     let fate = match rule {
         Some(rule) => format!("; a rule in chain {} drops them", short(&rule.chain)),
+        None if by_default => "; a chain drops what no rule accepts".to_owned(),
         None => String::new(),
     };
-    let meaning = if hurts {
+    let meaning = if hurts && rule.is_none() {
+        "Connection tracking could not assign these packets to a flow. A chain here drops what no rule accepts, and rules that \
+         accept known connections do not accept these. Their senders see connections that stall or time out now and then, while \
+         the table has room."
+    } else if hurts {
         "Connection tracking could not assign these packets to a flow, and a rule drops them. Their senders see \
          connections that stall or time out now and then, while the table has room."
     } else {
@@ -72,13 +79,29 @@ fn since_boot(namespace: &Namespace) -> Option<u64> {
     Some(get("invalid")?.saturating_add(get("icmp_error").unwrap_or(0)))
 }
 
-/// Whether a rule with this text drops invalid packets.
-fn drops_invalid(text: &str) -> bool {
+/// Whether a rule drops invalid packets, or leads them to a chain that lets nothing pass.
+fn is_of_drops(namespace: &Namespace, rule: &Rule) -> bool {
+    let chains = namespace.listings().into_iter().flat_map(|listing| &listing.drops_all);
+    let chains: Vec<&str> = chains.map(String::as_str).collect();
+    drops_invalid(&rule.text, &chains)
+}
+
+/// The same of a rule with this text, where these chains let nothing pass.
+fn drops_invalid(text: &str, chains: &[&str]) -> bool {
     // A comment may say anything.
     let text = text.split(" comment ").next().unwrap_or_default();
-    let text = text.split(" --comment ").next().unwrap_or_default().to_ascii_lowercase();
-    let has = |word: &str| text.split(|char: char| !char.is_ascii_alphanumeric()).any(|found| found == word);
-    has("invalid") && (has("drop") || has("reject"))
+    let text = text.split(" --comment ").next().unwrap_or_default();
+    let lower = text.to_ascii_lowercase();
+    let words: Vec<&str> =
+        lower.split(|char: char| !char.is_ascii_alphanumeric() && !"!=".contains(char)).collect();
+    let has = |word: &str| words.contains(&word);
+    // `ct state != invalid`, `! --ctstate INVALID`.
+    let about_others = has("!=") || lower.contains("! --ctstate") || lower.contains("! --state");
+    let leads = text
+        .split_whitespace()
+        .zip(text.split_whitespace().skip(1))
+        .any(|(word, chain)| ["jump", "goto", "-j", "-g"].contains(&word) && chains.contains(&chain));
+    has("invalid") && !about_others && (has("drop") || has("reject") || leads)
 }
 
 fn reasons(facts: &Facts, namespace: &Namespace) -> BTreeMap<Event, u64> {
@@ -157,17 +180,22 @@ mod tests {
             "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
             "-A INPUT -m state --state INVALID -j REJECT --reject-with icmp-port-unreachable",
         ] {
-            assert!(drops_invalid(text), "{text}");
+            assert!(drops_invalid(text, &[]), "{text}");
+        }
+        for text in ["ct state invalid jump DROPS", "-A INPUT -m conntrack --ctstate INVALID -j DROPS"] {
+            assert!(drops_invalid(text, &["DROPS"]) && !drops_invalid(text, &["drops"]), "{text}");
         }
         for text in [
             "ct state invalid counter log",
+            "ct state != invalid drop",
+            "-A INPUT -m conntrack ! --ctstate INVALID -j DROP",
             "ct state new drop",
             "ct state new accept comment \"never drop invalid\"",
             "-A INPUT -m conntrack --ctstate NEW -m comment --comment \"drop invalid\" -j ACCEPT",
             "ip saddr @invalidated drop",
             "",
         ] {
-            assert!(!drops_invalid(text), "{text}");
+            assert!(!drops_invalid(text, &["DROPS"]), "{text}");
         }
     }
 }

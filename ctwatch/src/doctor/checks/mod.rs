@@ -1,7 +1,7 @@
 //! From facts to findings. Pure: the same facts give the same findings.
 
 mod chains;
-mod configured;
+pub mod configured;
 mod counters;
 pub mod early;
 mod expectations;
@@ -181,5 +181,7 @@ fn live_source(facts: &Facts) -> String {
 mod configured_tests;
 #[cfg(test)]
 mod early_tests;
+#[cfg(test)]
+mod rules_tests;
 #[cfg(test)]
 mod tests;

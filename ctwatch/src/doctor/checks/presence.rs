@@ -93,8 +93,29 @@ fn tracked_by(facts: &Facts) -> Finding {
     }
     let mut users: Vec<String> =
         facts.programs.iter().map(|program| format!("{}: {}", program.name, program.uses)).collect();
-    if facts.namespaces.iter().any(|namespace| namespace.ipvs_conntrack) {
-        users.push("IPVS: hands its connections to tracking (net.ipv4.vs.conntrack = 1)".into());
+    let of = |is: &dyn Fn(&Namespace) -> bool| {
+        let names: Vec<&str> = facts
+            .namespaces
+            .iter()
+            .filter(|namespace| is(namespace))
+            .map(|found| found.name.as_str())
+            .collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    if let Some(names) = of(&|namespace| namespace.ipvs_conntrack) {
+        users.push(format!("IPVS: hands its connections to tracking in {names} (net.ipv4.vs.conntrack = 1)"));
+    }
+    for rules in ["iptables", "ip6tables"] {
+        if let Some(names) = of(&|namespace| namespace.bridged.iter().any(|on| on == rules)) {
+            users.push(format!(
+                "br_netfilter: what bridges of {names} forward is tracked where IP is (net.bridge.bridge-nf-call-{rules} = 1)"
+            ));
+        }
+    }
+    if let Some(names) = of(&|namespace| namespace.sysctl("helper") == Some(1)) {
+        users.push(format!(
+            "helpers: assigned to flows by their port in {names} (nf_conntrack_helper = 1, until 5.19)"
+        ));
     }
     let others: Vec<&str> = ["openvswitch", "ip_vs", "act_ct", "nf_conntrack_bridge"]
         .into_iter()
@@ -121,7 +142,7 @@ fn tracked_by(facts: &Facts) -> Finding {
          tc asks for it. Taking rules away stops it only until whatever wrote them writes them again.",
     )
     .seen("rules", rules, "nft -j list ruleset, iptables-save")
-    .seen("programs", users, "/proc/*/comm, /proc/sys/net/ipv4/vs")
+    .seen("programs", users, "/proc/*/comm, /proc/sys/net")
     .seen("modules_that_may_track", others, "/proc/modules")
     .seen("not_listed", unlisted, "listing the rules")
 }

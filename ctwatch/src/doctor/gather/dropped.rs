@@ -108,6 +108,24 @@ fn ends_in(rest: &str, verdict: &str) -> Option<()> {
     (words.next() == Some(verdict) && matches!(words.next(), None | Some("comment"))).then_some(())
 }
 
+/// `counter packets 0 bytes 0 drop`, `reject with icmpx admin-prohibited`: whether a rule of nft lets nothing pass.
+pub fn all_by_nft(rule: &str) -> bool {
+    ends_in(rule, "drop").is_some()
+        || ends_in(rule.split(" with ").next().unwrap_or(rule), "reject").is_some()
+}
+
+/// The same of a rule of iptables, word by word.
+pub fn all_by_iptables(rule: &[&str]) -> bool {
+    matches!(rule, [_, "-j", "DROP" | "REJECT", ..])
+}
+
+/// Notes a chain that lets nothing pass.
+pub fn note_chain(chain: &str, listing: &mut Listing) {
+    if listing.drops_all.len() < MOST && !listing.drops_all.iter().any(|known| known == chain) {
+        listing.drops_all.push(chain.to_owned());
+    }
+}
+
 /// A rule of iptables, word by word.
 pub fn by_iptables(rule: &[&str]) -> Rule {
     match rule {
@@ -133,6 +151,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_rule_that_lets_nothing_pass_is_known() {
+        for rule in [
+            "drop",
+            "counter packets 9 bytes 540 drop",
+            "drop comment \"the rest\"",
+            "reject",
+            "reject with icmpx admin-prohibited",
+            "counter packets 9 bytes 540 reject with tcp reset",
+        ] {
+            assert!(all_by_nft(rule), "{rule}");
+        }
+        for rule in [
+            "ct state invalid drop",
+            "iifname \"lo\" accept",
+            "log prefix \"drop\"",
+            "accept",
+            "jump drop",
+            "",
+        ] {
+            assert!(!all_by_nft(rule), "{rule}");
+        }
+        assert!(all_by_iptables(&["INPUT", "-j", "DROP"]));
+        assert!(all_by_iptables(&["INPUT", "-j", "REJECT", "--reject-with", "icmp-host-prohibited"]));
+        assert!(!all_by_iptables(&["INPUT", "-s", "192.0.2.1/32", "-j", "DROP"]));
+        assert!(!all_by_iptables(&["INPUT", "-j", "DROPPED"]));
+    }
+
+    #[test]
     fn a_rule_is_known_where_it_drops_a_port_and_asks_nothing_else() {
         for (rule, ports) in [
             ("udp dport 9999 drop", Some((17, vec![9999]))),
@@ -148,6 +194,7 @@ mod tests {
             ("udp dport { 1, 5-7 } drop", None),
             ("udp dport @ports drop", None),
             ("udp dport != 9999 drop", None),
+            ("drop", None),
             ("udp dport 65536 drop", None),
             ("udp dport { 9999 drop", None),
             ("udp sport 9999 drop", None),

@@ -40,6 +40,7 @@ pub fn read(place: &Place, kernel: Kernel, budget: &Budget) -> Namespace {
         stats_after: BTreeMap::new(),
         ipvs_conntrack: fs::read_to_string("/proc/sys/net/ipv4/vs/conntrack")
             .is_ok_and(|on| on.trim() == "1"),
+        bridged: reach::bridged(),
         nft: rules::nft(kernel, budget),
         iptables: rules::iptables("ip_tables_names", "ip", "iptables", budget),
         ip6tables: rules::iptables("ip6_tables_names", "ip6", "ip6tables", budget),

@@ -24,6 +24,8 @@ const STATEMENTS: [&str; 9] = [
     "redirect",
     "synproxy",
 ];
+/// What filters packets between hosts; bridges and interfaces have families of their own.
+const FAMILIES: [&str; 3] = ["ip", "ip6", "inet"];
 /// A line of nft's text that is longer is not looked at.
 const MOST_LINE: u64 = 1 << 16;
 
@@ -56,7 +58,7 @@ impl<'a> Collector<'a> {
         let places: BTreeMap<(String, String, u64), usize> =
             rules.filter_map(|(place, rule)| Some((key(rule)?, place))).collect();
         let mut table = (String::new(), String::new());
-        let mut chain = Chain::default();
+        let (mut chain, mut chain_name) = (Chain::default(), String::new());
         let mut lines = BufReader::new(text);
         while let Some(line) = next_line(&mut lines)? {
             let Some((body, handle)) = line.rsplit_once("# handle ") else {
@@ -67,7 +69,11 @@ impl<'a> Collector<'a> {
             let body = body.trim().trim_end_matches('{').trim_end();
             if line.starts_with("table ") || body.starts_with("chain ") {
                 chain = Chain::default();
+                body.strip_prefix("chain ").unwrap_or_default().clone_into(&mut chain_name);
             } else {
+                if FAMILIES.contains(&table.0.as_str()) && dropped::all_by_nft(body) {
+                    dropped::note_chain(&chain_name, &mut self.listing);
+                }
                 chain.rule(&table.0, dropped::by_nft(body), &mut self.listing);
             }
             if line.starts_with("table ") {

@@ -14,9 +14,22 @@ const MOST_INTERFACES: usize = 4096;
 /// Bytes of a list of sockets, some 100,000 of them; a line has 128 or so.
 const MOST_BYTES: u64 = 16 << 20;
 
+/// Rules of IP that see what bridges forward.
+const OF_BRIDGES: [&str; 2] = ["iptables", "ip6tables"];
+
+/// Those of [`OF_BRIDGES`] that are switched on: `br_netfilter` hands them bridged packets, which are tracked then
+/// (`br_nf_pre_routing`, 5.10 to 7.3).
+pub fn bridged() -> Vec<String> {
+    let on = |of: &&str| {
+        let file = format!("/proc/sys/net/bridge/bridge-nf-call-{of}");
+        fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
+    };
+    OF_BRIDGES.into_iter().filter(on).map(str::to_owned).collect()
+}
+
 /// Reads it for the calling thread's namespace, after its rules.
 pub fn read(namespace: &mut Namespace) {
-    namespace.forwards = forwards();
+    namespace.forwards = if namespace.bridged.is_empty() { forwards() } else { Some(true) };
     namespace.local_ports = local_ports();
     let listings = [&mut namespace.nft, &mut namespace.iptables, &mut namespace.ip6tables];
     let mut dropped: Vec<&mut DroppedPort> =
@@ -31,13 +44,8 @@ pub fn read(namespace: &mut Namespace) {
     }
 }
 
-/// Whether some interface forwards, or a bridge hands its packets to the rules of IP: neither meets an input chain.
+/// Whether some interface forwards: what it forwards meets no input chain, as what a bridge hands to the rules of IP does.
 fn forwards() -> Option<bool> {
-    let on = |file: &str| fs::read_to_string(file).is_ok_and(|text| text.trim() == "1");
-    let bridge = ["iptables", "ip6tables"].map(|of| format!("/proc/sys/net/bridge/bridge-nf-call-{of}"));
-    if bridge.iter().any(|file| on(file)) {
-        return Some(true);
-    }
     let mut asked = 0;
     for family in ["ipv4", "ipv6"] {
         let folder = format!("/proc/sys/net/{family}/conf");

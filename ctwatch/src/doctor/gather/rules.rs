@@ -15,7 +15,7 @@ use crate::doctor::facts::{Listing, ListingState, Rule, RuleKind};
 use crate::source::netlink::socket::Requests;
 
 /// Matches and targets of xtables that take a reference on tracking (`nf_ct_netns_get` in their checkentry, 5.10 to 7.3).
-pub(super) const XT: [&str; 20] = [
+pub(super) const XT: [&str; 21] = [
     "conntrack",
     "state",
     "connmark",
@@ -36,6 +36,8 @@ pub(super) const XT: [&str; 20] = [
     "NOTRACK",
     "nat",
     "FLOWOFFLOAD",
+    // IPv4 only, and in older kernels only.
+    "CLUSTERIP",
 ];
 
 /// nft's rules in the calling thread's namespace.
@@ -139,6 +141,9 @@ pub fn parse_iptables(save: &str, family: &str, budget: &Budget) -> Listing {
             let chain = words.first().copied().unwrap_or_default();
             let number = numbers.entry(chain).or_default();
             *number += 1;
+            if table == "filter" && dropped::all_by_iptables(&words) {
+                dropped::note_chain(chain, &mut listing);
+            }
             if chain == "INPUT" {
                 input.rule(family, dropped::by_iptables(&words), &mut listing);
             }

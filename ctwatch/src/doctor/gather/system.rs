@@ -155,6 +155,10 @@ pub fn modprobe() -> Vec<String> {
         "/lib/modprobe.d",
     ] {
         for file in fs::read_dir(directory).into_iter().flatten().flatten() {
+            // modprobe reads no other files (`modprobe.d(5)`): copies of them do nothing.
+            if file.path().extension().is_none_or(|end| end != "conf") {
+                continue;
+            }
             let text = regular(&file.path()).unwrap_or_default();
             let named = text.lines().map(str::trim).filter(|line| {
                 !line.starts_with('#')

@@ -145,6 +145,7 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
         stats,
         stats_after,
         ipvs_conntrack: _,
+        bridged,
         nft,
         iptables,
         ip6tables,
@@ -153,6 +154,7 @@ fn mask_namespace(namespace: &mut Namespace, masks: &mut Masks) {
         forwards: _,
         local_ports: _,
     } = namespace;
+    bridged.retain(|of| ["iptables", "ip6tables"].contains(&of.as_str()));
     for Waiting { queue, device, packets: _ } in waiting {
         // The kind of a queueing discipline, or `nfqueue 7`.
         if !queue
@@ -217,11 +219,15 @@ fn mask_listing(listing: &mut Listing, chain_first: bool, masks: &mut Masks) {
         left_out: _,
         cut: _,
         drops_by_default: _,
+        drops_all,
         dropped,
         dropped_left_out: _,
         policies: _,
         unquotable,
     } = listing;
+    for chain in drops_all {
+        *chain = masks.name(chain);
+    }
     for DroppedPort { family, proto: _, port: _, before: _, answers: _, bound: _ } in dropped {
         if !FAMILIES.contains(&family.as_str()) {
             *family = masks.name(family);

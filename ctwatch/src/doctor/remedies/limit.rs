@@ -3,6 +3,7 @@
 use ctwatch_ebpf::Event;
 
 use super::{Setting, settings_at_boot};
+use crate::doctor::checks::configured;
 use crate::doctor::command::{Command, Place};
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
@@ -90,7 +91,7 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
     settings.push(Setting { sysctl: "max", value: limit });
     old.push(Setting { sysctl: "max", value: max });
     let more = table_bytes(facts, limit, limit.max(buckets)).saturating_sub(table_bytes(facts, max, buckets));
-    Some(set(
+    let mut remedy = set(
         facts,
         ("raise-limit", "limit"),
         format!(
@@ -106,7 +107,9 @@ pub fn raise(facts: &Facts, namespace: &Namespace) -> Option<Remedy> {
         &settings,
         &old,
         format!("up to {} more memory, taken only as the table really fills; nothing else", bytes(more)),
-    ))
+    );
+    remedy.left_out.extend(configured::left_to_kube_proxy(facts, "max", max));
+    Some(remedy)
 }
 
 /// More buckets for the limit that is there.

@@ -1,11 +1,16 @@
 //! Leaving one flow type out of tracking.
 
 use crate::doctor::command::{Arg, Call, Command};
-use crate::doctor::facts::{Filler, Namespace, RuleKind, Tools};
+use crate::doctor::facts::{Filler, Namespace, Tools};
 use crate::doctor::finding::Remedy;
+use crate::doctor::nat;
 use crate::model::protocol;
 
 const TABLE: &str = "ctwatch_notrack";
+/// A saved ruleset would hold what docker, kube-proxy or fail2ban added since, and lose what its file says beside rules.
+pub(super) const LASTING: &str = "a file that makes it last: add these rules to what loads yours at boot (as /etc/iptables/rules.v4). \
+                                  Saving all rules that are there now would keep those that programs added, too";
+const STAY: &str = "entries already in the table stay until they run out";
 pub(super) const NFT_FILE: &str = "/etc/nftables.conf";
 
 /// What is left out of tracking.
@@ -102,9 +107,19 @@ impl What {
     }
 }
 
-/// Both sets of rules, that of the tool in use first; none where the match would be too wide.
+/// Both sets of rules, that of the tool in use first; none where the match would be too wide, and no commands where what is
+/// no longer tracked would be lost.
 pub fn remedies(tools: Tools, namespace: &Namespace, filler: &Filler) -> Vec<Remedy> {
     let Some(what) = What::of(filler) else { return Vec::new() };
+    if let Some(why) = refused(namespace, &what.name()) {
+        return vec![Remedy {
+            id: "notrack-nft",
+            what: format!("Stop tracking {}, both directions, once the rules allow it", what.name()),
+            price: STAY.into(),
+            left_out: vec![why],
+            ..Remedy::default()
+        }];
+    }
     let by_nft = nft(namespace, what);
     let by_iptables = iptables(namespace, what);
     let legacy_alone = namespace.nft.rules.is_empty() && !namespace.iptables.rules.is_empty();
@@ -124,7 +139,7 @@ fn nft(namespace: &Namespace, what: What) -> Remedy {
     let remedy = Remedy {
         id: "notrack-nft",
         what: format!("Stop tracking {}, both directions, with nft", what.name()),
-        price: price(namespace, &what.name()),
+        price: price(namespace),
         ..Remedy::default()
     };
     let place = match namespace.place() {
@@ -158,7 +173,7 @@ fn iptables(namespace: &Namespace, what: What) -> Remedy {
     let remedy = Remedy {
         id: "notrack-iptables",
         what: format!("Stop tracking {}, both directions, with iptables", what.name()),
-        price: price(namespace, &what.name()),
+        price: price(namespace),
         ..Remedy::default()
     };
     let place = match namespace.place() {
@@ -173,51 +188,56 @@ fn iptables(namespace: &Namespace, what: What) -> Remedy {
         })
         .collect()
     };
-    let mut persist: Vec<Command> = Vec::new();
-    if namespace.own {
-        persist.push(Call::new("iptables-save").into_file("/etc/iptables/rules.v4").into());
-        persist.push(Call::new("ip6tables-save").into_file("/etc/iptables/rules.v6").into());
-    }
-    let mut undo = rules("-D");
-    // Saved files hold the whole ruleset: written again, they hold it without these rules.
-    undo.extend(persist.clone());
-    Remedy { commands: rules("-A"), persist, undo, ..remedy }
+    let left_out = vec![LASTING.to_owned()];
+    Remedy { commands: rules("-A"), undo: rules("-D"), left_out, ..remedy }
 }
 
-fn price(namespace: &Namespace, what: &str) -> String {
-    let nat = namespace.rules().any(|rule| {
-        rule.kind == RuleKind::NatChain
-            || rule.needs.iter().any(|need| {
-                ["masquerade", "snat", "dnat", "redirect", "MASQUERADE", "SNAT", "DNAT", "REDIRECT", "NETMAP"]
-                    .contains(&need.as_str())
-            })
-    });
-    let stateful = namespace.rules().any(|rule| {
-        rule.needs.iter().any(|need| ["ct state", "conntrack", "state"].contains(&need.as_str()))
-    });
-    let drops = namespace.listings().iter().any(|listing| listing.drops_by_default);
-    let mut price = Vec::new();
-    if nat {
-        price.push(format!("the NAT rules of this namespace no longer apply to {what}"));
+/// Why no commands are given: rules need the tracking of these packets, and could lock out whoever is at the keyboard.
+fn refused(namespace: &Namespace, what: &str) -> Option<String> {
+    if !nat::all_known(namespace) {
+        return Some(
+            "not all rules of this namespace were read, and one of them may need the tracking".into(),
+        );
     }
-    if drops {
-        price.push(format!(
-            "this ruleset drops what no rule accepts, so accept {what} by a rule without state, for both directions"
+    if nat::is_there(namespace) {
+        return Some(format!(
+            "NAT rules of this namespace may translate {what}, and what is not tracked is not translated. Where none does, a rule \
+             with `notrack` (nft, priority raw) or `-t raw … -j CT --notrack` (iptables) in both directions stops the tracking"
         ));
-    } else if stateful {
-        price.push("stateful rules see these packets as untracked, neither new nor established".into());
     }
-    if price.is_empty() {
-        price.push("no rule seen here depends on it; NAT, stateful accept and network policies would not apply to it".into());
-    }
-    price.push("entries already in the table stay until they run out".into());
+    let listings = namespace.listings();
+    let drops_all = listings.iter().any(|listing| !listing.drops_all.is_empty());
+    let drops =
+        listings.iter().any(|listing| listing.drops_by_default) || (drops_all && is_stateful(namespace));
+    drops.then(|| {
+        format!(
+            "the rules of this namespace drop what they do not accept, and for them packets without tracking are neither new nor \
+             established: this could end the connection that you work by. First accept {what} by rules without state, in both \
+             directions; then add rules with `notrack` (nft, priority raw) or `-t raw … -j CT --notrack` (iptables)"
+        )
+    })
+}
+
+fn is_stateful(namespace: &Namespace) -> bool {
+    let states = ["ct state", "conntrack", "state"];
+    namespace.rules().any(|rule| rule.needs.iter().any(|need| states.contains(&need.as_str())))
+}
+
+fn price(namespace: &Namespace) -> String {
+    let mut price = if is_stateful(namespace) {
+        "stateful rules see these packets as untracked, neither new nor established".to_owned()
+    } else {
+        "no rule seen here depends on it; NAT, stateful accept and network policies would not apply to it"
+            .to_owned()
+    };
+    price.push_str("; ");
+    price.push_str(STAY);
     // The limit stays as it was, so that doctor cannot see that this was done about earlier losses.
     let lost = |counter| namespace.since_boot(counter).is_some();
     if lost("drop") || lost("early_drop") {
-        price.push(
-            "the limit stays, so doctor goes on to warn of what was lost before; `ctwatch doctor --since 10min` leaves it out"
-                .into(),
+        price.push_str(
+            "; the limit stays, so doctor goes on to warn of what was lost before; `ctwatch doctor --since 10min` leaves it out",
         );
     }
-    price.join("; ")
+    price
 }

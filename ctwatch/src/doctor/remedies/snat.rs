@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::notrack::NFT_FILE;
+use super::notrack::{LASTING, NFT_FILE};
 use super::with_ports;
 use crate::doctor::command::{Arg, Call, Command, Place, Refused};
 use crate::doctor::facts::{Namespace, Rule, RuleKind, Translated};
@@ -59,14 +59,14 @@ fn wider(namespace: &Namespace, full: &Translated, rule: Option<&(&Rule, Sources
         Err(why) => return remedy.without(namespace, why),
     };
     let lines = match rule {
-        Some((rule, sources)) if rule.number.is_some() => {
-            iptables(rule, *sources, place.as_ref(), namespace.own)
-        }
+        Some((rule, sources)) if rule.number.is_some() => iptables(rule, *sources, place.as_ref()),
         Some((rule, sources)) => nft(namespace, (rule, *sources), full, place.as_ref()),
         None => Err(Refused("none was seen that gives these")),
     };
     match lines {
-        Ok(Lines { commands, persist, undo }) => Remedy { commands, persist, undo, ..remedy },
+        Ok(Lines { commands, persist, undo, left_out }) => {
+            Remedy { commands, persist, undo, left_out, ..remedy }
+        }
         Err(why) => {
             let left_out = vec![format!("the rule: {why}; change it where your rules are kept")];
             Remedy { left_out, ..remedy }
@@ -78,6 +78,7 @@ struct Lines {
     commands: Vec<Command>,
     persist: Vec<Command>,
     undo: Vec<Command>,
+    left_out: Vec<String>,
 }
 
 /// In a table of its own, so that it can be taken away whole: a rule that is replaced gets another handle. The first chain
@@ -132,14 +133,14 @@ fn nft(
         let cut = Arg::joined(["/^table inet ".into(), TABLE.into(), " {/,/^}/d".into()]);
         undo.push(Call::new("sed").arg("-i").arg(cut).arg(NFT_FILE).into());
     }
-    Ok(Lines { commands, persist, undo })
+    Ok(Lines { commands, persist, undo, left_out: Vec::new() })
 }
 
 /// Ahead of the rule in its chain.
-fn iptables(rule: &Rule, sources: Sources, place: Option<&Place>, own: bool) -> Result<Lines, Refused> {
-    let (program, save, file) = match rule.family.as_str() {
-        "ip" => ("iptables-legacy", "iptables-legacy-save", "/etc/iptables/rules.v4"),
-        "ip6" => ("ip6tables-legacy", "ip6tables-legacy-save", "/etc/iptables/rules.v6"),
+fn iptables(rule: &Rule, sources: Sources, place: Option<&Place>) -> Result<Lines, Refused> {
+    let program = match rule.family.as_str() {
+        "ip" => "iptables-legacy",
+        "ip6" => "ip6tables-legacy",
         _ => return Err(Refused("its family is unknown")),
     };
     let mut words = rule.text.split_whitespace().skip(1).peekable();
@@ -160,9 +161,12 @@ fn iptables(rule: &Rule, sources: Sources, place: Option<&Place>, own: bool) -> 
     let on =
         |action: &'static str| Call::new(program).at(place).args(["-t", "nat", action]).arg(chain.clone());
     let insert = on("-I").arg(rule.number.unwrap_or(1)).args(spec.clone());
-    let persist: Vec<Command> = if own { vec![Call::new(save).into_file(file).into()] } else { Vec::new() };
-    let undo = [on("-D").args(spec).into()].into_iter().chain(persist.clone()).collect();
-    Ok(Lines { commands: vec![insert.into()], persist, undo })
+    Ok(Lines {
+        commands: vec![insert.into()],
+        persist: Vec::new(),
+        undo: vec![on("-D").args(spec).into()],
+        left_out: vec![LASTING.to_owned()],
+    })
 }
 
 /// `192.0.2.1-192.0.2.9:1024-65535`.

@@ -76,9 +76,17 @@ pub fn remedy(facts: &Facts) -> Option<Remedy> {
     if commands.is_empty() && left_out.is_empty() {
         return None;
     }
-    let mut price = "NAT and stateful rules are gone: what they let in, kept out or translated is so no longer; read each \
-                     rule before you delete it, and take the same rules out of the files that load them at boot"
-        .to_owned();
+    let mut price = String::new();
+    if facts.namespaces.iter().any(|namespace| {
+        namespace.listings().iter().any(|listing| listing.drops_by_default || !listing.drops_all.is_empty())
+    }) {
+        price.push_str(
+            "rules here drop what no other one accepts: once those that accept known connections are gone, so is the one that \
+             you work by, unless a rule without state accepts it; ",
+        );
+    }
+    price.push_str("NAT and stateful rules are gone: what they let in, kept out or translated is so no longer; read each \
+                     rule before you delete it, and take the same rules out of the files that load them at boot");
     if !facts.programs.is_empty() {
         let names: Vec<&str> = facts.programs.iter().map(|program| program.name.as_str()).collect();
         price.push_str("; stop first what would write such rules again: ");

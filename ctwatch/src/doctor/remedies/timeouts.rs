@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Setting, settings_at_boot};
+use crate::doctor::checks::configured;
 use crate::doctor::facts::{Facts, Namespace};
 use crate::doctor::finding::Remedy;
 use crate::doctor::text::{duration, percent, share, thousands};
@@ -60,12 +61,13 @@ pub fn shorten(facts: &Facts, namespace: &Namespace, excess: &Excess) -> Remedy 
     };
     let proposed = Setting { sysctl: timeout.sysctl, value: timeout.proposed };
     let mut undo = vec![Setting { value: now, ..proposed }.apply(place.as_ref())];
-    let mut persist = Vec::new();
+    let (mut persist, mut left_out) = (Vec::new(), Vec::new());
     // Files of settings are read for the first namespace alone.
     if namespace.own && namespace.limit_writable {
         let (keep, forget) = settings_at_boot(facts, timeout.sysctl, &[proposed]);
         persist = keep;
         undo.extend(forget);
+        left_out.extend(configured::left_to_kube_proxy(facts, timeout.sysctl, now));
     }
-    Remedy { commands: vec![proposed.apply(place.as_ref())], persist, undo, ..remedy }
+    Remedy { commands: vec![proposed.apply(place.as_ref())], persist, undo, left_out, ..remedy }
 }

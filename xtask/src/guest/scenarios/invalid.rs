@@ -349,8 +349,16 @@ fn traced() -> anyhow::Result<()> {
     equal("detail", echoes[0]["detail"].is_null(), true)
 }
 
-/// Doctor names rate, reason and the rule that drops them.
+/// Doctor names rate, reason and the rule that drops them; or the chain that drops what no rule accepts.
 fn doctor() -> anyhow::Result<()> {
+    const ACCEPTED_ALONE: &str = "table inet watched {
+  chain forward {
+    type filter hook forward priority 0; policy drop;
+    ct state invalid counter
+    ct state established,related accept
+  }
+}
+";
     let router = Router::new()?;
     let ends = (host(Family::V4, false, 1), host(Family::V4, true, 1));
     router.send(&Router::handshake(ends, (4000, 80)))?;
@@ -366,5 +374,12 @@ fn doctor() -> anyhow::Result<()> {
         anyhow::ensure!(text.contains("out_of_window"), "the reason is missing: {text}");
         anyhow::ensure!(text.contains("nf_conntrack_tcp_be_liberal=1"), "no remedy: {text}");
     }
+    router.rules(ACCEPTED_ALONE)?;
+    let before = router.invalid()?;
+    let answer = doctor_while(&["--source", source], || router.send(&packets))?;
+    equal("invalid by the rule", router.rule()?, router.invalid()? - before)?;
+    equal("status under a chain that drops the rest", answer.status(), "warning")?;
+    let what = answer.finding("invalid-packets")?["what"].to_string();
+    anyhow::ensure!(what.contains("a chain drops what no rule accepts"), "{what}");
     Ok(())
 }

@@ -153,9 +153,11 @@ pub(super) fn bridge() -> anyhow::Result<()> {
     std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1")?;
     checked(Command::new("ip").args(["link", "add", "name", "quiet", "up", "type", "bridge"]))?;
     state::rules(&init(), "")?;
-    let answer = doctor(&[], 0);
+    let answers = (doctor(&[], 0), doctor(&["--all"], 0));
     checked(Command::new("ip").args(["link", "del", "quiet"]))?;
-    let answer = answer?;
+    let (answer, all) = (answers.0?, answers.1?);
+    let told = all.finding("tracked-by")?.to_string();
+    anyhow::ensure!(told.contains("bridge-nf-call-iptables"), "{told}");
     answer.expect(0, "ok")?;
     anyhow::ensure!(answer.object["findings"].as_array().is_some_and(Vec::is_empty), "{}", answer.object);
     state::fresh(&init())
