@@ -3,6 +3,7 @@
 use super::tests::{finding, machine};
 use super::*;
 use crate::doctor::facts::{ListingState, Program, Rule, RuleKind};
+use crate::doctor::nat;
 
 fn rule(kind: RuleKind, text: &str, need: &str) -> Rule {
     Rule {
@@ -105,6 +106,25 @@ fn invalid_packets_hurt_where_anything_drops_them() {
     assert_eq!(told(&strangers).0, Status::Ok);
     // A source that knows no reasons.
     assert_eq!(told(&|facts| facts.live.flows.clear()).0, Status::Warning);
+}
+
+/// A rule for one flow has no port left as soon as that flow is there.
+#[test]
+fn a_rule_that_gives_one_port_is_not_exhausted_by_one_flow() {
+    let found = |ports, now| {
+        let mut facts = machine("snat-exhausted");
+        let namespace = facts.namespaces.iter_mut().find(|namespace| !namespace.table.translated.is_empty());
+        let namespace = namespace.unwrap();
+        for translated in &mut namespace.table.translated {
+            (translated.ports, translated.used) = (ports, nat::ports(ports));
+        }
+        let before = namespace.stats.get("insert_failed").copied().unwrap_or(0);
+        namespace.stats.insert("insert_failed".into(), before.max(1));
+        namespace.stats_after.insert("insert_failed".into(), before.max(1) + now);
+        finding(&diagnose(&facts), "snat-exhausted").is_some()
+    };
+    assert!(found((1024, 1031), 0) && found((1024, 1031), 5));
+    assert!(!found((4500, 4500), 0) && found((4500, 4500), 5));
 }
 
 /// Who sets a value anew at its start is named with the remedy that changes it.
