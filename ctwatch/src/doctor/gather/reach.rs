@@ -14,10 +14,10 @@ const MOST_INTERFACES: usize = 4096;
 /// Bytes of a list of sockets, some 100,000 of them; a line has 128 or so.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Rules of IP that see what bridges forward.
+/// Rules of IP that may see what bridges forward.
 const OF_BRIDGES: [&str; 2] = ["iptables", "ip6tables"];
 
-/// Those of [`OF_BRIDGES`] that are switched on: `br_netfilter` hands them bridged packets, which are tracked then
+/// Which rules of IP see what bridges forward: `br_netfilter` hands them these packets, which are tracked then
 /// (`br_nf_pre_routing`, 5.10 to 7.3).
 pub fn bridged() -> Vec<String> {
     let on = |of: &&str| {
