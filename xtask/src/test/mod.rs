@@ -56,7 +56,7 @@ pub(crate) enum Extent {
 }
 
 impl Selection {
-    /// All there is.
+    /// What `cargo xtask ci` runs.
     pub(crate) fn full() -> Self {
         Self { extent: Extent::Full, ..Self::default() }
     }
