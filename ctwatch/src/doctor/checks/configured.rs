@@ -66,26 +66,25 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
 
 /// A larger limit comes with buckets for it. A remedy that then sets fewer of them would undo that.
 fn one_number_of_buckets(findings: &mut [Finding]) {
-    let configured = |findings: &[Finding], sysctl: &str| {
-        let of =
-            |finding: &&Finding| finding.evidence.get("sysctl").is_some_and(|figure| figure.value == sysctl);
-        let finding = findings.iter().find(of)?;
-        finding.evidence.get("configured")?.value.as_u64().filter(|_| !finding.remedies.is_empty())
+    let of = |sysctl| {
+        move |finding: &Finding| finding.evidence.get("sysctl").is_some_and(|figure| figure.value == sysctl)
     };
-    let (limit, buckets) =
-        (configured(findings, "nf_conntrack_max"), configured(findings, "nf_conntrack_buckets"));
-    let (Some(limit), Some(buckets)) = (limit, buckets) else { return };
-    if limit.checked_next_power_of_two().is_some_and(|with_it| with_it >= buckets) {
-        for finding in findings.iter_mut().filter(|finding| {
-            finding.evidence.get("sysctl").is_some_and(|figure| figure.value == "nf_conntrack_buckets")
-        }) {
-            finding.remedies.clear();
-            finding.meaning.push_str(" The remedy for nf_conntrack_max brings at least as many buckets.");
-        }
+    let configured = |finding: &Finding| finding.evidence.get("configured")?.value.as_u64();
+    let limit =
+        findings.iter().find(|finding| of("nf_conntrack_max")(finding) && !finding.remedies.is_empty());
+    let Some(with_it) = limit.and_then(configured).and_then(u64::checked_next_power_of_two) else { return };
+    let buckets = findings
+        .iter_mut()
+        .find(|finding| of("nf_conntrack_buckets")(finding) && !finding.remedies.is_empty());
+    if let Some(finding) =
+        buckets.filter(|finding| configured(finding).is_some_and(|buckets| with_it >= buckets))
+    {
+        finding.remedies.clear();
+        finding.meaning.push_str(" The remedy for nf_conntrack_max brings at least as many buckets.");
     }
 }
 
-/// Who sets this anew when it starts, whatever the kernel and files are told.
+/// A note that kube-proxy sets this sysctl again when it starts; `None` where it does not.
 pub fn left_to_kube_proxy(facts: &Facts, sysctl: &str, in_force: u64) -> Option<String> {
     let name = sysctl.strip_prefix("nf_conntrack_").unwrap_or(sysctl);
     Proxy::of(facts, name, in_force, &Why::Unknown).left_out(name)
@@ -307,7 +306,8 @@ fn in_words(facts: &Facts, full: &str, why: &Why<'_>) -> String {
                 String::new()
             };
             format!(
-                "As far as the kernel remembers, nothing has set {full} since the module was loaded. Files are applied once, early as the machine starts, and the \
+                "As far as the kernel remembers, nothing has set {full} since the module was loaded. Files are applied once, early as \
+                 the machine starts, and the \
                  module came later: its sysctls did not exist then, and each module starts with the kernel's defaults.{unloads}"
             )
         }

@@ -113,7 +113,8 @@ fn finding(facts: &Facts, namespace: &Namespace, past: &Past) -> Finding {
             what,
             format!(
                 "There is room now, but the limit is the one that was too small: the next burst of this size loses flows again. The \
-             counters hold all losses since boot, the log has the time of the last one that was logged. {} If you know of the burst and want no other limit, or took another remedy, `ctwatch \
+             counters hold all losses since boot, the log has the time of the last one that was logged. {} If you know of the \
+             burst and want no other limit, or took another remedy, `ctwatch \
              doctor --since 1h` warns only of losses within the last hour.{}",
                 if past.ago_ms.is_some() {
                     "Once the limit is raised this warning ends."

@@ -8,7 +8,8 @@ use crate::doctor::facts::Listing;
 const MOST: usize = 64;
 const PROTOCOLS: [(&str, u8); 4] = [("udp", 17), ("tcp", 6), ("sctp", 132), ("udplite", 136)];
 
-const FAMILIES: [&str; 3] = ["ip", "ip6", "inet"];
+/// What filters packets of IP; bridges and interfaces have families of their own.
+pub const FAMILIES: [&str; 3] = ["ip", "ip6", "inet"];
 /// Packets of flows that are known already, and such as a helper expects.
 const STATES: [&str; 2] = ["established", "related"];
 

@@ -24,8 +24,6 @@ const STATEMENTS: [&str; 9] = [
     "redirect",
     "synproxy",
 ];
-/// What filters packets between hosts; bridges and interfaces have families of their own.
-const FAMILIES: [&str; 3] = ["ip", "ip6", "inet"];
 /// A line of nft's text that is longer is not looked at.
 const MOST_LINE: u64 = 1 << 16;
 
@@ -71,7 +69,7 @@ impl<'a> Collector<'a> {
                 chain = Chain::default();
                 body.strip_prefix("chain ").unwrap_or_default().clone_into(&mut chain_name);
             } else {
-                if FAMILIES.contains(&table.0.as_str()) && dropped::all_by_nft(body) {
+                if dropped::FAMILIES.contains(&table.0.as_str()) && dropped::all_by_nft(body) {
                     dropped::note_chain(&chain_name, &mut self.listing);
                 }
                 chain.rule(&table.0, dropped::by_nft(body), &mut self.listing);

@@ -192,7 +192,7 @@ fn iptables(namespace: &Namespace, what: What) -> Remedy {
     Remedy { commands: rules("-A"), undo: rules("-D"), left_out, ..remedy }
 }
 
-/// Why no commands are given: rules need the tracking of these packets, and could lock out whoever is at the keyboard.
+/// Why the remedy has no commands: rules need these packets tracked. Without that they could end the operator's own connection.
 fn refused(namespace: &Namespace, what: &str) -> Option<String> {
     if !nat::all_known(namespace) {
         return Some(
